@@ -1,0 +1,110 @@
+"""The events of an Ultralytics run that pruning listens to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from yolo_prune.config import PruneConfig
+from yolo_prune.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from ultralytics import YOLO
+    from ultralytics.engine.trainer import BaseTrainer
+
+    from yolo_prune.session import Session
+
+
+class PruneCallback:
+    """Prunes inside a training run of stock Ultralytics.
+
+    Args:
+        target: Share of the dense model's multiply-adds to remove, 0 <= target < 1; also a PruneConfig, a dict of
+            knobs or a YAML file. 0 cuts nothing, but lets a pruned checkpoint be trained on as it is. None takes the
+            configuration from the checkpoint that is resumed.
+        **knobs: Any knob of PruneConfig.
+
+    Raises:
+        ConfigError: If a knob is wrong.
+
+    Example:
+        >>> model = YOLO("yolo11n.pt")
+        >>> PruneCallback(0.5, steps=3).attach(model)
+        >>> model.train(data="coco8.yaml", epochs=60)
+        >>> model.export(format="onnx")  # model is now the pruned best.pt
+
+        The same by hand:
+
+        >>> for event, function in PruneCallback(0.5).events.items():
+        ...     model.add_callback(event, function)
+    """
+
+    def __init__(self, target: Any = 0.5, **knobs: Any) -> None:
+        if target is None and knobs:
+            raise UnsupportedError("knobs cannot be changed when a run is resumed; PruneCallback(None) takes none.")
+        self.config = None if target is None else PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
+        self._session: Session | None = None
+
+    @property
+    def events(self) -> dict[str, Callable[[BaseTrainer], None]]:
+        """Event name -> function, for ``model.add_callback``."""
+        return {
+            "on_pretrain_routine_start": self.on_pretrain_routine_start,
+            "on_pretrain_routine_end": self.on_pretrain_routine_end,
+            "on_train_epoch_start": self.on_train_epoch_start,
+            "on_fit_epoch_end": self.on_fit_epoch_end,
+            "on_train_end": self.on_train_end,
+            "teardown": self.teardown,
+        }
+
+    def attach(self, model: YOLO) -> PruneCallback:
+        """Listen to the training runs of a model, and return self.
+
+        Raises:
+            UnsupportedError: If the model cannot be trained, or already has a PruneCallback.
+        """
+        from torch import nn
+
+        if not hasattr(model, "add_callback"):
+            raise UnsupportedError(f"{type(model).__name__} takes no callbacks; pass YOLO('….pt').")
+        if not isinstance(model.model, nn.Module):
+            raise UnsupportedError(f"{model.model} is an exported model, which cannot be trained; pass its .pt file.")
+        listeners = [getattr(f, "__self__", None) for f in model.callbacks["on_train_epoch_start"]]
+        if any(isinstance(owner, PruneCallback) for owner in listeners):
+            raise UnsupportedError("this model already has a PruneCallback; load the model anew to attach another.")
+        for event, function in self.events.items():
+            model.add_callback(event, function)
+        return self
+
+    def on_pretrain_routine_start(self, trainer: BaseTrainer) -> None:
+        """Refuse what cannot work, and let a pruned checkpoint be rebuilt pruned."""
+        from yolo_prune.session import prepare
+
+        prepare(trainer, self.config)
+
+    def on_pretrain_routine_end(self, trainer: BaseTrainer) -> None:
+        """Model, EMA and optimizer exist: look at the network and check the target."""
+        from yolo_prune.session import Session
+
+        self._session = Session(trainer, self.config)
+
+    def on_train_epoch_start(self, trainer: BaseTrainer) -> None:
+        """Cut, if it is time."""
+        if self._session:
+            self._session.before_epoch(trainer)
+
+    def on_fit_epoch_end(self, trainer: BaseTrainer) -> None:
+        """Note the epoch's fitness."""
+        if self._session:
+            self._session.after_epoch(trainer)
+
+    def on_train_end(self, trainer: BaseTrainer) -> None:
+        """Hand over."""
+        if self._session:
+            self._session.finish(trainer)
+
+    def teardown(self, trainer: BaseTrainer) -> None:
+        """Report a failed hand-over, last of all."""
+        session, self._session = self._session, None
+        if session:
+            session.close()

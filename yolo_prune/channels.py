@@ -1,0 +1,133 @@
+"""Channel groups as plain data: which channels of which layers can only be removed together.
+
+The words of torch-pruning's dependency graph (Fang et al. 2023, "DepGraph", section 3) in arrays, without a module in
+sight. `graph` makes these; `importance`, `cost` and `plan` read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Side = str
+"""``"out"`` for the channels that a layer makes, ``"in"`` for those that it takes."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with channels, as it is now.
+
+    Attributes:
+        path: Name in ``model.named_modules()``.
+        kind: Class name, e.g. ``Conv2d``.
+        out: Output channels.
+        inp: Input channels; equal to ``out`` for a normalisation.
+        groups: Convolution groups; equal to ``out`` for a depthwise convolution.
+        kernel: Weights per (input, output) channel pair; 0 for a layer without such weights.
+        positions: Output positions for one image at the graph's ``imgsz``.
+        params_per_out: Parameters per output channel beside the kernel: a bias, or a normalisation's scale and shift.
+        deployed: False for layers that a deployed network drops: one of the two branches of an end-to-end head.
+    """
+
+    path: str
+    kind: str
+    out: int
+    inp: int
+    groups: int = 1
+    kernel: int = 0
+    positions: int = 0
+    params_per_out: int = 0
+    deployed: bool = True
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every output channel reads exactly one input channel, so that both sides are cut alike."""
+        return self.groups > 1 and self.groups == self.inp == self.out
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of two activations (attention): multiply-adds that no layer's weights show.
+
+    Attributes:
+        path: Module that computes it.
+        layer: Layer whose output channels it runs over.
+        indices: Those channels, before any cut.
+        macs_per_channel: Multiply-adds per channel for one image.
+    """
+
+    path: str
+    layer: str
+    indices: tuple[int, ...]
+    macs_per_channel: int
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units of channels that are alike: each unit is removed from every member, or kept in every member.
+
+    Attributes:
+        name: The layer that makes these channels (the first of them in the order of the network).
+        members: (layer path, side) -> array of shape (width, k): row u holds the k channels of unit u in that member.
+        locked: Why no unit can be removed, or None.
+    """
+
+    name: str
+    members: dict[tuple[str, Side], np.ndarray]
+    locked: str | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return len(next(iter(self.members.values())))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Groups that must shrink in step, e.g. the two halves of a chunked convolution, or the heads of an attention.
+
+    Attributes:
+        groups: Indices into ``ChannelGraph.groups``.
+        per_step: How many units of each group one step removes.
+        steps: Number of steps until nothing is left.
+        locked: Why no step can be taken, or None.
+    """
+
+    groups: tuple[int, ...]
+    per_step: tuple[int, ...]
+    steps: int
+    locked: str | None = None
+
+    @property
+    def stride(self) -> int:
+        """Units of the bundle's widest group that one step removes."""
+        return max(self.per_step)
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """All channel groups of one network, with what is needed to count its cost.
+
+    Attributes:
+        imgsz: Height and width of the image for which positions were counted, in pixels.
+        layers: Layer path -> Layer, in the order of the network.
+        products: Products of activations.
+        groups: Channel groups; every unit of every layer that can be traced is in exactly one.
+        bundles: A partition of the groups.
+    """
+
+    imgsz: tuple[int, int]
+    layers: dict[str, Layer]
+    groups: tuple[ChannelGroup, ...]
+    bundles: tuple[Bundle, ...]
+    products: tuple[Product, ...] = field(default=())
+
+    def locked(self) -> list[dict[str, str]]:
+        """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""
+        return [
+            {"layer": self.groups[i].name, "why": bundle.locked}
+            for bundle in self.bundles
+            if bundle.locked
+            for i in bundle.groups
+        ]

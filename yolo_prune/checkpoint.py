@@ -1,0 +1,129 @@
+"""What a pruned network says of itself, in its ``model.yaml``: how to rebuild it, and that it must not be rebuilt dense.
+
+Ultralytics reads ``model.yaml`` only where it builds a network anew: in ``train()`` and on resume. A stock ``train()``
+would so turn a pruned model back into a dense one, in silence. Here the first row's module name is replaced by a
+sentence, which a stock ``train()`` stops with, and a record of plain data beside it tells yolo_prune how to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from yolo_prune.blocks import adapter_for
+from yolo_prune.errors import CheckpointError
+from yolo_prune.graph import fixed_outputs
+from yolo_prune.surgery import widths
+
+KEY = "yolo_prune"
+"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``."""
+
+SENTENCE = (
+    "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: pip install yolo-prune, "
+    "then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
+)
+
+
+def is_pruned(yaml: Any) -> bool:
+    """Whether a ``model.yaml`` belongs to a pruned network."""
+    return isinstance(yaml, Mapping) and "widths" in yaml.get(KEY, {})
+
+
+def run_record(yaml: Any) -> dict[str, Any] | None:
+    """Return what a pruning run noted in a ``model.yaml`` to continue after an interruption, or None."""
+    return yaml.get(KEY, {}).get("run") if isinstance(yaml, Mapping) else None
+
+
+def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``model.yaml`` with the record of a pruned network as it is now.
+
+    Args:
+        model: The network, with its present widths.
+        run: State of the pruning run, to continue after an interruption.
+    """
+    yaml = unmarked(model.yaml)
+    task_decides = fixed_outputs(model)
+    record: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        if sides := widths(module):
+            record[path] = {side: n for side, n in sides.items() if side != "out" or path not in task_decides}
+    record[next(iter(record))].pop("in")  # image channels: the data set decides
+    first = yaml["backbone"][0]
+    return {
+        **yaml,
+        "backbone": [[*first[:2], SENTENCE, *first[3:]], *yaml["backbone"][1:]],
+        KEY: {"schema": 1, "module": first[2], "widths": record, **({"run": dict(run)} if run else {})},
+    }
+
+
+def mark(model: nn.Module) -> None:
+    """Write the record of a pruned network into its ``model.yaml``."""
+    model.yaml = marked(model)
+
+
+def with_run(yaml: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``model.yaml`` with the state of a pruning run noted."""
+    return {**yaml, KEY: {**yaml.get(KEY, {}), "run": dict(run)}}
+
+
+def unmarked(yaml: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``model.yaml`` as Ultralytics wrote it."""
+    plain = {k: v for k, v in yaml.items() if k != KEY}
+    if is_pruned(yaml):
+        first = yaml["backbone"][0]
+        plain["backbone"] = [[*first[:2], yaml[KEY]["module"], *first[3:]], *yaml["backbone"][1:]]
+    return plain
+
+
+def rebuild(get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights: nn.Module | None) -> nn.Module:
+    """Build the pruned network that a marked ``model.yaml`` describes, for a trainer's data set.
+
+    Args:
+        get_model: The trainer's stock ``get_model``; it sets the number of classes and image channels.
+        cfg: A marked ``model.yaml``.
+        weights: Weights to load as Ultralytics does (matching shapes, class rows by name), or None for random ones.
+
+    Raises:
+        CheckpointError: If the record does not fit the network, e.g. because Ultralytics changed a block.
+    """
+    model = get_model(cfg=unmarked(cfg), weights=None, verbose=False)
+    _narrow(model, cfg[KEY]["widths"])
+    if weights is not None:
+        model.load(weights)
+    model.yaml = marked(model, run_record(cfg))
+    return model
+
+
+def _narrow(model: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
+    """Give every layer the recorded widths, with fresh weights where they differ."""
+    for path, sides in record.items():
+        try:
+            parent, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+            layer = getattr(parent, name)
+        except AttributeError:
+            raise CheckpointError(
+                f"the pruned checkpoint has a layer {path} that this version of ultralytics does not build; "
+                "use the version that it was trained with."
+            ) from None
+        now = widths(layer)
+        if now and now != {**now, **sides}:
+            setattr(parent, name, _resized(layer, {**now, **sides}))
+    for module in model.modules():
+        if adapter := adapter_for(module):
+            for name, value in adapter.follow(module).items():
+                setattr(module, name, value)
+    head = model.model[-1]
+    if hasattr(head, "bias_init"):
+        head.bias_init()  # fresh last convolutions start from the class prior, as Ultralytics has it
+
+
+def _resized(layer: nn.Module, sides: Mapping[str, int]) -> nn.Module:
+    if isinstance(layer, nn.BatchNorm2d):
+        return nn.BatchNorm2d(sides["out"], layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    depthwise = 1 < layer.groups == layer.in_channels == layer.out_channels
+    return nn.Conv2d(
+        sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        sides["out"] if depthwise else layer.groups, layer.bias is not None,
+    )  # fmt: skip

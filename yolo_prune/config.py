@@ -1,0 +1,224 @@
+"""Every knob of a pruning run: its name, unit, range and default, and the round trip through dict, YAML and CLI.
+
+This module knows neither torch nor ultralytics, so that a typing error in a knob is refused within milliseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.errors import ConfigError
+
+IMPORTANCES = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
+SCOPES = ("local", "global")
+SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
+CLI_PREFIX = "prune_"
+"""A knob ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
+
+
+def _knob(default: Any, help: str) -> Any:
+    """Declare a knob with its one-line description, from which the CLI's help and the docs are made."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """The validated knobs of one pruning run.
+
+    Example:
+        >>> PruneConfig(target=0.5, steps=3, start=0.1, end=0.4)  # half of the MACs, in three cuts
+        >>> PruneConfig.load("prune.yaml")
+        >>> PruneConfig.load(0.5)
+
+    Raises:
+        ConfigError: If a knob has a wrong name, type or value. The message names the knob, the value and the way out.
+    """
+
+    target: float = _knob(0.5, "share of the dense model's MACs to remove, 0 <= target < 1; 0 cuts nothing")
+    importance: str = _knob("l2", f"criterion that ranks channels: {', '.join(IMPORTANCES)}")
+    scope: str = _knob("local", "local: every channel group loses the same share; global: the least important go first")
+    steps: int = _knob(3, "number of cuts, >= 1 (a one-shot schedule has one)")
+    start: float = _knob(0.1, "first cut, as a fraction of the run's epochs, 0 <= start < 1")
+    end: float = _knob(0.4, "last cut, as a fraction of the run's epochs, start <= end < 1; the rest recovers")
+    schedule: str = _knob("cubic", f"how the cuts share the way to the target: {', '.join(SCHEDULES)}")
+    round_to: int = _knob(1, "pruned widths are multiples of this number of channels, >= 1")
+    max_pruning_ratio: float = _knob(0.9, "largest share of channels that one group may lose over the run, 0 < x < 1")
+    ignored_layers: tuple[str, ...] = _knob((), "layers that keep their width, as name patterns, e.g. model.0.*")
+    bn_recalibration: int = _knob(16, "training batches for BatchNorm statistics after a cut; 0 switches it off")
+    export: tuple[str, ...] = _knob((), "Ultralytics export formats made and checked at the end, e.g. onnx,openvino")
+    verbose: bool = _knob(True, "print one line per cut and the table at the end")
+
+    def __post_init__(self) -> None:
+        for name in ("ignored_layers", "export"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        for name in ("target", "start", "end", "max_pruning_ratio"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name, low in (("steps", 1), ("round_to", 1), ("bn_recalibration", 0)):
+            _whole(name, getattr(self, name), low)
+        for name, allowed in (("importance", IMPORTANCES), ("scope", SCOPES), ("schedule", SCHEDULES)):
+            _choice(name, getattr(self, name), allowed)
+        if not isinstance(self.verbose, bool):
+            raise ConfigError(f"verbose={self.verbose!r} is not a bool; use True or False.")
+        if not 0 <= self.target < 1:
+            raise ConfigError(
+                f"target={self.target:g} is not a share of the MACs to remove in 0 <= target < 1; "
+                "0.5 removes half of the MACs, 0 cuts nothing."
+            )
+        if not 0 <= self.start < 1:
+            raise ConfigError(f"start={self.start:g} is not a fraction of the run in 0 <= start < 1; try start=0.1.")
+        if not self.start <= self.end < 1:
+            raise ConfigError(
+                f"end={self.end:g} is not in start <= end < 1 with start={self.start:g}; "
+                "epochs after the last cut are what brings the accuracy back, try end=0.4."
+            )
+        if not 0 < self.max_pruning_ratio < 1:
+            raise ConfigError(
+                f"max_pruning_ratio={self.max_pruning_ratio:g} is not in 0 < max_pruning_ratio < 1; try 0.9."
+            )
+
+    @classmethod
+    def load(cls, value: Any) -> PruneConfig:
+        """Make a configuration from whatever a user may pass as ``prune``.
+
+        Args:
+            value: A target as a number (``0.5``), a dict of knobs, a path to a YAML file, or a PruneConfig.
+
+        Raises:
+            ConfigError: If the value is none of these or has a wrong knob.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        if isinstance(value, bool):
+            raise ConfigError(f"prune={value} does not say how much to remove; use prune=0.5 for half of the MACs.")
+        if isinstance(value, (int, float)):
+            return cls(target=value)
+        if isinstance(value, (str, Path)):
+            text = str(value)
+            if text.lower().endswith((".yaml", ".yml")):
+                return cls.from_yaml(text)
+            return cls(target=_parse("target", text))
+        raise ConfigError(f"prune={value!r} is a {type(value).__name__}; use a number, a dict or a YAML file.")
+
+    @classmethod
+    def from_dict(cls, knobs: Mapping[str, Any]) -> PruneConfig:
+        """Make a configuration from a mapping of knob names to values; unknown names are refused."""
+        for name in knobs:
+            _known(str(name), prefix="")
+        return cls(**knobs)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> PruneConfig:
+        """Read a YAML file of knobs with a loader that cannot run code."""
+        import yaml  # only where a file is read: start-up must stay cheap
+
+        try:
+            knobs = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"prune={path}: there is no such file; give a number such as prune=0.5 or a path.") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(f"prune={path} cannot be read: {e}.") from e
+        except yaml.YAMLError as e:
+            raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}.") from e
+        if not isinstance(knobs, dict):
+            raise ConfigError(f"prune={path} holds a {type(knobs).__name__}, not 'knob: value' lines such as 'target: 0.5'.")
+        return cls.from_dict(knobs)
+
+    @classmethod
+    def from_cli(cls, arguments: Mapping[str, str]) -> PruneConfig:
+        """Make a configuration from command-line arguments.
+
+        Args:
+            arguments: ``{"prune": "0.5", "prune_steps": "3"}``; ``prune`` may name a YAML file, which single knobs
+                then override.
+
+        Raises:
+            ConfigError: If a name is unknown (with the nearest valid one), or a value has a wrong type or range.
+        """
+        knobs: dict[str, Any] = {}
+        for argument, text in arguments.items():
+            if argument != "prune":
+                name = _known(argument.removeprefix(CLI_PREFIX), prefix=CLI_PREFIX, seen=argument)
+                knobs[name] = _parse(name, text)
+        if "prune" not in arguments:
+            raise ConfigError(f"{', '.join(arguments)} without prune: say how much to remove, e.g. prune=0.5.")
+        return cls.from_dict({**cls.load(_bool_or_text(arguments["prune"])).to_dict(), **knobs})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all knobs as plain data: what YAML, JSON and ``from_dict`` take."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def is_ignored(self, layer: str) -> str | None:
+        """Return the pattern of ``ignored_layers`` that matches a layer path, or None."""
+        return next((p for p in self.ignored_layers if fnmatch.fnmatchcase(layer, p)), None)
+
+
+KNOBS: dict[str, str] = {f.name: f.metadata["help"] for f in fields(PruneConfig)}
+"""Each knob's one-line description, in order."""
+
+
+def _known(name: str, prefix: str, seen: str | None = None) -> str:
+    """Return ``name`` if it is a knob, else raise with the nearest valid name."""
+    if name in KNOBS:
+        return name
+    near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.4)
+    hint = f"did you mean {prefix}{near[0]}?" if near else "see the list."
+    raise ConfigError(
+        f"unknown knob {seen or name!s}: {hint} Valid: {', '.join(prefix + k for k in KNOBS)}."
+    )
+
+
+def _bool_or_text(text: str) -> Any:
+    """Keep a word that a user may type for yes or no apart from a number or path."""
+    return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
+
+
+def _parse(name: str, text: str) -> Any:
+    """Read one command-line value with the type of the knob's default."""
+    default = next(f.default for f in fields(PruneConfig) if f.name == name)
+    text = text.strip()
+    if isinstance(default, tuple):
+        return tuple(part for part in (p.strip(" '\"") for p in text.strip("[]()").split(",")) if part)
+    if isinstance(default, bool):
+        if text.lower() not in {"true", "false"}:
+            raise ConfigError(f"{name}={text} is not a bool; use True or False.")
+        return text.lower() == "true"
+    if isinstance(default, str):
+        return text.strip("'\"")
+    kind = "whole number" if isinstance(default, int) else "number"
+    try:
+        return int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        way_out = " or a .yaml file" if name == "target" else ""
+        raise ConfigError(f"{name}={text} is not a {kind}{way_out}; the default is {default}.") from None
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise ConfigError(f"{name}={value!r} is not a number; {KNOBS[name]}.")
+    return float(value)
+
+
+def _whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ConfigError(f"{name}={value!r} is not a whole number >= {low}; {KNOBS[name]}.")
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}.{hint}")
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
+        raise ConfigError(f"{name}={value!r} is not a list of names; {KNOBS[name]}.")
+    return tuple(values)

@@ -1,0 +1,70 @@
+"""Multiply-adds and parameters of any set of widths, without building the network.
+
+Counted are convolutions and the two matrix products of attention, for one image of the graph's size, in the network
+as it is deployed: ``fuse()`` drops one of the two branches of an end-to-end head, so only one counts (both have the
+same widths; the parameters of both count, since the checkpoint holds them). Ultralytics prints GFLOPs, which are two
+per multiply-add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from yolo_prune.channels import ChannelGraph
+
+
+class CostModel:
+    """The cost of a network as a function of how many units of each channel group are kept.
+
+    Each layer's width is linear in the kept units and each layer's cost is a product of two widths, so one evaluation
+    is two small matrix-vector products.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        layers = list(graph.layers.values())
+        row = {layer.path: i for i, layer in enumerate(layers)}
+        self.widths = np.array([g.width for g in graph.groups], dtype=np.int64)
+        """Units of each group before the cut."""
+        out, inp = (np.zeros((len(layers), len(graph.groups)), dtype=np.int64) for _ in range(2))
+        for g, group in enumerate(graph.groups):
+            for (path, side), table in group.members.items():
+                (out if side == "out" else inp)[row[path], g] += table.shape[1]
+        self._out, self._in = out, inp
+        self._fixed_out = np.array([layer.out for layer in layers]) - out @ self.widths
+        self._fixed_in = np.array([layer.inp for layer in layers]) - inp @ self.widths
+        self._fan = np.array([0 if layer.is_depthwise else 1 / layer.groups for layer in layers])
+        self._single = np.array([float(layer.is_depthwise) for layer in layers])
+        self._kernel = np.array([layer.kernel for layer in layers], dtype=np.float64)
+        self._positions = np.array([layer.positions * layer.deployed for layer in layers], dtype=np.float64)
+        self._params_per_out = np.array([layer.params_per_out for layer in layers], dtype=np.float64)
+        self._product_macs, self._fixed_product_macs = self._products(graph)
+
+    def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
+        per_unit, fixed = np.zeros(len(graph.groups)), 0.0
+        for product in graph.products:
+            fixed += product.macs_per_channel * len(product.indices)
+            for g, group in enumerate(graph.groups):
+                table = group.members.get((product.layer, "out"))
+                if table is not None:
+                    inside = product.macs_per_channel * np.isin(table, product.indices).sum() / group.width
+                    per_unit[g] += inside
+                    fixed -= inside * group.width
+        return per_unit, fixed
+
+    def _pairs(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return each layer's output width and its number of (input, output) channel pairs."""
+        out = self._fixed_out + self._out @ kept
+        return out, out * (self._single + self._fan * (self._fixed_in + self._in @ kept))
+
+    def macs(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
+        """Return multiply-adds for one image, with ``kept`` units per group (default: all)."""
+        units = self.widths if kept is None else np.asarray(kept)
+        pairs = self._pairs(units)[1]
+        return round(float((self._kernel * self._positions) @ pairs + self._product_macs @ units + self._fixed_product_macs))
+
+    def params(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
+        """Return the number of parameters, with ``kept`` units per group (default: all)."""
+        out, pairs = self._pairs(self.widths if kept is None else np.asarray(kept))
+        return round(float(self._kernel @ pairs + self._params_per_out @ out))

@@ -1,0 +1,90 @@
+"""Importance scores of channel groups: torch-pruning's criteria on the tensors of the real network.
+
+torch-pruning's importances expect its own `Group` of the network that they score. Here the groups were found on a
+shadow copy, so a look-alike is built from the plain data: a list of (dependency, channels) with their root channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from yolo_prune.channels import ChannelGraph, ChannelGroup
+
+_CRITERIA: dict[str, Callable[[], Any]] = {
+    "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+    "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+    "bn_scale": tp.importance.BNScaleImportance,
+    "lamp": tp.importance.LAMPImportance,
+    "fpgm": tp.importance.FPGMImportance,
+    "random": tp.importance.RandomImportance,
+}
+
+
+@dataclass
+class _Dependency:
+    """What torch-pruning's importances read of a `Dependency`."""
+
+    layer: nn.Module
+    pruning_fn: Callable[..., Any]
+
+
+@dataclass
+class _Member:
+    """What they read of a group's item: it unpacks to (dependency, channels)."""
+
+    dep: _Dependency
+    idxs: list[int]
+    root_idxs: list[int]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.dep, self.idxs))
+
+
+def importance_scores(model: nn.Module, graph: ChannelGraph, criterion: str, seed: int = 0) -> list[np.ndarray]:
+    """Score every unit of every group; higher is more important.
+
+    Args:
+        model: The network that the graph was made from.
+        graph: Its channel groups.
+        criterion: ``l1`` and ``l2`` (group norms, Fang et al. 2023, section 3.3), ``bn_scale`` (Liu et al. 2017,
+            "Network Slimming", section 3), ``lamp`` (Lee et al. 2021, section 3), ``fpgm`` (He et al. 2019,
+            section 3.3) or ``random``.
+        seed: Makes ``random`` repeatable.
+
+    Returns:
+        Per group an array of shape (width,), normalised by torch-pruning to a mean of about 1 (``lamp``: its own).
+    """
+    score = _CRITERIA[criterion]()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return [_scores(score, model, group) for group in graph.groups]
+
+
+def _scores(score: Any, model: nn.Module, group: ChannelGroup) -> np.ndarray:
+    members = [
+        _Member(
+            _Dependency(layer, _pruning_fn(layer, side)),
+            table.ravel().tolist(),
+            np.repeat(np.arange(group.width), table.shape[1]).tolist(),
+        )
+        for (path, side), table in group.members.items()
+        for layer in [model.get_submodule(path)]
+    ]
+    result = score(members)
+    return np.ones(group.width) if result is None else result.detach().cpu().double().numpy()[: group.width]
+
+
+def _pruning_fn(layer: nn.Module, side: str) -> Callable[..., Any]:
+    """Return torch-pruning's function for a side of a layer: by it, importances know which dimension to read."""
+    if isinstance(layer, nn.BatchNorm2d):
+        return tp.prune_batchnorm_out_channels
+    if isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.out_channels:
+        return tp.prune_depthwise_conv_out_channels
+    return tp.prune_conv_out_channels if side == "out" else tp.prune_conv_in_channels

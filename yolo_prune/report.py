@@ -1,0 +1,189 @@
+"""What a run leaves behind: ``pruning/report.json`` and the printed table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass
+class Stage:
+    """The network at one point of the run.
+
+    Attributes:
+        macs: Multiply-adds for one image (Ultralytics prints GFLOPs, two per multiply-add).
+        params: Parameters.
+        bytes: Size of the checkpoint file, without optimizer, or None.
+        fitness: Ultralytics' fitness of the saved (FP16) file, or None without validation.
+        checkpoint: Path of the file, or None.
+    """
+
+    macs: int
+    params: int
+    bytes: int | None = None
+    fitness: float | None = None
+    checkpoint: str | None = None
+
+
+@dataclass
+class CutRecord:
+    """One cut.
+
+    Attributes:
+        epoch: The cut fell before the batches of this epoch, counted from 0.
+        macs: Multiply-adds after it.
+        params: Parameters after it.
+        fitness_cut: Fitness right after it, after recalibration and before any training.
+        fitness_recovered: Best fitness before the next cut, or the end.
+        plan_sha256: Hash of the plan, which lies in ``pruning/plan-<n>.json``.
+        locked: What could not be cut, and why.
+        seconds: Wall time of the cut, with recalibration and validation.
+    """
+
+    epoch: int
+    macs: int
+    params: int
+    fitness_cut: float | None
+    fitness_recovered: float | None
+    plan_sha256: str
+    locked: list[dict[str, str]]
+    seconds: float
+
+
+@dataclass
+class ExportRecord:
+    """One export.
+
+    Attributes:
+        format: Ultralytics' name of the format.
+        path: The file or folder, or None if there is none.
+        max_abs_diff: Largest absolute difference of a score to the checkpoint's, or None if not compared.
+        max_abs_diff_boxes: The same for box coordinates, in pixels.
+        ok: Whether the export was made and agrees.
+        reason: Why not, or a remark.
+    """
+
+    format: str
+    path: str | None
+    max_abs_diff: float | None
+    max_abs_diff_boxes: float | None
+    ok: bool
+    reason: str | None
+
+
+@dataclass
+class Report:
+    """The contract of ``report.json``; `docs` of the fields are on the records."""
+
+    imgsz: list[int]
+    dense: Stage
+    config: dict[str, Any]
+    cuts: list[CutRecord] = field(default_factory=list)
+    final: Stage | None = None
+    exports: list[ExportRecord] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {"schema": SCHEMA, **asdict(self), "versions": versions()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """Read what ``to_dict`` wrote, to go on with an interrupted run."""
+        return cls(
+            imgsz=data["imgsz"],
+            dense=Stage(**data["dense"]),
+            config=data["config"],
+            cuts=[CutRecord(**c) for c in data["cuts"]],
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write ``report.json`` into a folder; a reader never sees half of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "report.json"
+        draft = path.with_suffix(".json.part")
+        draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+        return path
+
+    def table(self) -> str:
+        """Return the table that a run prints: one row per cut, each figure with its change from the dense model."""
+        dense = self.dense
+        rows = [
+            ("", "epoch", "MACs", "params", "file", "fitness cut", "fitness recovered"),
+            ("dense", "", _count(dense.macs), _count(dense.params), _megabytes(dense.bytes), "", _score(dense.fitness)),
+        ]
+        for n, cut in enumerate(self.cuts, 1):
+            rows.append(
+                (
+                    f"cut {n}/{len(self.cuts)}",
+                    str(cut.epoch),
+                    _count(cut.macs) + _change(cut.macs, dense.macs),
+                    _count(cut.params) + _change(cut.params, dense.params),
+                    "",
+                    _score(cut.fitness_cut) + _change(cut.fitness_cut, dense.fitness),
+                    _score(cut.fitness_recovered) + _change(cut.fitness_recovered, dense.fitness),
+                )
+            )
+        if final := self.final:
+            rows.append(
+                (
+                    "final",
+                    "",
+                    _count(final.macs) + _change(final.macs, dense.macs),
+                    _count(final.params) + _change(final.params, dense.params),
+                    _megabytes(final.bytes) + _change(final.bytes, dense.bytes),
+                    "",
+                    _score(final.fitness) + _change(final.fitness, dense.fitness),
+                )
+            )
+        return _aligned(rows)
+
+    def export_table(self) -> str:
+        """Return the table of exports: the largest absolute difference of each output to the checkpoint's."""
+        rows = [("export", "ok", "scores", "boxes (px)", "file or reason")]
+        for e in self.exports:
+            diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
+            rows.append((e.format, "yes" if e.ok else "no", *diffs, e.reason or e.path or ""))
+        return _aligned(rows)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what took part."""
+    found = {"python": platform.python_version()}
+    for package in ("yolo-prune", "ultralytics", "torch", "torch-pruning", "onnx", "onnxruntime", "openvino"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _count(n: float) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{unit}"
+    return str(n)
+
+
+def _megabytes(n: int | None) -> str:
+    return "" if n is None else f"{n / 1e6:.2f} MB"
+
+
+def _score(x: float | None) -> str:
+    return "" if x is None else f"{x:.4f}"
+
+
+def _change(now: float | None, before: float | None) -> str:
+    return f" ({now / before - 1:+.1%})" if now is not None and before else ""

@@ -1,0 +1,64 @@
+"""At which epochs to cut and what share of the way to the target each cut goes: pure functions.
+
+With 60 epochs and the defaults ``start=0.1``, ``end=0.4``, ``steps=3``, ``schedule="cubic"`` the cuts fall before
+epochs 6, 15 and 24 (counted from 0) and go 70 %, 96 % and 100 % of the way: most of the removal happens early,
+while the learning rate is high, and the last 60 % of the run is recovery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yolo_prune.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One scheduled cut.
+
+    Attributes:
+        epoch: The cut falls before the batches of this epoch, counted from 0.
+        way: Share of the way from the dense model to the target that is gone after this cut, 0 < way <= 1.
+    """
+
+    epoch: int
+    way: float
+
+
+def cuts(*, epochs: int, target: float, start: float, end: float, steps: int, schedule: str) -> list[Cut]:
+    """Return the cuts of a run in order; the last one goes the whole way.
+
+    Args:
+        epochs: Length of the run.
+        target: Share of the MACs to remove, 0 <= target < 1; 0 needs no cut.
+        start: First cut as a fraction of the run.
+        end: Last cut as a fraction of the run.
+        steps: Number of cuts; ``one-shot`` always has one, at ``start``.
+        schedule: ``one-shot``, ``linear``, ``cubic`` (1 - (1 - x)^3, Zhu & Gupta 2017, "To prune, or not to prune",
+            section 3) or ``exponential`` (every cut keeps the same share of the MACs that are left).
+
+    Raises:
+        ConfigError: If the cuts do not fall on different epochs, or no epoch is left to recover after the last one.
+    """
+    if target == 0:
+        return []
+    n = 1 if schedule == "one-shot" else steps
+    at = [round(epochs * (start + (end - start) * (i / (n - 1) if n > 1 else 0))) for i in range(n)]
+    if len(set(at)) < n or at[-1] > epochs - 1:
+        raise ConfigError(
+            f"{n} cuts between start={start:g} and end={end:g} do not fit epochs={epochs} (they would fall before "
+            f"epochs {', '.join(map(str, at))}): use more epochs, fewer steps or a wider span, with an epoch left after "
+            "the last cut."
+        )
+    return [Cut(epoch, _way(schedule, (i + 1) / n, target)) for i, epoch in enumerate(at)]
+
+
+def _way(schedule: str, x: float, target: float) -> float:
+    """Share of the way after a share ``x`` of the cuts."""
+    if x == 1:
+        return 1.0
+    if schedule == "cubic":
+        return 1 - (1 - x) ** 3
+    if schedule == "exponential":
+        return (1 - (1 - target) ** x) / target
+    return x
