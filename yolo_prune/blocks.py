@@ -176,13 +176,9 @@ class _Attention(Adapter):
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> None:
         heads, key, value = module.num_heads, module.key_dim, module.head_dim
-        per_head = 2 * key + value
-
-        def channels(start: int, n: int) -> list[list[int]]:
-            return [[h * per_head + start + j for j in range(n)] for h in range(heads)]
-
-        q, k, v = channels(0, key), channels(key, key), channels(2 * key, value)
-        shadow.split(path, "qkv", [sum(part, []) for part in (q, k, v)])
+        layout = torch.arange(heads * (2 * key + value)).view(heads, -1)
+        q, k, v = layout.split([key, key, value], dim=1)  # one row per head
+        shadow.split(path, "qkv", [part.flatten().tolist() for part in (q, k, v)])
         # A query channel meets its key channel and nothing else; the sum over them carries no channel on to the values.
         mix = nn.Conv2d(heads * key, heads * value, 1, device="meta")
         shadow.stand_in(path, "mix", mix)
@@ -194,10 +190,9 @@ class _Attention(Adapter):
 
         module.forward = forward
         qkv = f"{path}.qkv.conv"
-        dim = heads * value
-        shadow.ties.append([(qkv, "in", range(dim)), *((qkv, "out", lane) for lane in v)])
-        shadow.ties.append([(qkv, "out", lane) for lane in q])
-        shadow.products += [(path, qkv, sum(q, [])), (path, qkv, sum(v, []))]
+        shadow.ties.append([(qkv, "in", range(heads * value)), *((qkv, "out", lane) for lane in v.tolist())])
+        shadow.ties.append([(qkv, "out", lane) for lane in q.tolist()])
+        shadow.products += [(path, qkv, part.flatten().tolist()) for part in (q, v)]
 
     def follow(self, module: nn.Module) -> dict[str, int]:
         # `scale` stays: it is part of the trained function, and removed query and key channels leave the sum as it is

@@ -1,4 +1,4 @@
-"""What a pruned network says of itself, in its ``model.yaml``: how to rebuild it, and that it must not be rebuilt dense.
+"""What a pruned network says of itself in its ``model.yaml``: how to rebuild it, and not to rebuild it dense.
 
 Ultralytics reads ``model.yaml`` only where it builds a network anew: in ``train()`` and on resume. A stock ``train()``
 would so turn a pruned model back into a dense one, in silence. Here the first row's module name is replaced by a
@@ -21,8 +21,8 @@ KEY = "yolo_prune"
 """The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``."""
 
 SENTENCE = (
-    "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: pip install yolo-prune, "
-    "then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
+    "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: pip install "
+    "yolo-prune, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
 )
 
 

@@ -44,7 +44,9 @@ class PruneConfig:
     scope: str = _knob("local", "local: every channel group loses the same share; global: the least important go first")
     steps: int = _knob(3, "number of cuts, >= 1 (a one-shot schedule has one)")
     start: float = _knob(0.1, "first cut, as a fraction of the run's epochs, 0 <= start < 1")
-    end: float = _knob(0.4, "last cut, as a fraction of the run's epochs, start <= end < 1; the rest recovers")
+    end: float = _knob(
+        0.4, "last cut, as a fraction of the run's epochs, start <= end < 1; the rest recovers; one-shot has none"
+    )
     schedule: str = _knob("cubic", f"how the cuts share the way to the target: {', '.join(SCHEDULES)}")
     round_to: int = _knob(1, "pruned widths are multiples of this number of channels, >= 1")
     max_pruning_ratio: float = _knob(0.9, "largest share of channels that one group may lose over the run, 0 < x < 1")
@@ -71,10 +73,10 @@ class PruneConfig:
             )
         if not 0 <= self.start < 1:
             raise ConfigError(f"start={self.start:g} is not a fraction of the run in 0 <= start < 1; try start=0.1.")
-        if not self.start <= self.end < 1:
+        if self.schedule != "one-shot" and not self.start <= self.end < 1:
             raise ConfigError(
                 f"end={self.end:g} is not in start <= end < 1 with start={self.start:g}; "
-                "epochs after the last cut are what brings the accuracy back, try end=0.4."
+                "the epochs after the last cut bring the accuracy back, so leave some."
             )
         if not 0 < self.max_pruning_ratio < 1:
             raise ConfigError(
@@ -121,13 +123,17 @@ class PruneConfig:
         try:
             knobs = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"prune={path}: there is no such file; give a number such as prune=0.5 or a path.") from None
-        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(
+                f"prune={path}: there is no such file; give a number such as prune=0.5 or a path."
+            ) from None
+        except (OSError, ValueError) as e:
             raise ConfigError(f"prune={path} cannot be read: {e}.") from e
         except yaml.YAMLError as e:
             raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}.") from e
         if not isinstance(knobs, dict):
-            raise ConfigError(f"prune={path} holds a {type(knobs).__name__}, not 'knob: value' lines such as 'target: 0.5'.")
+            raise ConfigError(
+                f"prune={path} holds a {type(knobs).__name__}, not 'knob: value' lines such as 'target: 0.5'."
+            )
         return cls.from_dict(knobs)
 
     @classmethod
@@ -147,7 +153,9 @@ class PruneConfig:
                 name = _known(argument.removeprefix(CLI_PREFIX), prefix=CLI_PREFIX, seen=argument)
                 knobs[name] = _parse(name, text)
         if "prune" not in arguments:
-            raise ConfigError(f"{', '.join(arguments)} without prune: say how much to remove, e.g. prune=0.5.")
+            raise ConfigError(
+                f"{', '.join(arguments) or 'no argument'} without prune: say how much to remove, e.g. prune=0.5."
+            )
         return cls.from_dict({**cls.load(_bool_or_text(arguments["prune"])).to_dict(), **knobs})
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,9 +177,7 @@ def _known(name: str, prefix: str, seen: str | None = None) -> str:
         return name
     near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.4)
     hint = f"did you mean {prefix}{near[0]}?" if near else "see the list."
-    raise ConfigError(
-        f"unknown knob {seen or name!s}: {hint} Valid: {', '.join(prefix + k for k in KNOBS)}."
-    )
+    raise ConfigError(f"unknown knob {seen or name!s}: {hint} Valid: {', '.join(prefix + k for k in KNOBS)}.")
 
 
 def _bool_or_text(text: str) -> Any:
@@ -184,7 +190,7 @@ def _parse(name: str, text: str) -> Any:
     default = next(f.default for f in fields(PruneConfig) if f.name == name)
     text = text.strip()
     if isinstance(default, tuple):
-        return tuple(part for part in (p.strip(" '\"") for p in text.strip("[]()").split(",")) if part)
+        return _split_names(text)
     if isinstance(default, bool):
         if text.lower() not in {"true", "false"}:
             raise ConfigError(f"{name}={text} is not a bool; use True or False.")
@@ -199,8 +205,13 @@ def _parse(name: str, text: str) -> Any:
         raise ConfigError(f"{name}={text} is not a {kind}{way_out}; the default is {default}.") from None
 
 
+def _split_names(text: str) -> tuple[str, ...]:
+    """Read ``a,b`` or ``[a, b]``."""
+    return tuple(part for part in (p.strip(" '\"") for p in text.strip("[]()").split(",")) if part)
+
+
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:  # nor infinite, nor NaN
         raise ConfigError(f"{name}={value!r} is not a number; {KNOBS[name]}.")
     return float(value)
 
@@ -218,7 +229,7 @@ def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
-    values = (value,) if isinstance(value, str) else value
+    values = _split_names(value) if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
         raise ConfigError(f"{name}={value!r} is not a list of names; {KNOBS[name]}.")
     return tuple(values)

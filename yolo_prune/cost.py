@@ -62,7 +62,9 @@ class CostModel:
         """Return multiply-adds for one image, with ``kept`` units per group (default: all)."""
         units = self.widths if kept is None else np.asarray(kept)
         pairs = self._pairs(units)[1]
-        return round(float((self._kernel * self._positions) @ pairs + self._product_macs @ units + self._fixed_product_macs))
+        return round(
+            float((self._kernel * self._positions) @ pairs + self._product_macs @ units + self._fixed_product_macs)
+        )
 
     def params(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return the number of parameters, with ``kept`` units per group (default: all)."""

@@ -48,12 +48,12 @@ def export_all(checkpoint: Path, formats: Sequence[str], images: torch.Tensor) -
 
 def _export(checkpoint: Path, name: str, images: torch.Tensor) -> ExportRecord:
     if name == "engine" and not torch.cuda.is_available():
-        reason = (
+        way_out = (
             "TensorRT needs an NVIDIA GPU and this machine has none; on the target run "
             f"yolo export model={checkpoint.name} format=engine"
         )
-        return ExportRecord(name, None, None, None, False, reason)
-    path = None
+        return ExportRecord(name, None, None, None, False, way_out)
+    path: str | None = None
     try:
         path = str(YOLO(checkpoint).export(format=name, imgsz=list(images.shape[2:]), verbose=False))
         if name == "coreml" and sys.platform != "darwin":
@@ -99,5 +99,9 @@ def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
     with torch.no_grad():
         for image in images:
             result = backend(image[None])
-            outputs += [t.float().cpu() for t in (result if isinstance(result, (list, tuple)) else [result]) if torch.is_tensor(t)]
+            outputs += [
+                t.float().cpu()
+                for t in (result if isinstance(result, (list, tuple)) else [result])
+                if torch.is_tensor(t)
+            ]
     return outputs

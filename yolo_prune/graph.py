@@ -12,7 +12,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from yolo_prune.blocks import Shadow, adapter_for, is_known
+from yolo_prune.blocks import Lane, Shadow, adapter_for, is_known
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.errors import UnsupportedError
 
@@ -59,7 +59,9 @@ def fixed_outputs(model: nn.Module) -> dict[str, str]:
 
 def _refuse_unknown(model: nn.Module) -> None:
     if not hasattr(model, "model") or not isinstance(model.model, nn.Sequential):
-        raise UnsupportedError(f"{type(model).__name__} is not an Ultralytics YOLO network; pass YOLO('….pt') or its .model.")
+        raise UnsupportedError(
+            f"{type(model).__name__} is not an Ultralytics YOLO network; pass YOLO('….pt') or its .model."
+        )
     for path, module in model.model.named_modules():
         if path and not is_known(module):
             raise UnsupportedError(
@@ -73,7 +75,13 @@ def _weightless(model: nn.Module) -> nn.Module:
     memo: dict[int, object] = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
     memo.update({id(b): torch.empty_like(b, device="meta") for b in model.buffers()})
     memo[id(getattr(model, "criterion", None))] = None  # a loss with its own references
-    return deepcopy(model, memo).float().eval().requires_grad_(True)
+    copy = deepcopy(model, memo).float().eval().requires_grad_(True)
+    for module in copy.modules():  # whoever listens to the network does not want to hear of its copy
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        if "shape" in module.__dict__:  # a head that remembers real anchors for an image size would use them again
+            module.shape = None
+    return copy
 
 
 def _shadow(model: nn.Module) -> Shadow:
@@ -185,7 +193,7 @@ def _connected_units(
 
 
 def _channel_groups(
-    components: list[list[Unit]], order: list[str], fixed: dict[str, str], ties: list[list[tuple]]
+    components: list[list[Unit]], order: list[str], fixed: dict[str, str], ties: list[list[Lane]]
 ) -> tuple[tuple[ChannelGroup, ...], list[frozenset[tuple[int, int]]]]:
     """Sort components that touch the same members, and the same lanes of ties, into channel groups.
 
@@ -199,7 +207,7 @@ def _channel_groups(
             for index in indices:
                 lane_of[path, side, index].add((t, n))
 
-    alike: dict[tuple, list[list[Unit]]] = defaultdict(list)
+    alike: dict[tuple[tuple[tuple[str, str], ...], frozenset[tuple[int, int]]], list[list[Unit]]] = defaultdict(list)
     for units in components:
         units.sort(key=lambda u: (u[1] == "in", rank[u[0]], u[2]))  # what makes the channel comes first
         lanes = frozenset().union(*(lane_of[u] for u in units))
@@ -221,7 +229,7 @@ def _channel_groups(
 
 
 def _bundles(
-    groups: tuple[ChannelGroup, ...], lanes: list[frozenset[tuple[int, int]]], ties: list[list[tuple]]
+    groups: tuple[ChannelGroup, ...], lanes: list[frozenset[tuple[int, int]]], ties: list[list[Lane]]
 ) -> tuple[Bundle, ...]:
     """Join groups whose lanes are tied. A bundle is locked if one of its groups is, or if its lanes do not fit."""
     in_lane: dict[tuple[int, int], list[int]] = defaultdict(list)

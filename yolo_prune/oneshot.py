@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from yolo_prune.checkpoint import mark
 from yolo_prune.config import PruneConfig
-from yolo_prune.cost import CostModel
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.graph import trace
-from yolo_prune.importance import importance_scores
-from yolo_prune.plan import PrunePlan, make_plan
+from yolo_prune.plan import PrunePlan
+from yolo_prune.planner import plan_cut
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -24,50 +22,10 @@ class PruneResult:
     """What `prune_model` did.
 
     Attributes:
-        plan: What was cut; ``plan.apply`` does the same to another copy of the network.
-        macs: Multiply-adds for one image before and after.
-        params: Parameters before and after.
+        plan: What was cut, with its cost before and after; ``plan.apply`` does the same to a copy of the network.
     """
 
     plan: PrunePlan
-
-    @property
-    def macs(self) -> dict[str, int]:
-        return self.plan.macs
-
-    @property
-    def params(self) -> dict[str, int]:
-        return self.plan.params
-
-
-def plan_cut(
-    model: nn.Module,
-    config: PruneConfig,
-    imgsz: int | tuple[int, int],
-    target_macs: float | None = None,
-    dense_widths: Mapping[str, int] | None = None,
-) -> PrunePlan:
-    """Trace, score and choose; the network is only read.
-
-    Args:
-        model: The network to cut.
-        config: The knobs.
-        imgsz: Image size in pixels for which multiply-adds are counted.
-        target_macs: What to land on (default: the config's target, as a share of what the network costs now).
-        dense_widths: Output width of each layer before the run's first cut.
-    """
-    graph = trace(model, imgsz, config.is_ignored)
-    if target_macs is None:
-        target_macs = CostModel(graph).macs() * (1 - config.target)
-    return make_plan(
-        graph,
-        importance_scores(model, graph, config.importance),
-        target_macs,
-        scope=config.scope,
-        round_to=config.round_to,
-        max_pruning_ratio=config.max_pruning_ratio,
-        dense_widths=dense_widths,
-    )
 
 
 def prune_model(model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | None = None, **knobs: Any) -> PruneResult:
@@ -90,11 +48,9 @@ def prune_model(model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | None
 
     Example:
         >>> result = prune_model(YOLO("yolo11n.pt"), 0.5)
-        >>> result.macs["after"] / result.macs["before"]
+        >>> round(result.plan.macs["after"] / result.plan.macs["before"], 2)
         0.5
     """
-    from yolo_prune.checkpoint import mark
-
     config = PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
     network = model if _is_network(model) else getattr(model, "model", None)
     if not isinstance(network, nn.Module):

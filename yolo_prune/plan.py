@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +89,14 @@ class PrunePlan:
         if not isinstance(data, Mapping) or "layers" not in data:
             raise PlanError(f"a plan is a mapping with 'layers', this is {_short(data)}; use a plan-<n>.json of a run.")
         if data.get("schema") != SCHEMA:
-            raise PlanError(f"plan schema {data.get('schema')!r} is unknown, this version reads {SCHEMA}; update yolo_prune.")
+            raise PlanError(
+                f"plan schema {data.get('schema')!r} is unknown, this version reads {SCHEMA}; update yolo_prune."
+            )
         try:
             plan = cls(
-                layers={str(p): {s: _indices(p, s, v) for s, v in sides.items()} for p, sides in data["layers"].items()},
+                layers={
+                    str(p): {s: _indices(p, s, v) for s, v in sides.items()} for p, sides in data["layers"].items()
+                },
                 widths={str(p): {s: int(n) for s, n in sides.items()} for p, sides in data["widths"].items()},
                 macs={k: int(v) for k, v in data["macs"].items()},
                 params={k: int(v) for k, v in data["params"].items()},
@@ -101,11 +106,15 @@ class PrunePlan:
         except PlanError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
-            raise PlanError(f"the plan is damaged ({type(e).__name__}: {e}); make it anew or use another plan-<n>.json.") from e
+            raise PlanError(
+                f"the plan is damaged ({type(e).__name__}: {e}); make it anew or use another plan-<n>.json."
+            ) from e
         if plan.layers.keys() != plan.widths.keys():
             raise PlanError("the plan is damaged: 'layers' and 'widths' name different layers; make it anew.")
         if "sha256" in data and data["sha256"] != plan.sha256:
-            raise PlanError(f"the plan is damaged: its sha256 is {plan.sha256}, it says {data['sha256']}; make it anew.")
+            raise PlanError(
+                f"the plan is damaged: its sha256 is {plan.sha256}, it says {data['sha256']}; make it anew."
+            )
         return plan
 
     def save(self, path: str | Path) -> None:
@@ -185,7 +194,7 @@ def check_reachable(
 
 
 Wish = tuple[float, Callable[[float], np.ndarray]]
-"""The strongest setting of an allocation, and the wished number of kept steps per bundle at a setting (a real number)."""
+"""The strongest setting of an allocation, and the (real) number of kept steps that each bundle wishes at a setting."""
 
 
 def _uniform(options: Sequence[np.ndarray]) -> Wish:
@@ -289,8 +298,10 @@ def _indices(path: Any, side: Any, values: Any) -> list[int]:
     if side not in ("out", "in"):
         raise PlanError(f"the plan is damaged: {path} has a side {side!r}, not 'out' or 'in'; make it anew.")
     kept = [int(v) for v in values if not isinstance(v, bool)]
-    if kept != list(values) or not kept or kept[0] < 0 or any(b <= a for a, b in zip(kept, kept[1:], strict=False)):
-        raise PlanError(f"the plan is damaged: {path} {side} is no rising list of channels: {_short(values)}; make it anew.")
+    if kept != list(values) or not kept or kept[0] < 0 or any(b <= a for a, b in pairwise(kept)):
+        raise PlanError(
+            f"the plan is damaged: {path} {side} is no rising list of channels: {_short(values)}; make it anew."
+        )
     return kept
 
 

@@ -115,7 +115,7 @@ class Report:
     def table(self) -> str:
         """Return the table that a run prints: one row per cut, each figure with its change from the dense model."""
         dense = self.dense
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("", "epoch", "MACs", "params", "file", "fitness cut", "fitness recovered"),
             ("dense", "", _count(dense.macs), _count(dense.params), _megabytes(dense.bytes), "", _score(dense.fitness)),
         ]
@@ -147,7 +147,7 @@ class Report:
 
     def export_table(self) -> str:
         """Return the table of exports: the largest absolute difference of each output to the checkpoint's."""
-        rows = [("export", "ok", "scores", "boxes (px)", "file or reason")]
+        rows: list[tuple[str, ...]] = [("export", "ok", "scores", "boxes (px)", "file or reason")]
         for e in self.exports:
             diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
             rows.append((e.format, "yes" if e.ok else "no", *diffs, e.reason or e.path or ""))

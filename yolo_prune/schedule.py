@@ -7,6 +7,7 @@ while the learning rate is high, and the last 60 % of the run is recovery.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from yolo_prune.errors import ConfigError
@@ -43,12 +44,14 @@ def cuts(*, epochs: int, target: float, start: float, end: float, steps: int, sc
     if target == 0:
         return []
     n = 1 if schedule == "one-shot" else steps
+    if n > epochs:
+        raise ConfigError(f"{n} cuts do not fit epochs={epochs}: use fewer steps or more epochs.")
     at = [round(epochs * (start + (end - start) * (i / (n - 1) if n > 1 else 0))) for i in range(n)]
     if len(set(at)) < n or at[-1] > epochs - 1:
         raise ConfigError(
             f"{n} cuts between start={start:g} and end={end:g} do not fit epochs={epochs} (they would fall before "
-            f"epochs {', '.join(map(str, at))}): use more epochs, fewer steps or a wider span, with an epoch left after "
-            "the last cut."
+            f"epochs {', '.join(map(str, at))}): use more epochs, fewer steps or a wider span, with an epoch left "
+            "after the last cut."
         )
     return [Cut(epoch, _way(schedule, (i + 1) / n, target)) for i, epoch in enumerate(at)]
 
@@ -60,5 +63,5 @@ def _way(schedule: str, x: float, target: float) -> float:
     if schedule == "cubic":
         return 1 - (1 - x) ** 3
     if schedule == "exponential":
-        return (1 - (1 - target) ** x) / target
+        return math.expm1(x * math.log1p(-target)) / -target
     return x

@@ -31,8 +31,8 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, CutError, ExportError, UnsupportedError
 from yolo_prune.export import check_formats, export_all
 from yolo_prune.graph import trace
-from yolo_prune.oneshot import plan_cut
 from yolo_prune.plan import PrunePlan, check_reachable
+from yolo_prune.planner import plan_cut
 from yolo_prune.recalibration import recalibrate
 from yolo_prune.report import CutRecord, Report, Stage
 from yolo_prune.schedule import Cut as ScheduledCut
@@ -47,7 +47,10 @@ PREFIX = colorstr("prune:") + " "
 
 _REFUSED: dict[str, tuple[Callable[[BaseTrainer], bool], str]] = {
     "several GPUs": (lambda t: t.world_size > 1, "use one device"),
-    "compile": (lambda t: bool(t.args.compile), "train with compile=False; the pruned model can be compiled afterwards"),
+    "compile": (
+        lambda t: bool(t.args.compile),
+        "train with compile=False; the pruned model can be compiled afterwards",
+    ),
     "distill_model": (lambda t: t.args.distill_model is not None, "distil in a second run: prune=0 with distill_model"),
     "quantize=8 (QAT)": (lambda t: t.args.quantize == 8, "quantize in a second run: prune=0 with quantize=8"),
     "time": (lambda t: bool(t.args.time), "give epochs instead: cuts are scheduled in epochs"),
@@ -163,7 +166,11 @@ class Session:
         if not self.pending:
             return
         stopper = trainer.stopper
-        if trainer.stop and trainer.epoch + 1 - stopper.best_epoch >= stopper.patience and trainer.epoch + 1 < trainer.epochs:
+        if (
+            trainer.stop
+            and trainer.epoch + 1 - stopper.best_epoch >= stopper.patience
+            and trainer.epoch + 1 < trainer.epochs
+        ):
             trainer.stop = False
             self.schedule = [
                 *self.schedule[: len(self.report.cuts)],
@@ -265,7 +272,14 @@ class Session:
         if trainer.args.val:
             trainer.metrics, trainer.fitness = _validate(trainer)
         return CutRecord(
-            trainer.epoch, plan.macs["after"], plan.params["after"], trainer.fitness, None, plan.sha256, plan.locked, 0.0
+            trainer.epoch,
+            plan.macs["after"],
+            plan.params["after"],
+            trainer.fitness,
+            None,
+            plan.sha256,
+            plan.locked,
+            0.0,
         )
 
     def _keep(self, trainer: BaseTrainer, plan: PrunePlan, record: CutRecord, done: Cut) -> None:
@@ -345,7 +359,9 @@ def _training_batches(trainer: BaseTrainer, batches: int) -> Iterator[dict[str, 
     own = torch.utils.data.DataLoader(
         loader.dataset,
         batch_size=loader.batch_size,
-        sampler=torch.utils.data.RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(trainer.args.seed)),
+        sampler=torch.utils.data.RandomSampler(
+            loader.dataset, generator=torch.Generator().manual_seed(trainer.args.seed)
+        ),
         collate_fn=loader.collate_fn,
     )
     for _, batch in zip(range(batches), own, strict=False):

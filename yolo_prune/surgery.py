@@ -55,10 +55,9 @@ class Cut:
         while self._done:
             owner, key, old = self._done.pop()
             items = owner if isinstance(owner, (dict, list)) else owner.__dict__
+            items[key] = old
             if old is _MISSING:
-                items.pop(key, None)
-            else:
-                items[key] = old
+                del items[key]
 
 
 def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> Cut:
@@ -127,7 +126,7 @@ _WIDTH: dict[type[nn.Module], dict[str, str]] = {
 def widths(module: nn.Module) -> dict[str, int] | None:
     """Return the channels of a layer per side, ``{"out": n, "in": n}``, or None if it is no layer with channels."""
     attributes = _WIDTH.get(type(module))
-    return attributes and {side: getattr(module, name) for side, name in attributes.items()}
+    return {side: getattr(module, name) for side, name in attributes.items()} if attributes else None
 
 
 def _edits(model: nn.Module, plan: PrunePlan) -> Iterator[tuple[nn.Module, str, torch.Tensor, Slices]]:

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolo_prune.config import IMPORTANCES, KNOBS, SCHEDULES, SCOPES, PruneConfig
+from yolo_prune.errors import ConfigError
+
+NAMES = st.lists(st.text(min_size=1), max_size=3).map(tuple)
+CONFIGS = st.builds(
+    PruneConfig,
+    target=st.floats(0, 0.99),
+    importance=st.sampled_from(IMPORTANCES),
+    scope=st.sampled_from(SCOPES),
+    steps=st.integers(1, 20),
+    start=st.floats(0, 0.4),
+    end=st.floats(0.4, 0.99),
+    schedule=st.sampled_from(SCHEDULES),
+    round_to=st.integers(1, 64),
+    max_pruning_ratio=st.floats(0.01, 0.99),
+    ignored_layers=NAMES,
+    bn_recalibration=st.integers(0, 100),
+    export=NAMES,
+    verbose=st.booleans(),
+)
+
+
+def refused(message: str) -> Any:
+    """Expect a ConfigError whose message starts so."""
+    return pytest.raises(ConfigError, match="^" + re.escape(message))
+
+
+@given(CONFIGS)
+def test_a_config_survives_the_way_through_a_dict(config: PruneConfig) -> None:
+    assert PruneConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_config_survives_the_way_through_yaml(own_folder: Path) -> None:
+    import yaml
+
+    config = PruneConfig(target=0.3, export=("onnx",), ignored_layers=("model.0.*",))
+    (own_folder / "prune.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert PruneConfig.from_yaml("prune.yaml") == config
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        PruneConfig().target = 0.3  # type: ignore[misc]  # that is the point
+
+
+def test_each_knob_has_a_description() -> None:
+    assert all(KNOBS.values())
+    assert list(KNOBS) == list(PruneConfig().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("value", "target"),
+    [(0.3, 0.3), (0, 0.0), ("0.3", 0.3), (" 0.3 ", 0.3), ({"target": 0.3}, 0.3), (PruneConfig(target=0.3), 0.3)],
+    ids=repr,
+)
+def test_load_takes_what_a_user_may_pass_as_prune(value: Any, target: float) -> None:
+    assert PruneConfig.load(value) == PruneConfig(target=target)
+
+
+def test_load_takes_the_path_of_a_yaml_file(own_folder: Path) -> None:
+    file = own_folder / "my.YAML"
+    file.write_text("target: 0.3\nsteps: 2\n")
+    assert PruneConfig.load(file) == PruneConfig.load(str(file)) == PruneConfig(target=0.3, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        (
+            {"target": 1},
+            "target=1 is not a share of the MACs to remove in 0 <= target < 1; 0.5 removes half of the MACs",
+        ),
+        ({"target": -0.1}, "target=-0.1 is not a share of the MACs to remove"),
+        ({"target": float("nan")}, "target=nan is not a number; share of the dense model's MACs to remove"),
+        ({"target": True}, "target=True is not a number;"),
+        ({"target": 10**400}, "target=1000"),
+        ({"target": "0.5"}, "target='0.5' is not a number;"),
+        ({"target": None}, "target=None is not a number;"),
+        ({"start": 1.0}, "start=1 is not a fraction of the run in 0 <= start < 1; try start=0.1."),
+        (
+            {"start": 0.5, "end": 0.2},
+            "end=0.2 is not in start <= end < 1 with start=0.5; the epochs after the last cut",
+        ),
+        ({"end": 1.0}, "end=1 is not in start <= end < 1 with start=0.1;"),
+        ({"max_pruning_ratio": 1.0}, "max_pruning_ratio=1 is not in 0 < max_pruning_ratio < 1; try 0.9."),
+        ({"steps": 0}, "steps=0 is not a whole number >= 1; number of cuts"),
+        ({"steps": 1.5}, "steps=1.5 is not a whole number >= 1;"),
+        ({"steps": True}, "steps=True is not a whole number >= 1;"),
+        ({"round_to": 0}, "round_to=0 is not a whole number >= 1; pruned widths are multiples"),
+        ({"bn_recalibration": -1}, "bn_recalibration=-1 is not a whole number >= 0; training batches"),
+        (
+            {"importance": "lampe"},
+            "importance='lampe' is not one of l1, l2, bn_scale, lamp, fpgm, random. Did you mean lamp?",
+        ),
+        ({"scope": "everywhere"}, "scope='everywhere' is not one of local, global."),
+        (
+            {"schedule": "cubik"},
+            "schedule='cubik' is not one of one-shot, linear, cubic, exponential. Did you mean cubic?",
+        ),
+        ({"ignored_layers": 3}, "ignored_layers=3 is not a list of names; layers that keep their width"),
+        ({"export": ["onnx", ""]}, "export=['onnx', ''] is not a list of names; Ultralytics export formats"),
+        ({"verbose": 1}, "verbose=1 is not a bool; use True or False."),
+        ({"stpes": 2}, "unknown knob stpes: did you mean steps? Valid: target, importance, scope, steps,"),
+        ({"zzzzzzzz": 2}, "unknown knob zzzzzzzz: see the list. Valid: target,"),
+        ({3: 2}, "unknown knob 3: see the list. Valid: target,"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_wrong_knobs_are_refused_with_name_value_and_way_out(knobs: dict[str, Any], message: str) -> None:
+    with refused(message):
+        PruneConfig.from_dict(knobs)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (True, "prune=True does not say how much to remove; use prune=0.5 for half of the MACs."),
+        (None, "prune=None is a NoneType; use a number, a dict or a YAML file."),
+        ([0.5], "prune=[0.5] is a list; use a number, a dict or a YAML file."),
+        ("half", "target=half is not a number or a .yaml file; the default is 0.5."),
+        ("missing.yaml", "prune=missing.yaml: there is no such file; give a number such as prune=0.5 or a path."),
+    ],
+    ids=repr,
+)
+def test_load_refuses_what_says_no_target(value: Any, message: str) -> None:
+    with refused(message):
+        PruneConfig.load(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"target: [", "prune=x.yaml is not valid YAML: while parsing a flow node"),
+        (b"- 0.5\n", "prune=x.yaml holds a list, not 'knob: value' lines such as 'target: 0.5'."),
+        (b"", "prune=x.yaml holds a NoneType, not 'knob: value' lines"),
+        (b"\xff\xfe\xfa", "prune=x.yaml cannot be read: 'utf-8' codec can't decode"),
+        (
+            b"!!python/object/apply:os.system ['true']",
+            "prune=x.yaml is not valid YAML: could not determine a constructor",
+        ),
+        (b"prune_steps: 3", "unknown knob prune_steps: did you mean"),
+    ],
+    ids=["broken", "list", "empty", "binary", "code", "prefix"],
+)
+def test_a_wrong_yaml_file_is_refused(own_folder: Path, text: bytes, message: str) -> None:
+    (own_folder / "x.yaml").write_bytes(text)
+    with refused(message):
+        PruneConfig.from_yaml("x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config"),
+    [
+        ({"prune": "0.3"}, PruneConfig(target=0.3)),
+        ({"prune": "0"}, PruneConfig(target=0)),
+        ({"prune": "0.3", "prune_steps": " 2 "}, PruneConfig(target=0.3, steps=2)),
+        ({"prune": "0.5", "prune_importance": "'l1'"}, PruneConfig(importance="l1")),
+        ({"prune": "0.5", "prune_verbose": "false"}, PruneConfig(verbose=False)),
+        ({"prune": "0.5", "prune_export": "onnx,openvino"}, PruneConfig(export=("onnx", "openvino"))),
+        ({"prune": "0.5", "prune_export": "('onnx', \"openvino\",)"}, PruneConfig(export=("onnx", "openvino"))),
+        ({"prune": "0.5", "prune_export": ""}, PruneConfig()),
+        ({"prune": "0.5", "prune_ignored_layers": "[model.0.*]"}, PruneConfig(ignored_layers=("model.0.*",))),
+    ],
+    ids=str,
+)
+def test_command_line_texts_get_the_types_of_their_knobs(arguments: dict[str, str], config: PruneConfig) -> None:
+    assert PruneConfig.from_cli(arguments) == config
+
+
+def test_single_knobs_override_the_yaml_file_whatever_their_order(own_folder: Path) -> None:
+    (own_folder / "prune.yaml").write_text("target: 0.3\nsteps: 2\n")
+    arguments = {"prune_steps": "5", "prune": "prune.yaml"}
+    assert PruneConfig.from_cli(arguments) == PruneConfig(target=0.3, steps=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"prune_stpes": "3"},
+            "unknown knob prune_stpes: did you mean prune_steps? Valid: prune_target, prune_importance,",
+        ),
+        ({"prune_steps": "3"}, "prune_steps without prune: say how much to remove, e.g. prune=0.5."),
+        ({"prune": "True"}, "prune=True does not say how much to remove;"),
+        ({"prune": "false"}, "prune=False does not say how much to remove;"),
+        ({"prune": "0.5", "prune_steps": "3.5"}, "steps=3.5 is not a whole number; the default is 3."),
+        ({"prune": "0.5", "prune_start": "soon"}, "start=soon is not a number; the default is 0.1."),
+        ({"prune": "0.5", "prune_verbose": "maybe"}, "verbose=maybe is not a bool; use True or False."),
+        ({"prune": "nan"}, "target=nan is not a number;"),
+        ({"prune": "50%"}, "target=50% is not a number or a .yaml file;"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_wrong_command_line_texts_are_refused(arguments: dict[str, str], message: str) -> None:
+    with refused(message):
+        PruneConfig.from_cli(arguments)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["prune", *(f"prune_{name}" for name in KNOBS)]) | st.text(),
+        st.text() | st.floats().map(str) | st.integers().map(str) | st.text().map(lambda text: f"{text}.yaml"),
+    )
+)
+def test_any_command_line_gives_a_config_or_a_config_error(arguments: dict[str, str]) -> None:
+    try:
+        assert isinstance(PruneConfig.from_cli(arguments), PruneConfig)
+    except ConfigError as e:
+        assert str(e)
+
+
+def test_layers_are_ignored_by_pattern_and_the_pattern_is_named() -> None:
+    config = PruneConfig(ignored_layers=("model.0.*", "model.22.cv3.*.conv"))
+    assert config.is_ignored("model.0.conv") == "model.0.*"
+    assert config.is_ignored("model.22.cv3.1.conv") == "model.22.cv3.*.conv"
+    assert config.is_ignored("model.1.conv") is None
+
+
+def test_names_may_be_given_as_one_text() -> None:
+    assert PruneConfig(export="onnx, openvino").export == ("onnx", "openvino")
+
+
+def test_a_one_shot_schedule_has_no_end() -> None:
+    assert PruneConfig(schedule="one-shot", start=0.6).start == 0.6
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        PruneConfig.from_yaml("a\0.yaml")

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from nets import FAMILIES, IMGSZ, build, graph_of, make
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from yolo_prune.cost import CostModel
+from yolo_prune.graph import trace
+
+
+def counted_macs(model: nn.Module) -> int:
+    """Count the deployed network with torch's own counter, which gives two FLOPs per multiply-add."""
+    deployed = copy.deepcopy(model).eval().fuse(verbose=False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        deployed(torch.zeros(1, 3, IMGSZ, IMGSZ))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cost_of_a_dense_network_is_what_torch_counts(family: str) -> None:
+    model = build(family)
+    cost = CostModel(graph_of(family))
+    assert cost.macs() == counted_macs(model)
+    assert cost.params() == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_the_predicted_cost_of_a_cut_is_what_torch_counts_after_it(family: str, scope: str) -> None:
+    model = build(family)
+    plan = make(model, 0.6, scope=scope)
+    plan.apply(model)
+    assert plan.macs["after"] == counted_macs(model) == CostModel(trace(model, IMGSZ)).macs()
+    assert plan.params["after"] == sum(p.numel() for p in model.parameters())
+
+
+def test_the_end_to_end_head_costs_the_same_whichever_branch_is_deployed() -> None:
+    model = build("yolo26n")
+    make(model, 0.5, scope="global").apply(model)
+    with_nms, without = copy.deepcopy(model), copy.deepcopy(model)
+    without.end2end = True
+    assert counted_macs(with_nms) == counted_macs(without)
+
+
+def test_the_cost_falls_with_every_unit_that_goes() -> None:
+    graph = graph_of("yolo11n")
+    cost = CostModel(graph)
+    for g in range(len(graph.groups)):
+        one_less = cost.widths - np.eye(len(graph.groups), dtype=int)[g]
+        assert cost.params(one_less) < cost.params()
+        assert cost.macs(one_less) <= cost.macs()

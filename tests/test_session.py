@@ -1,0 +1,388 @@
+"""The live run: real trainings of narrow networks on eight images."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import FAMILIES, assert_same_tensors, narrow_yaml, state
+from ultralytics import YOLO
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune import PruneCallback, checkpoint, session
+from yolo_prune.config import PruneConfig
+from yolo_prune.errors import CheckpointError, ConfigError, CutError, TargetError, UnsupportedError
+from yolo_prune.plan import PrunePlan
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(own_folder: Path, tiny_data: Path) -> Run:
+    """Train a model for a few epochs, with an optional PruneCallback, and return its trainer."""
+
+    def train(model: YOLO | str | Path = "yolov8n", prune: PruneCallback | None = None, **arguments: Any) -> Any:
+        if model in FAMILIES:
+            model = narrow_yaml(str(model), own_folder)
+        yolo = model if isinstance(model, YOLO) else YOLO(model)
+        if prune:
+            prune.attach(yolo)
+        settings = {"epochs": 4, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": own_folder / "runs"}
+        yolo.train(data=str(tiny_data), **{**settings, **arguments})
+        return yolo.trainer
+
+    return train
+
+
+def soon(target: float = 0.5, **knobs: Any) -> PruneCallback:
+    """Two cuts, before epochs 1 and 2 of four."""
+    return PruneCallback(target, **{"steps": 2, "start": 0.25, "end": 0.5, "bn_recalibration": 2, **knobs})
+
+
+def report_of(trainer: Any) -> dict[str, Any]:
+    return json.loads((trainer.save_dir / "pruning" / "report.json").read_text())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(run: Run, family: str) -> None:
+    trainer = run(family, soon(export=("onnx",)))
+    report = report_of(trainer)
+    dense, final = report["dense"], report["final"]
+    assert 0.48 <= final["macs"] / dense["macs"] <= 0.5
+    assert final["params"] < 0.6 * dense["params"] and final["bytes"] < dense["bytes"]
+    assert [cut["epoch"] for cut in report["cuts"]] == [1, 2]
+    assert final["macs"] == report["cuts"][-1]["macs"]
+    assert report["exports"][0]["ok"] and report["exports"][0]["max_abs_diff"] < 1e-3
+    assert Path(report["exports"][0]["path"]).parent == trainer.wdir
+
+    slim, _ = load_checkpoint(trainer.best)
+    assert sum(p.numel() for p in slim.parameters()) == final["params"] == report["cuts"][-1]["params"]
+    assert {k: v.shape for k, v in slim.state_dict().items()} == {
+        k: v.shape for k, v in load_checkpoint(trainer.last)[0].state_dict().items()
+    }
+    dense_model, _ = load_checkpoint(trainer.wdir / "dense.pt")
+    assert sum(p.numel() for p in dense_model.parameters()) == dense["params"]
+    for i, cut in enumerate(report["cuts"], 1):
+        plan = PrunePlan.load(trainer.save_dir / "pruning" / f"plan-{i}.json")
+        assert plan.sha256 == cut["plan_sha256"]
+        plan.apply(dense_model)  # the plans in order lead from the dense network to the pruned one
+    assert sum(p.numel() for p in dense_model.parameters()) == final["params"]
+
+
+def test_the_report_keeps_its_contract(run: Run) -> None:
+    report = report_of(run(prune=soon()))
+    assert report["schema"] == 1 and report["imgsz"] == [64, 64]
+    for key in ("dense", "final"):
+        assert {"macs", "params", "bytes", "fitness"} <= report[key].keys()
+        assert report[key]["bytes"] == Path(report[key]["checkpoint"]).stat().st_size
+    for cut in report["cuts"]:
+        keys = {"epoch", "macs", "params", "fitness_cut", "fitness_recovered", "plan_sha256", "locked"}
+        assert keys <= cut.keys() and cut["fitness_recovered"] is not None
+        assert all({"layer", "why"} == entry.keys() for entry in cut["locked"])
+    assert report["config"] == soon().config.to_dict()
+    assert {"yolo-prune", "ultralytics", "torch", "torch-pruning", "python"} <= report["versions"].keys()
+
+
+def test_the_yolo_object_holds_the_pruned_model_afterwards(own_folder: Path, run: Run) -> None:
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    trainer = run(yolo, soon())
+    assert sum(p.numel() for p in yolo.model.parameters()) == report_of(trainer)["final"]["params"]
+
+
+def final_weights(trainer: Any) -> list[dict[str, torch.Tensor]]:
+    return [state(unwrap_model(trainer.model)), state(trainer.ema.ema)]
+
+
+def test_with_nothing_to_cut_the_run_is_the_same_bit_for_bit(run: Run) -> None:
+    for a, b in zip(final_weights(run()), final_weights(run(prune=PruneCallback(0))), strict=True):
+        assert_same_tensors(a, b)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
+def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
+    run: Run, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keep_everything(model: Any, config: PruneConfig, imgsz: int, *_: Any) -> PrunePlan:
+        plan = session.trace(model, imgsz)
+        widths = {
+            p: {"out": x.out} if x.kind == "BatchNorm2d" else {"out": x.out, "in": x.inp}
+            for p, x in plan.layers.items()
+        }
+        kept = {p: {s: list(range(n)) for s, n in w.items()} for p, w in widths.items()}
+        same = {"before": 1, "after": 1}
+        return PrunePlan(kept, widths, same, same, plan.imgsz)
+
+    expected = final_weights(run(optimizer=optimizer))
+    monkeypatch.setattr(session, "plan_cut", keep_everything)
+    trainer = run(prune=soon(bn_recalibration=0), optimizer=optimizer)
+    assert len(report_of(trainer)["cuts"]) == 2
+    for a, b in zip(expected, final_weights(trainer), strict=True):
+        assert_same_tensors(a, b)
+
+
+def snapshot(trainer: Any) -> dict[str, Any]:
+    """Return everything of a trainer that a cut touches, as copies."""
+    model = unwrap_model(trainer.model)
+    return {
+        "tensors": {**state(model), **{f"ema.{k}": v for k, v in state(trainer.ema.ema).items()}},
+        "training": [m.training for m in model.modules()] + [m.training for m in trainer.ema.ema.modules()],
+        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
+        "params": [id(p) for g in trainer.optimizer.param_groups for p in g["params"]],
+        "scheduler": copy.deepcopy(trainer.scheduler.state_dict()),
+        "stopper": dict(trainer.stopper.__dict__),
+        "fitness": (trainer.best_fitness, trainer.fitness, trainer.epoch, dict(trainer.metrics)),
+        "yaml": (copy.deepcopy(model.yaml), copy.deepcopy(trainer.ema.ema.yaml)),
+        "rng": torch.get_rng_state(),
+        "last": trainer.last.read_bytes(),
+        "best": trainer.best.read_bytes(),
+    }
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif torch.is_tensor(a):
+        assert torch.equal(a, b)
+    elif not callable(a):
+        assert a == b
+
+
+STAGES = (
+    (session, "plan_cut"),
+    (session, "cut"),
+    (session, "_training_batches"),
+    (session, "recalibrate"),
+    (session, "_validate"),
+    (session.checkpoint, "marked"),
+    (PrunePlan, "save"),
+    (session.Report, "save"),
+    (session, "_save_checkpoint"),
+)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "MuSGD"])
+@pytest.mark.parametrize(("owner", "stage"), STAGES)
+def test_a_cut_that_fails_at_any_stage_leaves_the_trainer_as_it_was(
+    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, stage: str, optimizer: str
+) -> None:
+    before: dict[str, Any] = {}
+    trainers: list[Any] = []
+    calls: list[str] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        calls.append(stage)
+        raise RuntimeError("no space left on device")
+
+    def look(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            trainers.append(trainer)
+            before.update(snapshot(trainer))
+            monkeypatch.setattr(owner, stage, fail)
+
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_epoch_start", look)  # before ours
+    with pytest.raises(
+        CutError, match=r"cut 1 of 2 at epoch 1 failed and was taken back; .*last\.pt can be resumed\. "
+    ):
+        run(yolo, soon(), optimizer=optimizer)
+    assert calls
+    assert_same(before, snapshot(trainers[0]))
+
+
+def test_a_failure_after_recalibration_leaves_even_uncut_statistics_as_they_were(
+    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: dict[str, Any] = {}
+    trainers: list[Any] = []
+
+    def look(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            trainers.append(trainer)
+            before.update(snapshot(trainer))
+            monkeypatch.setattr(
+                session, "_save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+            )
+
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_epoch_start", look)
+    with pytest.raises(CutError, match="OSError: disk full"):
+        run(yolo, soon(ignored_layers=("model.0.*", "model.4.*")))
+    assert_same(before, snapshot(trainers[0]))
+
+
+def test_after_a_cut_the_stage_starts_anew_and_last_has_the_live_shapes(run: Run, own_folder: Path) -> None:
+    seen: dict[int, dict[str, Any]] = {}
+
+    def look(trainer: Any) -> None:
+        shapes = {k: v.shape for k, v in unwrap_model(trainer.model).state_dict().items()}
+        seen[trainer.epoch] = {
+            "best": trainer.best_fitness,
+            "stopper": trainer.stopper.best_fitness,
+            "best.pt": trainer.best.exists(),
+            "last fits": trainer.last.exists()
+            and shapes == {k: v.shape for k, v in load_checkpoint(trainer.last)[0].state_dict().items()},
+            "last epoch": torch.load(trainer.last, weights_only=False)["epoch"] if trainer.last.exists() else None,
+            "lr": [g["lr"] for g in trainer.optimizer.param_groups],
+        }
+
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    prune = soon()
+    prune.attach(yolo)
+    yolo.add_callback("on_train_epoch_start", look)  # after ours
+    run(yolo)
+    for epoch in (1, 2):
+        assert seen[epoch]["best"] is None and seen[epoch]["stopper"] == 0.0 and not seen[epoch]["best.pt"]
+    assert all(seen[e]["last fits"] and seen[e]["last epoch"] == e - 1 for e in (1, 2, 3))
+    assert seen[3]["best.pt"]
+
+
+def test_the_learning_rate_curve_does_not_notice_the_cuts(run: Run, own_folder: Path) -> None:
+    curves = []
+    for prune in (None, soon()):
+        curve: list[float] = []
+        yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+        yolo.add_callback(
+            "on_train_batch_end", lambda t, c=curve: c.append([g["lr"] for g in t.optimizer.param_groups])
+        )
+        run(yolo, prune)
+        curves.append(curve)
+    assert curves[0] == curves[1]
+
+
+def test_frozen_layers_stay_frozen_and_keep_their_statistics(run: Run, own_folder: Path) -> None:
+    start: dict[str, torch.Tensor] = {}
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_start", lambda t: start.update(state(t.model)))
+    trainer = run(yolo, soon(ignored_layers=("model.0.*",)), freeze=1)
+    model = unwrap_model(trainer.model)
+    assert not any(p.requires_grad for p in model.model[0].parameters())
+    for name, value in model.model[0].state_dict().items():
+        assert torch.equal(value, start[f"model.0.{name}"])
+    assert all(p.requires_grad for n, p in model.named_parameters() if not n.startswith("model.0.") and ".dfl" not in n)
+
+
+def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def converged(trainer: Any) -> tuple[dict[str, float], float]:
+        trainer.best_fitness = 0.5
+        return trainer.metrics, 0.5
+
+    monkeypatch.setattr(BaseTrainer, "validate", converged)
+    trainer = run(prune=PruneCallback(0.5, steps=2, start=0.1, end=0.8, bn_recalibration=1), epochs=12, patience=2)
+    report = report_of(trainer)
+    assert [cut["epoch"] for cut in report["cuts"]] == [1, 4]
+    assert trainer.epoch == 6  # after the last cut, patience ends the run
+    assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
+
+
+def test_without_validation_the_run_still_ends_pruned(run: Run) -> None:
+    report = report_of(run(prune=soon(), val=False))
+    assert [cut["fitness_cut"] for cut in report["cuts"]] == [None, None]
+    assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
+
+
+def test_a_cut_before_the_first_epoch_works(run: Run) -> None:
+    report = report_of(run(prune=PruneCallback(0.3, schedule="one-shot", start=0, end=0), epochs=2))
+    assert report["cuts"][0]["epoch"] == 0 and report["dense"]["fitness"] is not None
+    assert report["final"]["macs"] <= 0.7 * report["dense"]["macs"]
+
+
+def test_a_pruned_checkpoint_is_trained_on_as_it_is_and_can_be_cut_further(run: Run, tiny_data: Path) -> None:
+    first = run(prune=soon(0.3))
+    slim = {k: v.shape for k, v in load_checkpoint(first.best)[0].state_dict().items()}
+    again = run(first.best, PruneCallback(0), epochs=2)
+    assert {k: v.shape for k, v in load_checkpoint(again.best)[0].state_dict().items()} == slim
+    assert checkpoint.is_pruned(load_checkpoint(again.best)[0].yaml)
+    further = run(again.best, soon(0.3))
+    report = report_of(further)
+    assert report["dense"]["macs"] == report_of(first)["final"]["macs"]
+    assert 0.68 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.7
+    with pytest.raises(KeyError, match="pruned by yolo_prune"):
+        run(further.best, epochs=1)
+
+
+class Interrupted(Exception):
+    """Stands for a lost machine."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_an_interrupted_run_resumes_its_schedule_with_the_same_plans(run: Run, own_folder: Path, after: int) -> None:
+    undisturbed = report_of(run(prune=soon(), name="undisturbed"))
+
+    def stop(trainer: Any) -> None:
+        if trainer.epoch == after:
+            raise Interrupted
+
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_epoch_end", stop)
+    if after == 0:  # nothing is saved before the first epoch ends
+        yolo.callbacks["on_fit_epoch_end"].append(yolo.callbacks["on_train_epoch_end"].pop())
+    with pytest.raises(Interrupted):
+        run(yolo, soon(), name="interrupted")
+    resumed = YOLO(own_folder / "runs" / "interrupted" / "weights" / "last.pt")
+    report = report_of(run(resumed, PruneCallback(None), resume=True))
+    assert [c["epoch"] for c in report["cuts"]] == [c["epoch"] for c in undisturbed["cuts"]]
+    assert [c["macs"] for c in report["cuts"]] == [c["macs"] for c in undisturbed["cuts"]]
+    assert report["final"]["macs"] == undisturbed["final"]["macs"]
+    assert report["dense"] == {**undisturbed["dense"], "checkpoint": report["dense"]["checkpoint"],
+                               "fitness": report["dense"]["fitness"], "bytes": report["dense"]["bytes"]}  # fmt: skip
+
+
+def test_resuming_a_run_that_never_pruned_needs_a_target(run: Run, own_folder: Path) -> None:
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_fit_epoch_end", lambda t: (_ for _ in ()).throw(Interrupted))
+    with pytest.raises(Interrupted):
+        run(yolo, name="dense")
+    with pytest.raises(CheckpointError, match=r"last\.pt holds no pruning run to continue; say how much to remove"):
+        run(YOLO(own_folder / "runs" / "dense" / "weights" / "last.pt"), PruneCallback(None), resume=True)
+
+
+def test_a_failed_export_is_an_error_after_everything_else_is_saved(
+    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolo_prune.errors import ExportError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ExportError, match="engine: TensorRT needs an NVIDIA GPU and this machine has none"):
+        run(prune=soon(export=("engine", "torchscript")), name="exports")
+    folder = own_folder / "runs" / "exports"
+    report = json.loads((folder / "pruning" / "report.json").read_text())
+    assert [e["ok"] for e in report["exports"]] == [False, True]
+    assert (folder / "weights" / "best.torchscript").exists() and (folder / "weights" / "best.pt").exists()
+
+
+REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
+    ({"compile": True}, {}, UnsupportedError, "pruning cannot be combined with compile yet: train with compile=False"),
+    ({"time": 0.1}, {}, UnsupportedError, "pruning cannot be combined with time yet: give epochs instead"),
+    ({"quantize": 8}, {}, UnsupportedError, r"pruning cannot be combined with quantize=8 \(QAT\) yet"),
+    ({"distill_model": "x.pt"}, {}, UnsupportedError, "pruning cannot be combined with distill_model yet"),
+    ({"epochs": 3}, {"end": 0.3}, ConfigError, "2 cuts between start=0.25 and end=0.3 do not fit epochs=3"),
+    ({}, {"export": ("onxx",)}, ConfigError, "export='onxx' is no export format of Ultralytics: did you mean onnx?"),
+    ({}, {"target": 0.999}, TargetError, "is the least that can be reached"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "knobs", "error", "message"), REFUSED)
+def test_what_cannot_work_is_refused_before_training(
+    run: Run, own_folder: Path, arguments: dict[str, Any], knobs: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    started: list[Any] = []
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_start", started.append)
+    with pytest.raises(error, match=message):
+        run(yolo, soon(**{"target": 0.5, **knobs}), **arguments)
+    assert not started

@@ -1,0 +1,83 @@
+"""The ``yolo-prune`` command: dispatch only, each command lives in the module that knows how."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+from yolo_prune import __version__, startup
+from yolo_prune.config import CLI_PREFIX, PruneConfig
+from yolo_prune.errors import ConfigError, PruneError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Command and its arguments; by default those of this process.
+
+    Returns:
+        The exit code: 0, 2 if the command line is wrong, 1 if the command failed.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["help"]
+    name = "help" if name == "-h" else name.lstrip("-")
+    try:
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown command {name}.{hint} Valid: {', '.join(COMMANDS)}.")
+        COMMANDS[name][0](arguments)
+    except PruneError as e:
+        print(f"yolo-prune: {e}", file=sys.stderr)
+        return 2 if isinstance(e, ConfigError) else 1
+    return 0
+
+
+def train(arguments: list[str]) -> None:
+    """Hand over to ``yolo train`` with the prune arguments already taken."""
+    sys.argv[:] = ["yolo", "train", *arguments]
+    if not startup.prepare(sys.argv):
+        raise ConfigError("train without prune: say how much to remove, e.g. prune=0.5, or use 'yolo train'.")
+
+    from ultralytics.cfg import entrypoint  # reads sys.argv while it is being imported
+
+    entrypoint()
+
+
+def demo(arguments: list[str]) -> None:
+    """Run the demonstration."""
+    from yolo_prune.demo import run  # loads numpy
+
+    run(arguments)
+
+
+def usage(arguments: list[str]) -> None:
+    """Print all commands and all knobs with their defaults."""
+    print("Usage: yolo-prune COMMAND [key=value ...]\n\nCommands:")
+    for name, (_, text) in COMMANDS.items():
+        print(f"  {name:<10}{text}")
+    print("\nKnobs of train and demo; the stock 'yolo train' takes them too:")
+    print(f"  {'prune=':<30}share of the MACs to remove, e.g. 0.5, or a YAML file of knobs without prefix")
+    for knob in fields(PruneConfig):
+        if knob.name != "target":
+            print(f"  {f'{CLI_PREFIX}{knob.name}={_text(knob.default)}':<30}{knob.metadata['help']}")
+
+
+def version(arguments: list[str]) -> None:
+    """Print the version."""
+    print(f"yolo-prune {__version__}")
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "train": (train, "the same arguments as 'yolo train', with pruning: yolo-prune train model=... data=... prune=0.5"),
+    "demo": (demo, "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download"),
+    "help": (usage, "print this text"),
+    "version": (version, "print the version"),
+}
+
+
+def _text(default: object) -> str:
+    """Return a default as it would be typed."""
+    return ",".join(default) if isinstance(default, tuple) else str(default)
