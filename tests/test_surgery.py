@@ -145,7 +145,7 @@ def test_flags_gradients_dtype_and_memory_format_follow(plan: PrunePlan) -> None
         p.grad = p.detach().clone() if p.requires_grad else None
     plan.apply(model)
     assert [n for n, p in model.named_parameters() if not p.requires_grad and ".dfl." not in n] == frozen
-    for n, p in model.named_parameters():
+    for p in model.parameters():
         assert p.dtype == torch.float64
         assert p.grad is None or torch.equal(p.grad, p)
         assert p.ndim < 4 or p.is_contiguous(memory_format=torch.channels_last)
@@ -232,7 +232,7 @@ def test_an_optimizer_with_unknown_state_is_refused(plan: PrunePlan) -> None:
     model = build("yolov8n")
     optimizer = torch.optim.Adafactor(model.parameters())
     step(model, optimizer)
-    with pytest.raises(CutError, match="Adafactor keeps 'row_var' of shape .* which cannot be sliced; use SGD"):
+    with pytest.raises(CutError, match=r"Adafactor keeps 'row_var' of shape .* which cannot be sliced; use SGD"):
         surgery.cut(plan, [model], optimizer)
 
 

@@ -40,6 +40,7 @@ class CutRecord:
         epoch: The cut fell before the batches of this epoch, counted from 0.
         macs: Multiply-adds after it.
         params: Parameters after it.
+        bytes: Size of the network as a checkpoint without optimizer.
         fitness_cut: Fitness right after it, after recalibration and before any training.
         fitness_recovered: Best fitness before the next cut, or the end.
         plan_sha256: Hash of the plan, which lies in ``pruning/plan-<n>.json``.
@@ -50,6 +51,7 @@ class CutRecord:
     epoch: int
     macs: int
     params: int
+    bytes: int
     fitness_cut: float | None
     fitness_recovered: float | None
     plan_sha256: str
@@ -115,35 +117,28 @@ class Report:
     def table(self) -> str:
         """Return the table that a run prints: one row per cut, each figure with its change from the dense model."""
         dense = self.dense
+        sizes = _count(dense.macs), _count(dense.params), _megabytes(dense.bytes)
         rows: list[tuple[str, ...]] = [
             ("", "epoch", "MACs", "params", "file", "fitness cut", "fitness recovered"),
-            ("dense", "", _count(dense.macs), _count(dense.params), _megabytes(dense.bytes), "", _score(dense.fitness)),
+            ("dense", "", *sizes, "", _score(dense.fitness)),
         ]
         for n, cut in enumerate(self.cuts, 1):
-            rows.append(
-                (
-                    f"cut {n}/{len(self.cuts)}",
-                    str(cut.epoch),
-                    _count(cut.macs) + _change(cut.macs, dense.macs),
-                    _count(cut.params) + _change(cut.params, dense.params),
-                    "",
-                    _score(cut.fitness_cut) + _change(cut.fitness_cut, dense.fitness),
-                    _score(cut.fitness_recovered) + _change(cut.fitness_recovered, dense.fitness),
-                )
-            )
-        if final := self.final:
-            rows.append(
-                (
-                    "final",
-                    "",
-                    _count(final.macs) + _change(final.macs, dense.macs),
-                    _count(final.params) + _change(final.params, dense.params),
-                    _megabytes(final.bytes) + _change(final.bytes, dense.bytes),
-                    "",
-                    _score(final.fitness) + _change(final.fitness, dense.fitness),
-                )
-            )
+            fitness = (self._fitness(f) for f in (cut.fitness_cut, cut.fitness_recovered))
+            rows.append((f"cut {n}/{len(self.cuts)}", str(cut.epoch), *self._sizes(cut), *fitness))
+        if self.final:
+            rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
         return _aligned(rows)
+
+    def _sizes(self, stage: Stage | CutRecord) -> tuple[str, str, str]:
+        """Return MACs, parameters and file size of a stage, with their change from the dense model."""
+        return (
+            _count(stage.macs) + _change(stage.macs, self.dense.macs),
+            _count(stage.params) + _change(stage.params, self.dense.params),
+            _megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
+        )
+
+    def _fitness(self, fitness: float | None) -> str:
+        return _score(fitness) + _change(fitness, self.dense.fitness)
 
     def export_table(self) -> str:
         """Return the table of exports: the largest absolute difference of each output to the checkpoint's."""

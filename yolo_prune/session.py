@@ -10,11 +10,13 @@ learning rate is set. Whatever fails is undone, and the trainer is as it was.
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -272,14 +274,15 @@ class Session:
         if trainer.args.val:
             trainer.metrics, trainer.fitness = _validate(trainer)
         return CutRecord(
-            trainer.epoch,
-            plan.macs["after"],
-            plan.params["after"],
-            trainer.fitness,
-            None,
-            plan.sha256,
-            plan.locked,
-            0.0,
+            epoch=trainer.epoch,
+            macs=plan.macs["after"],
+            params=plan.params["after"],
+            bytes=_checkpoint_bytes(ema),
+            fitness_cut=trainer.fitness,
+            fitness_recovered=None,
+            plan_sha256=plan.sha256,
+            locked=plan.locked,
+            seconds=0.0,
         )
 
     def _keep(self, trainer: BaseTrainer, plan: PrunePlan, record: CutRecord, done: Cut) -> None:
@@ -351,6 +354,13 @@ def _validate(trainer: BaseTrainer) -> tuple[dict[str, float], float]:
         metrics = trainer.validator(trainer)
     fitness = float(metrics.pop("fitness"))
     return metrics, fitness
+
+
+def _checkpoint_bytes(network: nn.Module) -> int:
+    """Return the size of a network as Ultralytics ships it: FP16, without optimizer."""
+    buffer = io.BytesIO()
+    torch.save({"model": deepcopy(network).half()}, buffer)
+    return buffer.tell()
 
 
 def _training_batches(trainer: BaseTrainer, batches: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,96 @@
+"""The hooks, driven by hand with a trainer that does nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ultralytics import YOLO
+from ultralytics.utils.callbacks import default_callbacks
+
+from yolo_prune import PruneCallback, session
+from yolo_prune.errors import ConfigError, UnsupportedError
+
+
+class FakeSession:
+    """Notes what it is asked to do."""
+
+    calls: list[str] = []  # noqa: RUF012  # one list for all, emptied by the fixture
+
+    def __init__(self, trainer: Any, config: Any) -> None:
+        self.calls.append("start")
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: self.calls.append(name)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    FakeSession.calls = []
+    monkeypatch.setattr(session, "Session", FakeSession)
+    monkeypatch.setattr(session, "prepare", lambda *_: FakeSession.calls.append("prepare"))
+    return FakeSession.calls
+
+
+def test_each_event_is_one_step_of_the_session(calls: list[str]) -> None:
+    for function in PruneCallback(0.5).events.values():
+        function(SimpleNamespace())
+    assert calls == ["prepare", "start", "before_epoch", "after_epoch", "finish", "close"]
+
+
+def test_events_without_a_session_do_nothing(calls: list[str]) -> None:
+    prune = PruneCallback(0.5)
+    for event in ("on_train_epoch_start", "on_fit_epoch_end", "on_train_end", "teardown"):
+        prune.events[event](SimpleNamespace())
+    assert calls == []
+
+
+def test_every_event_is_one_of_ultralytics() -> None:
+    assert PruneCallback(0.5).events.keys() <= default_callbacks.keys()
+
+
+def test_attaching_registers_every_event_and_returns_the_callback() -> None:
+    yolo = YOLO("yolov8n.yaml")
+    prune = PruneCallback(0.5)
+    assert prune.attach(yolo) is prune
+    assert all(function in yolo.callbacks[event] for event, function in prune.events.items())
+
+
+def test_registering_the_events_by_hand_is_the_same_as_attaching(
+    own_folder: Path, tiny_data: Path, calls: list[str]
+) -> None:
+    yolo = YOLO("yolov8n.yaml")
+    for event, function in PruneCallback(0.5).events.items():
+        yolo.add_callback(event, function)
+    yolo.train(data=tiny_data, epochs=1, imgsz=32, batch=4, plots=False, project=own_folder)
+    assert calls == ["prepare", "start", "before_epoch", "after_epoch", "after_epoch", "finish", "close"]
+
+
+def test_a_second_callback_is_refused() -> None:
+    yolo = YOLO("yolov8n.yaml")
+    PruneCallback(0.5).attach(yolo)
+    with pytest.raises(UnsupportedError, match="this model already has a PruneCallback"):
+        PruneCallback(0.3).attach(yolo)
+
+
+def test_an_exported_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "best.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(
+        UnsupportedError, match=r"best\.onnx is an exported model, which cannot be trained; pass its \.pt"
+    ):
+        PruneCallback(0.5).attach(YOLO(path, task="detect"))
+
+
+def test_what_takes_no_callbacks_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="str takes no callbacks"):
+        PruneCallback(0.5).attach("yolo11n.pt")  # type: ignore[arg-type]  # the wrong type is the test
+
+
+def test_wrong_knobs_are_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"unknown knob step: did you mean steps\?"):
+        PruneCallback(0.5, step=3)
+    with pytest.raises(UnsupportedError, match="knobs cannot be changed when a run is resumed"):
+        PruneCallback(None, steps=3)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from nets import IMGSZ, build, make
+from ultralytics import YOLO
+
+from yolo_prune.checkpoint import mark
+from yolo_prune.errors import ConfigError
+from yolo_prune.export import check_formats, compare, export_all
+
+IMAGES = torch.rand(2, 3, IMGSZ, IMGSZ)
+
+
+@pytest.fixture
+def slim(tmp_path: Path) -> Path:
+    model = build("yolov8n")
+    make(model).apply(model)
+    mark(model)
+    model.args = {"task": "detect", "imgsz": IMGSZ}
+    path = tmp_path / "best.pt"
+    torch.save({"model": model, "train_args": model.args}, path)
+    return path
+
+
+def test_exports_lie_beside_the_checkpoint_and_agree_with_it(slim: Path) -> None:
+    records = export_all(slim, ("onnx", "torchscript"), IMAGES)
+    assert [r.format for r in records] == ["onnx", "torchscript"]
+    for record in records:
+        assert record.ok and record.reason is None
+        assert Path(record.path or "").parent == slim.parent
+        assert 0 <= (record.max_abs_diff or 0) < 1e-3
+
+
+def test_an_export_that_computes_something_else_is_found(slim: Path) -> None:
+    path = YOLO(slim).export(format="onnx", imgsz=IMGSZ, verbose=False)
+    ckpt = torch.load(slim, weights_only=False)
+    last = ckpt["model"].model[-1].cv3[0][-1]
+    last.bias.data[0] += 5
+    torch.save(ckpt, slim)
+    boxes, scores = compare(slim, path, IMAGES)
+    assert boxes is not None and boxes < 0.1
+    assert scores > 0.01
+
+
+def test_one_failure_does_not_stop_the_other_formats(slim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = YOLO.export
+
+    def export(self: YOLO, format: str, **arguments: object) -> str:
+        if format == "onnx":
+            raise ImportError("onnx is missing")
+        return stock(self, format=format, **arguments)
+
+    monkeypatch.setattr(YOLO, "export", export)
+    onnx, torchscript = export_all(slim, ("onnx", "torchscript"), IMAGES)
+    assert (onnx.ok, onnx.reason, onnx.path) == (False, "ImportError: onnx is missing", None)
+    assert torchscript.ok
+
+
+def test_tensorrt_without_a_gpu_is_one_sentence(slim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (record,) = export_all(slim, ("engine",), IMAGES)
+    assert not record.ok and record.path is None
+    assert record.reason == (
+        "TensorRT needs an NVIDIA GPU and this machine has none; on the target run "
+        "yolo export model=best.pt format=engine"
+    )
+
+
+def test_unknown_formats_are_refused_with_the_nearest_name() -> None:
+    check_formats(("onnx", "openvino", "engine", "coreml"))
+    with pytest.raises(
+        ConfigError, match=r"export='openvno' is no export format of Ultralytics: did you mean openvino\?"
+    ):
+        check_formats(("onnx", "openvno"))
+
+
+def test_comparing_a_checkpoint_with_itself_finds_no_difference(slim: Path) -> None:
+    assert compare(slim, copy.copy(slim), IMAGES) == (0.0, 0.0)
