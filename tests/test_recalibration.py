@@ -11,7 +11,7 @@ from yolo_prune.surgery import Cut
 def test_statistics_become_the_exact_average_over_the_batches() -> None:
     norm = nn.BatchNorm2d(3)
     batches = [torch.randn(4, 3, 5, 5) * (i + 1) + i for i in range(3)]
-    recalibrate(Cut(), norm, batches)
+    recalibrate(Cut(), [norm], batches)
     torch.testing.assert_close(norm.running_mean, torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0))
     torch.testing.assert_close(norm.running_var, torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0))
 
@@ -21,7 +21,7 @@ def test_a_cut_network_predicts_like_in_training_mode_after_recalibration() -> N
     make(model).apply(model)
     x = torch.rand(4, 3, IMGSZ, IMGSZ)
     norm = model.model[5].bn
-    recalibrate(Cut(), model, [x])
+    recalibrate(Cut(), [model], [x])
     inputs: list[torch.Tensor] = []
     model.model[5].conv.register_forward_hook(lambda m, i, o: inputs.append(o))
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_nothing_else_changes_and_undo_restores_everything() -> None:
     before, flags = state(model), [m.training for m in model.modules()]
     momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     done = Cut()
-    recalibrate(done, model, [torch.rand(2, 3, IMGSZ, IMGSZ)], frozen=["model.0."])
+    recalibrate(done, [model], [torch.rand(2, 3, IMGSZ, IMGSZ)], frozen=["model.0."])
     after = state(model)
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed and all(k.endswith(("running_mean", "running_var")) for k in changed)

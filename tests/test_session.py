@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -313,6 +314,27 @@ def test_a_pruned_checkpoint_is_trained_on_as_it_is_and_can_be_cut_further(run: 
     assert 0.68 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.7
     with pytest.raises(KeyError, match="pruned by yolo_prune"):
         run(further.best, epochs=1)
+
+
+def test_a_pruned_checkpoint_can_learn_from_its_dense_model(run: Run) -> None:
+    first = run(prune=soon())
+    again = run(first.best, PruneCallback(0), epochs=2, distill_model=str(first.wdir / "dense.pt"))
+    assert report_of(again)["final"]["macs"] == report_of(first)["final"]["macs"]
+
+
+def test_the_same_seed_gives_the_same_plans(run: Run) -> None:
+    first, second = (report_of(run(prune=soon())) for _ in range(2))
+    assert [c["plan_sha256"] for c in first["cuts"]] == [c["plan_sha256"] for c in second["cuts"]]
+    assert first["cuts"][0]["plan_sha256"] != first["cuts"][1]["plan_sha256"]
+
+
+def test_what_an_interrupted_run_noted_is_checked() -> None:
+    broken = {"config": PruneConfig().to_dict(), "dense_widths": {}, "report": {"cuts": [{"epoch": 1}]}}
+    trainer = SimpleNamespace(
+        resume=True, model=SimpleNamespace(yaml={checkpoint.KEY: {"run": broken}}), args=SimpleNamespace(imgsz=64)
+    )
+    with pytest.raises(CheckpointError, match="what the interrupted run noted in its checkpoint cannot be read"):
+        session.Session(trainer, None)
 
 
 class Interrupted(Exception):

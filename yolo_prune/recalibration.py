@@ -10,21 +10,24 @@ from torch import nn
 from yolo_prune.surgery import Cut
 
 
-def recalibrate(done: Cut, model: nn.Module, images: Iterable[torch.Tensor], frozen: Sequence[str] = ()) -> None:
+def recalibrate(
+    done: Cut, models: Sequence[nn.Module], images: Iterable[torch.Tensor], frozen: Sequence[str] = ()
+) -> None:
     """Replace the running statistics by exact averages over ``images`` ("precise BN", Wu & Johnson 2021, section 3).
 
     Args:
         done: Records the replaced statistics, so that they come back with the cut's ``undo()``.
-        model: No weight changes, and its modules' training flags are afterwards as before.
-        images: Batches of shape (B, C, H, W), on the model's device.
+        models: Networks that see the same batches. No weight changes, and training flags are afterwards as before.
+        images: Batches of shape (B, C, H, W), on the models' device; one is held at a time.
         frozen: Parts of names of layers that the run keeps frozen; their statistics stay.
     """
     norms = {
         m: m.momentum
+        for model in models
         for name, m in model.named_modules()
         if isinstance(m, nn.BatchNorm2d) and m.track_running_stats and not any(part in name for part in frozen)
     }
-    flags = {m: m.training for m in model.modules()}
+    flags = {m: m.training for model in models for m in model.modules()}
     counts = {m: m.num_batches_tracked for m in norms}
     try:
         for m in flags:  # heads too: in training mode they do not decode boxes
@@ -35,7 +38,8 @@ def recalibrate(done: Cut, model: nn.Module, images: Iterable[torch.Tensor], fro
                 done.set(m._buffers, name, torch.zeros_like(m._buffers[name]))
         with torch.no_grad():
             for batch in images:
-                model(batch)
+                for model in models:
+                    model(batch)
     finally:
         for m, training in flags.items():
             m.training = training

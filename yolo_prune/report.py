@@ -18,15 +18,15 @@ class Stage:
     """The network at one point of the run.
 
     Attributes:
-        macs: Multiply-adds for one image (Ultralytics prints GFLOPs, two per multiply-add).
+        macs: Multiply-adds for one image (Ultralytics prints GFLOPs, two per multiply-add), or None if not counted.
         params: Parameters.
         bytes: Size of the checkpoint file, without optimizer, or None.
         fitness: Ultralytics' fitness of the saved (FP16) file, or None without validation.
         checkpoint: Path of the file, or None.
     """
 
-    macs: int
-    params: int
+    macs: int | None = None
+    params: int | None = None
     bytes: int | None = None
     fitness: float | None = None
     checkpoint: str | None = None
@@ -165,7 +165,9 @@ def _aligned(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _count(n: float) -> str:
+def _count(n: float | None) -> str:
+    if n is None:
+        return ""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(n) >= size:
             return f"{n / size:.3g}{unit}"

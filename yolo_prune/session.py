@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ _REFUSED: dict[str, tuple[Callable[[BaseTrainer], bool], str]] = {
         "train with compile=False; the pruned model can be compiled afterwards",
     ),
     "distill_model": (lambda t: t.args.distill_model is not None, "distil in a second run: prune=0 with distill_model"),
-    "quantize=8 (QAT)": (lambda t: t.args.quantize == 8, "quantize in a second run: prune=0 with quantize=8"),
+    "quantize=8 (QAT)": (lambda t: t.args.quantize == 8, "train without it and quantize the pruned best.pt at export"),
     "time": (lambda t: bool(t.args.time), "give epochs instead: cuts are scheduled in epochs"),
 }
 """Features of the host that do not work across a cut yet: name -> (whether a run uses it, the way out)."""
@@ -120,31 +120,46 @@ class Session:
 
     def __init__(self, trainer: BaseTrainer, config: PruneConfig | None) -> None:
         model = unwrap_model(trainer.model)
-        noted = checkpoint.run_record(model.yaml) if trainer.resume else None
-        if noted:
-            config = PruneConfig.from_dict(noted["config"])
-        elif config is None:
+        noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
+        if config is None and not noted:
             raise CheckpointError(
                 f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5."
             )
-        self.config = config
         self.imgsz: int = trainer.args.imgsz
-        self.schedule = _schedule(config, trainer.epochs)
+        self.dense_widths: dict[str, int] = {}
         self.failed_exports: list[str] = []
         self._in_epoch = False
         if noted:
-            self.dense_widths: dict[str, int] = noted["dense_widths"]
-            self.report = Report.from_dict(noted["report"])
+            self._continue(noted)
         else:
-            graph = trace(model, self.imgsz, config.is_ignored)
-            cost = CostModel(graph)
-            self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
-            self.report = Report(list(graph.imgsz), Stage(cost.macs(), cost.params()), config.to_dict())
-            if self.schedule:
-                _refuse_unsupported(trainer)
-                target = self.report.dense.macs * (1 - config.target)
-                check_reachable(graph, target, config.round_to, config.max_pruning_ratio)
-                model.yaml = checkpoint.with_run(model.yaml, self._note())
+            self.config = config or PruneConfig()
+            self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
+        self.schedule = _schedule(self.config, trainer.epochs)
+        if self.schedule and not noted:
+            _refuse_unsupported(trainer)
+            self._begin(model)
+
+    def _begin(self, model: nn.Module) -> None:
+        """Look at the dense network, and refuse a target that it cannot reach."""
+        graph = trace(model, self.imgsz, self.config.is_ignored)
+        cost = CostModel(graph)
+        target = cost.macs() * (1 - self.config.target)
+        check_reachable(graph, target, self.config.round_to, self.config.max_pruning_ratio)
+        self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
+        self.report.dense = Stage(cost.macs(), cost.params())
+        model.yaml = checkpoint.with_run(model.yaml, self._note())
+
+    def _continue(self, noted: dict[str, Any]) -> None:
+        """Take over what an interrupted run noted in its checkpoint."""
+        try:
+            self.config = PruneConfig.from_dict(noted["config"])
+            self.dense_widths = dict(noted["dense_widths"])
+            self.report = Report.from_dict(noted["report"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"what the interrupted run noted in its checkpoint cannot be read ({type(e).__name__}: {e}); resume it "
+                "with the version of yolo_prune that it was started with."
+            ) from e
 
     @property
     def pending(self) -> list[ScheduledCut]:
@@ -167,30 +182,20 @@ class Session:
             self.report.cuts[-1].fitness_recovered = best
         if not self.pending:
             return
-        stopper = trainer.stopper
-        if (
-            trainer.stop
-            and trainer.epoch + 1 - stopper.best_epoch >= stopper.patience
-            and trainer.epoch + 1 < trainer.epochs
-        ):
+        upcoming, stopper = trainer.epoch + 1, trainer.stopper
+        if trainer.stop and upcoming < trainer.epochs and upcoming - stopper.best_epoch >= stopper.patience:
             trainer.stop = False
-            self.schedule = [
-                *self.schedule[: len(self.report.cuts)],
-                *(ScheduledCut(min(c.epoch, trainer.epoch + 1), c.way) for c in self.pending[:1]),
-                *self.pending[1:],
-            ]
-            self._log(f"patience ran out before the last cut: the next one comes early, at epoch {trainer.epoch + 1}")
+            self.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.pending[0].way)
+            self._log(f"patience ran out before the last cut: the next one comes early, at epoch {upcoming}")
 
     def finish(self, trainer: BaseTrainer) -> None:
         """After the final validation: export, write the report, print the tables."""
         best = trainer.best if trainer.best.exists() else trainer.last
-        network, _ = load_checkpoint(best)
-        cost = CostModel(trace(network, self.imgsz))
-        metrics = getattr(trainer.validator, "metrics", None)
-        fitness = getattr(metrics, "fitness", None)
-        self.report.final = Stage(
-            cost.macs(), cost.params(), best.stat().st_size, None if fitness is None else float(fitness), str(best)
-        )
+        self.report.final = final = _final_stage(best, self.imgsz)
+        fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
+        final.fitness = None if fitness is None else float(fitness)
+        if not self.schedule:
+            self.report.dense = final  # nothing was cut
         folder = trainer.save_dir / "pruning"
         path = self.report.save(folder)
         if self.pending:
@@ -229,7 +234,6 @@ class Session:
                 if not self.report.cuts:
                     self._note_dense(trainer)
                 plan = self._plan(trainer, way)
-                before = self.report.cuts[-1].macs if self.report.cuts else self.report.dense.macs
                 record = self._apply(trainer, plan, done)
                 record.seconds = round(time.time() - started, 2)
                 self._keep(trainer, plan, record, done)
@@ -242,15 +246,15 @@ class Session:
         trainer.best.unlink(missing_ok=True)  # the model of before this cut
         self._log(
             f"cut {len(self.report.cuts)}/{len(self.schedule)} at epoch {trainer.epoch}: "
-            f"MACs {before / 1e9:.3f}G -> {record.macs / 1e9:.3f}G ({record.macs / before - 1:+.1%}), "
-            f"params {plan.params['before'] / 1e6:.2f}M -> {record.params / 1e6:.2f}M "
-            f"({record.params / plan.params['before'] - 1:+.1%}), fitness "
-            f"{'not validated' if record.fitness_cut is None else f'{record.fitness_cut:.3f}'}, "
+            f"MACs {_from_to(plan.macs, 1e9, 'G')}, params {_from_to(plan.params, 1e6, 'M')}, "
+            f"fitness {'not validated' if record.fitness_cut is None else f'{record.fitness_cut:.3f}'}, "
             f"{len(record.locked)} layers locked, {record.seconds:.1f} s"
         )
 
     def _plan(self, trainer: BaseTrainer, way: float) -> PrunePlan:
-        target = self.report.dense.macs * (1 - self.config.target * way)
+        dense = self.report.dense.macs
+        assert dense is not None  # counted when the run began
+        target = dense * (1 - self.config.target * way)
         return plan_cut(unwrap_model(trainer.model), self.config, self.imgsz, target, self.dense_widths)
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut) -> CutRecord:
@@ -259,11 +263,10 @@ class Session:
         done.extend(cut(plan, [model, ema], trainer.optimizer))
         done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
         if self.config.bn_recalibration:
-            images = [batch["img"] for batch in _training_batches(trainer, self.config.bn_recalibration)]
+            images = (batch["img"] for batch in _training_batches(trainer, self.config.bn_recalibration))
             amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
             with autocast(amp, device=trainer.device.type):
-                for network in (model, ema):
-                    recalibrate(done, network, images, trainer.freeze_layer_names)
+                recalibrate(done, (model, ema), images, trainer.freeze_layer_names)
         for name, fresh in (
             ("best_fitness", None),
             ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
@@ -338,22 +341,34 @@ def _save_checkpoint(trainer: BaseTrainer, path: Path, epoch: int) -> None:
         epoch: The last epoch that is finished, counted from 0: a resume starts with the one after it.
     """
     draft = path.with_suffix(".part")
-    with _kept(trainer, "last", "best", "save_period", "epoch"):
-        trainer.last, trainer.best, trainer.save_period, trainer.epoch = draft, draft, -1, epoch
-        trainer.save_model()
-    os.replace(draft, path)
+    try:
+        with _kept(trainer, "last", "best", "save_period", "epoch"):
+            trainer.last, trainer.best, trainer.save_period, trainer.epoch = draft, draft, -1, epoch
+            trainer.save_model()
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _validate(trainer: BaseTrainer) -> tuple[dict[str, float], float]:
     """Validate the EMA and return (metrics, fitness), without touching the trainer's record of them."""
     if not hasattr(trainer, "loss_items"):  # before a run's first batch; the validator reads the names of the losses
         with torch.no_grad():
-            _, trainer.loss_items = trainer.model(next(_training_batches(trainer, 1)))
+            _, trainer.loss_items = trainer.ema.ema.loss(next(_training_batches(trainer, 1)))
     with _kept(trainer.validator.args, "plots"):
         trainer.validator.args.plots = False
         metrics = trainer.validator(trainer)
     fitness = float(metrics.pop("fitness"))
     return metrics, fitness
+
+
+def _final_stage(best: Path, imgsz: int) -> Stage:
+    """Return the figures of a checkpoint; where nothing was cut, it may be of a kind that cannot be traced."""
+    network, _ = load_checkpoint(best)
+    stage = Stage(params=sum(p.numel() for p in network.parameters()), bytes=best.stat().st_size, checkpoint=str(best))
+    with suppress(UnsupportedError):
+        stage.macs = CostModel(trace(network, imgsz)).macs()
+    return stage
 
 
 def _checkpoint_bytes(network: nn.Module) -> int:
@@ -384,6 +399,12 @@ def _validation_images(trainer: BaseTrainer, limit: int = 4) -> torch.Tensor:
     size = (trainer.args.imgsz, trainer.args.imgsz)
     floats = [image.float() / (255 if image.dtype == torch.uint8 else 1) for image in images]
     return torch.cat([torch.nn.functional.interpolate(x[None], size, mode="bilinear") for x in floats])
+
+
+def _from_to(cost: dict[str, int], unit: float, name: str) -> str:
+    """Return ``1.62G -> 1.21G (-25.3%)``."""
+    before, after = cost["before"], cost["after"]
+    return f"{before / unit:.3g}{name} -> {after / unit:.3g}{name} ({after / before - 1:+.1%})"
 
 
 @contextmanager
