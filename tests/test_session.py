@@ -290,6 +290,14 @@ def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(
     assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
 
 
+def test_a_run_that_is_stopped_before_its_last_cut_ends_with_an_error_after_saving(run: Run, own_folder: Path) -> None:
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_epoch_end", lambda t: setattr(t, "stop", t.epoch == 1))
+    with pytest.raises(TargetError, match="the run was stopped at epoch 2 of 4 with 1 of 2 cuts not made"):
+        run(yolo, soon())
+    assert report_of(yolo.trainer)["final"]["macs"] > 0.5 * report_of(yolo.trainer)["dense"]["macs"]
+
+
 def test_without_validation_the_run_still_ends_pruned(run: Run) -> None:
     report = report_of(run(prune=soon(), val=False))
     assert [cut["fitness_cut"] for cut in report["cuts"]] == [None, None]

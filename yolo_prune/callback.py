@@ -104,7 +104,7 @@ class PruneCallback:
             self._session.finish(trainer)
 
     def teardown(self, trainer: BaseTrainer) -> None:
-        """Report a failed hand-over, last of all."""
+        """Raise what went wrong at the end, last of all."""
         session, self._session = self._session, None
         if session:
             session.close()

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from yolo_prune.checkpoint import mark
 from yolo_prune.config import PruneConfig
-from yolo_prune.errors import UnsupportedError
+from yolo_prune.errors import ConfigError
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import plan_cut
+from yolo_prune.surgery import network_of
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
+
+ONE_CUT = ("importance", "scope", "round_to", "max_pruning_ratio", "ignored_layers")
+"""The knobs that mean something without a training run."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ def prune_model(model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | None
         model: A ``YOLO`` or its network (``YOLO(...).model``).
         target: Share of the multiply-adds to remove; also a PruneConfig, a dict of knobs or a YAML file.
         imgsz: Image size in pixels for which multiply-adds are counted (default: the model's own, else 640).
-        **knobs: Any knob of PruneConfig.
+        **knobs: The knobs of a single cut: importance, scope, round_to, max_pruning_ratio, ignored_layers.
 
     Returns:
         The plan and the cost before and after. Accuracy falls until the model has been trained again, e.g. with
@@ -51,19 +54,17 @@ def prune_model(model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | None
         >>> round(result.plan.macs["after"] / result.plan.macs["before"], 2)
         0.5
     """
+    if meaningless := sorted(knobs.keys() - ONE_CUT):
+        raise ConfigError(
+            f"{', '.join(meaningless)}: no knob of a single cut without training. Valid: {', '.join(ONE_CUT)}."
+        )
     config = PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
-    network = model if _is_network(model) else getattr(model, "model", None)
-    if not isinstance(network, nn.Module):
-        raise UnsupportedError(f"{model!r} is no YOLO model with weights that can be cut; load a .pt or .yaml file.")
+    network = network_of(model)
     if imgsz is None:
         args = getattr(network, "args", None) or {}
         imgsz = (args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)) or 640
     plan = plan_cut(network, config, imgsz)
     plan.apply(network)
-    mark(network)
+    if network is not model:
+        model.predictor = None  # it holds a fused copy of the dense network
     return PruneResult(plan)
-
-
-def _is_network(model: Any) -> bool:
-    """Whether this is a bare network: `YOLO` is a module too, but wraps one that has blocks of its own."""
-    return isinstance(getattr(model, "model", None), nn.Sequential)

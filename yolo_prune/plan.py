@@ -54,17 +54,22 @@ class PrunePlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def apply(self, model: nn.Module) -> None:
-        """Cut a network in place, all or nothing.
+        """Cut a model in place, all or nothing, and let its checkpoints say that it was pruned.
 
         Args:
-            model: The network that the plan was made for, as it was then.
+            model: A ``YOLO`` or its network, with the widths that the plan was made for.
 
         Raises:
             PlanError: If the plan was made for another network; nothing has been changed.
+            UnsupportedError: If the model has no network to cut.
         """
-        from yolo_prune.surgery import cut  # plans are plain data until they are applied
+        from yolo_prune.checkpoint import mark  # plans are plain data until they are applied
+        from yolo_prune.surgery import cut, network_of
 
-        cut(self, [model])
+        network = network_of(model)
+        cut(self, [network])
+        if self.layers:
+            mark(network)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""

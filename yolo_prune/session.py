@@ -30,7 +30,7 @@ from ultralytics.utils.torch_utils import autocast, strip_optimizer, unwrap_mode
 from yolo_prune import checkpoint
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
-from yolo_prune.errors import CheckpointError, CutError, ExportError, UnsupportedError
+from yolo_prune.errors import CheckpointError, CutError, ExportError, PruneError, TargetError, UnsupportedError
 from yolo_prune.export import check_formats, export_all
 from yolo_prune.graph import trace
 from yolo_prune.plan import PrunePlan, check_reachable
@@ -127,10 +127,14 @@ class Session:
             )
         self.imgsz: int = trainer.args.imgsz
         self.dense_widths: dict[str, int] = {}
-        self.failed_exports: list[str] = []
+        self.config: PruneConfig
+        self.report: Report
+        self._complaint: PruneError | None = None
         self._in_epoch = False
         if noted:
             self._continue(noted)
+            if config not in (None, self.config):
+                LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
         else:
             self.config = config or PruneConfig()
             self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
@@ -198,26 +202,31 @@ class Session:
             self.report.dense = final  # nothing was cut
         folder = trainer.save_dir / "pruning"
         path = self.report.save(folder)
-        if self.pending:
-            LOGGER.warning(f"{PREFIX}the run ended with {len(self.pending)} of {len(self.schedule)} cuts not made")
         if self.schedule:
             self._log(f"done\n{self.report.table()}")
+        if self.pending:
+            self._complaint = TargetError(
+                f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs} with {len(self.pending)} of "
+                f"{len(self.schedule)} cuts not made, so {best} is not the model that was asked for; train it on with "
+                "the rest as target, or start anew."
+            )
         if self.config.export:
             self.report.exports = export_all(best, self.config.export, _validation_images(trainer))
             path = self.report.save(folder)
             self._log(f"exports, largest difference to {best.name}\n{self.report.export_table()}")
-            self.failed_exports = [f"{e.format}: {e.reason}" for e in self.report.exports if not e.ok]
+            if failed := [f"{e.format}: {e.reason}" for e in self.report.exports if not e.ok]:
+                self._complaint = self._complaint or ExportError("; ".join(failed))
         self._log(f"checkpoint {best}, report {path}")
 
     def close(self) -> None:
-        """Raise what went wrong in the hand-over, now that everything else is done and saved.
+        """Raise what went wrong, now that everything else is done and saved.
 
         Raises:
+            TargetError: If the run was stopped before its last cut.
             ExportError: If an asked export was not made or disagrees with the checkpoint.
         """
-        if failed := self.failed_exports:
-            self.failed_exports = []
-            raise ExportError("; ".join(failed))
+        if self._complaint:
+            raise self._complaint
 
     # A cut ------------------------------------------------------------------------------------------------------------
 

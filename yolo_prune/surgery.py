@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from yolo_prune.blocks import adapter_for
-from yolo_prune.errors import CutError, PlanError
+from yolo_prune.errors import CutError, PlanError, UnsupportedError
 
 if TYPE_CHECKING:
     from yolo_prune.plan import PrunePlan
@@ -121,6 +121,18 @@ _WIDTH: dict[type[nn.Module], dict[str, str]] = {
     nn.BatchNorm2d: {"out": "num_features"},
 }
 """Layer class -> side -> the attribute that holds its width."""
+
+
+def network_of(model: Any) -> nn.Module:
+    """Return the network inside a ``YOLO``, or the network itself.
+
+    Raises:
+        UnsupportedError: If there is none, e.g. because the model is an exported file.
+    """
+    for candidate in (model, getattr(model, "model", None)):
+        if isinstance(candidate, nn.Module) and isinstance(getattr(candidate, "model", None), nn.Sequential):
+            return candidate
+    raise UnsupportedError(f"{model!r:.200} is no YOLO model with weights that can be cut; load a .pt or .yaml file.")
 
 
 def widths(module: nn.Module) -> dict[str, int] | None:
