@@ -79,14 +79,25 @@ def test_a_rectangular_image_and_other_input_channels_are_counted() -> None:
     assert graph.layers["model.0.conv"].inp == 4
 
 
-def test_an_unknown_block_is_refused_with_its_place() -> None:
-    class Mystery(nn.Module):
-        pass
+class Mystery(nn.Module):
+    """A user's block."""
 
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (Mystery(), "a Mystery"),
+        (nn.ConvTranspose2d(4, 4, 2), "a ConvTranspose2d"),
+        (nn.Linear(4, 4), "a Linear"),
+        (nn.PReLU(4), "a PReLU"),
+        (nn.Conv2d(4, 4, 1, groups=2), "a Conv2d with 2 groups"),
+    ],
+)
+def test_an_unknown_block_is_refused_with_its_place(module: nn.Module, name: str) -> None:
     model = build("yolov8n")
-    model.model[4].m[0].cv1 = Mystery()
+    model.model[4].m[0].cv1 = module
     with pytest.raises(
-        UnsupportedError, match=r"model\.4\.m\.0\.cv1 is a Mystery, a block that yolo_prune cannot cut yet"
+        UnsupportedError, match=rf"model\.4\.m\.0\.cv1 is {name}, a block that yolo_prune cannot cut yet"
     ):
         trace(model)
 

@@ -96,9 +96,10 @@ def test_an_unreachable_target_names_the_least_and_what_is_locked() -> None:
         make(build("yolov8n"), 0.999)
 
 
-def test_a_target_already_met_removes_nothing() -> None:
-    graph = graph_of("yolov8n")
-    plan = make_plan(graph, [np.ones(g.width) for g in graph.groups], CostModel(graph).macs())
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_target_already_met_removes_nothing(scope: str) -> None:
+    graph = trace(build("yolov8n"), IMGSZ, ignored=lambda path: path)  # everything is locked
+    plan = make_plan(graph, [np.ones(g.width) for g in graph.groups], CostModel(graph).macs(), scope=scope)
     assert plan.layers == {} and plan.macs["before"] == plan.macs["after"]
 
 

@@ -94,8 +94,16 @@ _PLAIN: tuple[type[nn.Module], ...] = (
     conv.Concat,
     conv.Conv,
     conv.DWConv,
+    nn.AvgPool2d,
+    nn.BatchNorm2d,
+    nn.Conv2d,
+    nn.Identity,
+    nn.MaxPool2d,
+    nn.ModuleList,
+    nn.Sequential,
+    nn.Upsample,
 )
-"""Blocks that torch-pruning traces as they are and that hold no attribute that depends on a width."""
+"""Modules that torch-pruning traces as they are and that hold no width beside those that surgery sets."""
 
 
 def register(*kinds: type[nn.Module]) -> Callable[[type[Adapter]], type[Adapter]]:
@@ -118,8 +126,11 @@ def adapter_for(module: nn.Module) -> Adapter | None:
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether a module is a plain torch layer or container, or a block whose tracing is known to be right."""
-    return type(module) in _ADAPTERS or type(module) in _PLAIN or type(module).__module__.startswith("torch.nn.")
+    """Whether a module's tracing is known to be right: it has an adapter, is plain, or acts on each value alone."""
+    if isinstance(module, nn.Conv2d) and module.groups not in (1, module.out_channels):
+        return False  # neither ordinary nor depthwise: its groups would have to shrink alike
+    acts_alone = type(module).__module__ == "torch.nn.modules.activation" and next(module.parameters(), None) is None
+    return type(module) in _ADAPTERS or type(module) in _PLAIN or acts_alone
 
 
 @register(block.C2f, block.C3k2)

@@ -65,9 +65,14 @@ def _refuse_unknown(model: nn.Module) -> None:
     for path, module in model.model.named_modules():
         if path and not is_known(module):
             raise UnsupportedError(
-                f"model.{path} is a {type(module).__name__}, a block that yolo_prune cannot cut yet; "
+                f"model.{path} is {_named(module)}, a block that yolo_prune cannot cut yet; "
                 "supported are the detection models of YOLOv8, YOLO11 and YOLO26."
             )
+
+
+def _named(module: nn.Module) -> str:
+    grouped = isinstance(module, nn.Conv2d) and f" with {module.groups} groups"
+    return f"a {type(module).__name__}{grouped or ''}"
 
 
 def _weightless(model: nn.Module) -> nn.Module:

@@ -166,8 +166,10 @@ def make_plan(
     cost = CostModel(graph)
     options = check_reachable(graph, target_macs, round_to, max_pruning_ratio, dense_widths)
     ranked = [np.argsort(-s, kind="stable") for s in scores]  # most important unit first
-    wish = _uniform(options) if scope == "local" else _by_score(graph, scores, ranked)
-    kept = _land(graph, cost, options, wish, target_macs)
+    kept = [bundle.steps for bundle in graph.bundles]
+    if cost.macs() > target_macs:
+        wish = _uniform(options) if scope == "local" else _by_score(graph, scores, ranked)
+        kept = _land(graph, cost, options, wish, target_macs)
     return _to_plan(graph, cost, _units(graph, kept), ranked)
 
 
@@ -235,8 +237,6 @@ def _land(
         return [int(o[np.abs(o - w).argmin()]) for o, w in zip(options, wished(setting), strict=True)]
 
     mild, strong = 0.0, strongest
-    if cost.macs(_units(graph, kept_at(mild))) <= target_macs:
-        return kept_at(mild)
     for _ in range(40):
         middle = (mild + strong) / 2
         if cost.macs(_units(graph, kept_at(middle))) <= target_macs:
