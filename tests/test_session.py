@@ -162,11 +162,13 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 STAGES = (
+    (session, "strip_optimizer"),
     (session, "plan_cut"),
     (session, "cut"),
     (session, "_training_batches"),
     (session, "recalibrate"),
     (session, "_validate"),
+    (session, "_checkpoint_bytes"),
     (session.checkpoint, "marked"),
     (PrunePlan, "save"),
     (session.Report, "save"),
@@ -222,6 +224,26 @@ def test_a_failure_after_recalibration_leaves_even_uncut_statistics_as_they_were
     with pytest.raises(CutError, match="OSError: disk full"):
         run(yolo, soon(ignored_layers=("model.0.*", "model.4.*")))
     assert_same(before, snapshot(trainers[0]))
+
+
+def test_an_interrupt_during_a_cut_leaves_the_trainer_as_it_was(
+    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: dict[str, Any] = {}
+
+    def look(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            before.update(snapshot(trainer))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "_validate", interrupt)
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_epoch_start", look)
+    with pytest.raises(KeyboardInterrupt):
+        run(yolo, soon())
+    assert_same(before, snapshot(yolo.trainer))
 
 
 def test_after_a_cut_the_stage_starts_anew_and_last_has_the_live_shapes(run: Run, own_folder: Path) -> None:

@@ -151,6 +151,13 @@ def test_flags_gradients_dtype_and_memory_format_follow(plan: PrunePlan) -> None
         assert p.ndim < 4 or p.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_device_stays(plan: PrunePlan) -> None:
+    model = build("yolov8n").to("meta")  # the only other device that every machine has
+    plan.apply(model)
+    assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert sum(p.numel() for p in model.parameters()) == plan.params["after"]
+
+
 def test_an_identity_plan_changes_no_tensor(plan: PrunePlan) -> None:
     model = build("yolov8n")
     before = state(model)

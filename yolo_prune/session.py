@@ -246,8 +246,10 @@ class Session:
                 record = self._apply(trainer, plan, done)
                 record.seconds = round(time.time() - started, 2)
                 self._keep(trainer, plan, record, done)
-            except Exception as e:
+            except BaseException as e:  # an interrupt, too, must not leave half a cut
                 done.undo()
+                if not isinstance(e, Exception):
+                    raise
                 raise CutError(
                     f"cut {len(self.report.cuts) + 1} of {len(self.schedule)} at epoch {trainer.epoch} failed and was "
                     f"taken back; {trainer.last} can be resumed. {type(e).__name__}: {e}"

@@ -95,8 +95,10 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
             _set_widths(done, model, plan)
         if optimizer is not None:
             _cut_optimizer(done, optimizer, replaced)
-    except Exception as e:
+    except BaseException as e:  # an interrupt, too, must not leave half a cut
         done.undo()
+        if not isinstance(e, Exception):
+            raise
         raise CutError(f"the cut failed and was taken back, nothing has changed: {type(e).__name__}: {e}") from e
     return done
 
