@@ -27,7 +27,9 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("room", ["channels", "config", "cost", "errors", "plan", "report", "schedule", "startup"])
+@pytest.mark.parametrize(
+    "room", ["allocation", "channels", "config", "cost", "errors", "plan", "report", "schedule", "startup"]
+)
 def test_plain_data_rooms_import_neither_torch_nor_ultralytics(room: str) -> None:
     heavy = {
         n for n in imports(room, only_at_import=True) if n.split(".")[0] in {"torch", "torch_pruning", "ultralytics"}
@@ -47,7 +49,7 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 ORDER = (
     ("errors", "channels"),
     ("config", "schedule", "cost", "blocks", "report"),
-    ("plan", "surgery", "graph", "importance", "export"),
+    ("plan", "allocation", "surgery", "graph", "importance", "export"),
     ("planner", "checkpoint", "recalibration"),
     ("oneshot", "session"),
     ("callback",),

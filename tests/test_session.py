@@ -332,6 +332,16 @@ def test_a_cut_before_the_first_epoch_works(run: Run) -> None:
     assert report["final"]["macs"] <= 0.7 * report["dense"]["macs"]
 
 
+def test_what_an_earlier_run_left_in_the_folder_is_not_taken_for_this_one(run: Run, own_folder: Path) -> None:
+    first = run(prune=soon(), name="same", exist_ok=True)
+    dense = report_of(first)["dense"]
+    again = run(prune=PruneCallback(0.3, schedule="one-shot", start=0), name="same", exist_ok=True, epochs=2)
+    assert again.save_dir == first.save_dir
+    assert sorted(p.name for p in (again.save_dir / "pruning").iterdir()) == ["plan-1.json", "report.json"]
+    reference, _ = load_checkpoint(again.wdir / "dense.pt")
+    assert sum(p.numel() for p in reference.parameters()) == dense["params"]
+
+
 def test_a_pruned_checkpoint_is_trained_on_as_it_is_and_can_be_cut_further(run: Run, tiny_data: Path) -> None:
     first = run(prune=soon(0.3))
     slim = {k: v.shape for k, v in load_checkpoint(first.best)[0].state_dict().items()}

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from yolo_prune.allocation import make_plan
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.graph import trace
 from yolo_prune.importance import importance_scores
-from yolo_prune.plan import PrunePlan, make_plan
+from yolo_prune.plan import PrunePlan
 
 
 def plan_cut(

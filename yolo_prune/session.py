@@ -28,12 +28,13 @@ from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import autocast, strip_optimizer, unwrap_model
 
 from yolo_prune import checkpoint
+from yolo_prune.allocation import check_reachable
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, CutError, ExportError, PruneError, TargetError, UnsupportedError
 from yolo_prune.export import check_formats, export_all
 from yolo_prune.graph import trace
-from yolo_prune.plan import PrunePlan, check_reachable
+from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import plan_cut
 from yolo_prune.recalibration import recalibrate
 from yolo_prune.report import CutRecord, Report, Stage
@@ -142,6 +143,8 @@ class Session:
         if self.schedule and not noted:
             _refuse_unsupported(trainer)
             self._begin(model)
+            for stale in (trainer.save_dir / "pruning").glob("*.json"):
+                stale.unlink()  # an earlier run with exist_ok=True may have made more cuts
 
     def _begin(self, model: nn.Module) -> None:
         """Look at the dense network, and refuse a target that it cannot reach."""
@@ -320,7 +323,8 @@ class Session:
         if fitness is None and trainer.args.val:
             _, fitness = _validate(trainer)
         path = trainer.wdir / "dense.pt"
-        if trainer.best.exists():
+        is_of_this_run = trainer.best_fitness is not None and trainer.args.save
+        if is_of_this_run and trainer.best.exists():
             strip_optimizer(trainer.best, s=str(path))
         else:
             with _kept(trainer, "metrics"):
