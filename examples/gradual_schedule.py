@@ -20,4 +20,4 @@ arguments = {
 config = PruneConfig.from_yaml(Path(__file__).with_name("prune.yaml"))
 model = YOLO(arguments["model"])
 PruneCallback(config).attach(model)
-model.train(data=arguments["data"], epochs=int(arguments["epochs"]))
+model.train(data=arguments["data"], epochs=int(arguments["epochs"]), imgsz=int(arguments["imgsz"]))

@@ -9,10 +9,11 @@ from ultralytics import YOLO
 
 from yolo_prune import PruneCallback
 
-arguments = {"model": "yolo11n.pt", "data": "coco8.yaml", "epochs": "60", **dict(a.split("=", 1) for a in sys.argv[1:])}
+arguments = {"model": "yolo11n.pt", "data": "coco8.yaml", "epochs": "60", "imgsz": "640"}
+arguments |= dict(a.split("=", 1) for a in sys.argv[1:])
 
 model = YOLO(arguments["model"])
 PruneCallback(0.5, export=("onnx",)).attach(model)
-model.train(data=arguments["data"], epochs=int(arguments["epochs"]))
+model.train(data=arguments["data"], epochs=int(arguments["epochs"]), imgsz=int(arguments["imgsz"]))
 
 print(f"{sum(p.numel() for p in model.model.parameters()):,} parameters in {model.trainer.best}")
