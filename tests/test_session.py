@@ -399,6 +399,7 @@ def test_an_interrupted_run_resumes_its_schedule_with_the_same_plans(run: Run, o
     report = report_of(run(resumed, PruneCallback(None), resume=True))
     assert [c["epoch"] for c in report["cuts"]] == [c["epoch"] for c in undisturbed["cuts"]]
     assert [c["macs"] for c in report["cuts"]] == [c["macs"] for c in undisturbed["cuts"]]
+    assert all(c["fitness_recovered"] is not None for c in report["cuts"])
     assert report["final"]["macs"] == undisturbed["final"]["macs"]
     assert report["dense"] == {**undisturbed["dense"], "checkpoint": report["dense"]["checkpoint"],
                                "fitness": report["dense"]["fitness"], "bytes": report["dense"]["bytes"]}  # fmt: skip

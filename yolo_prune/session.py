@@ -134,6 +134,7 @@ class Session:
         self._in_epoch = False
         if noted:
             self._continue(noted)
+            self._note_recovered(trainer)
             if config not in (None, self.config):
                 LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
         else:
@@ -184,9 +185,7 @@ class Session:
         if not self._in_epoch:
             return  # the final validation fires the event once more
         self._in_epoch = False
-        best = None if trainer.best_fitness is None else float(trainer.best_fitness)
-        if self.report.cuts:
-            self.report.cuts[-1].fitness_recovered = best
+        self._note_recovered(trainer)
         if not self.pending:
             return
         upcoming, stopper = trainer.epoch + 1, trainer.stopper
@@ -315,6 +314,12 @@ class Session:
         self.report.save(folder)
         if trainer.args.save and trainer.epoch > 0:
             _save_checkpoint(trainer, trainer.last, epoch=trainer.epoch - 1)
+
+    def _note_recovered(self, trainer: BaseTrainer) -> None:
+        """Note the best fitness since the last cut."""
+        if self.report.cuts:
+            best = trainer.best_fitness
+            self.report.cuts[-1].fitness_recovered = None if best is None else float(best)
 
     def _note_dense(self, trainer: BaseTrainer) -> None:
         """Note the dense network's fitness and file, just before the first cut."""
