@@ -153,8 +153,8 @@ class _ChunkedBlock(Adapter):
 
 
 @register(block.C2PSA)
-class _C2PSA(Adapter):
-    """C2PSA: like C2f, but the second half is replaced by the attention's result instead of being joined by it."""
+class _C2PSA(_ChunkedBlock):
+    """C2PSA: chunked likewise, but the attention's result takes the place of the second half."""
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> None:
         _split_halves(shadow, path, module)
@@ -164,9 +164,6 @@ class _C2PSA(Adapter):
             return module.cv2(torch.cat((a, module.m(b)), 1))
 
         module.forward = forward
-
-    def follow(self, module: nn.Module) -> dict[str, int]:
-        return {"c": module.cv1.conv.out_channels // 2}
 
 
 def _split_halves(shadow: Shadow, path: str, module: nn.Module) -> None:
