@@ -125,10 +125,15 @@ def adapter_for(module: nn.Module) -> Adapter | None:
     return _ADAPTERS.get(type(module))
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether a layer reads exactly one input channel per output channel, so that both sides are cut alike."""
+    return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels == module.out_channels
+
+
 def is_known(module: nn.Module) -> bool:
     """Whether a module's tracing is known to be right: it has an adapter, is plain, or acts on each value alone."""
-    if isinstance(module, nn.Conv2d) and module.groups not in (1, module.out_channels):
-        return False  # neither ordinary nor depthwise: its groups would have to shrink alike
+    if isinstance(module, nn.Conv2d) and module.groups != 1 and not is_depthwise(module):
+        return False  # its groups would have to shrink alike
     acts_alone = type(module).__module__ == "torch.nn.modules.activation" and next(module.parameters(), None) is None
     return type(module) in _ADAPTERS or type(module) in _PLAIN or acts_alone
 

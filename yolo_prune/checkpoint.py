@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.blocks import adapter_for
+from yolo_prune.blocks import adapter_for, is_depthwise
 from yolo_prune.errors import CheckpointError
 from yolo_prune.graph import fixed_outputs
 from yolo_prune.surgery import widths
@@ -122,8 +122,7 @@ def _narrow(model: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
 def _resized(layer: nn.Module, sides: Mapping[str, int]) -> nn.Module:
     if isinstance(layer, nn.BatchNorm2d):
         return nn.BatchNorm2d(sides["out"], layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-    depthwise = 1 < layer.groups == layer.in_channels == layer.out_channels
     return nn.Conv2d(
         sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        sides["out"] if depthwise else layer.groups, layer.bias is not None,
+        sides["out"] if is_depthwise(layer) else layer.groups, layer.bias is not None,
     )  # fmt: skip

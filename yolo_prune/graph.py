@@ -12,7 +12,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from yolo_prune.blocks import Lane, Shadow, adapter_for, is_known
+from yolo_prune.blocks import Lane, Shadow, adapter_for, is_depthwise, is_known
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.errors import UnsupportedError
 
@@ -37,8 +37,9 @@ def trace(
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
     image = torch.empty(1, channels, height, width, device="meta")
-    positions = _positions(_weightless(model), image)
-    shadow = _shadow(model)
+    copy = _weightless(model)
+    positions = _positions(copy, image)  # before the adapters change what the copy computes
+    shadow = _shadow(copy)
     layers = _layers(model, positions, shadow.idle)
     fixed = dict(shadow.fixed)
     for path in layers:
@@ -54,7 +55,7 @@ def trace(
 
 def fixed_outputs(model: nn.Module) -> dict[str, str]:
     """Return the layers whose output width the task decides, not the network, with what they predict."""
-    return _shadow(model).fixed
+    return _shadow(_weightless(model)).fixed
 
 
 def _refuse_unknown(model: nn.Module) -> None:
@@ -89,8 +90,9 @@ def _weightless(model: nn.Module) -> nn.Module:
     return copy
 
 
-def _shadow(model: nn.Module) -> Shadow:
-    shadow = Shadow(_weightless(model))
+def _shadow(copy: nn.Module) -> Shadow:
+    """Make a weightless copy traceable, in place."""
+    shadow = Shadow(copy)
     for path, module in list(shadow.model.named_modules()):
         if adapter := adapter_for(module):
             adapter.trace(shadow, path, module)
@@ -107,11 +109,11 @@ def _positions(model: nn.Module, image: torch.Tensor) -> dict[str, int]:
 
         return record
 
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(hook(path))
+    hooks = [m.register_forward_hook(hook(path)) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
         model(image)
+    for handle in hooks:
+        handle.remove()
     return positions
 
 
@@ -173,9 +175,7 @@ def _connected_units(
             unit = parent[unit]
         return unit
 
-    depthwise = {
-        path for path, m in shadow.model.named_modules() if isinstance(m, nn.Conv2d) and 1 < m.groups == m.out_channels
-    }
+    depthwise = {path for path, m in shadow.model.named_modules() if is_depthwise(m)}
     for members in groups:
         first: dict[int, Unit] = {}  # root channel -> a unit that hangs on it
         for path, is_out, indices, roots in members:

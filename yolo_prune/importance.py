@@ -15,6 +15,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from yolo_prune.blocks import is_depthwise
 from yolo_prune.channels import ChannelGraph, ChannelGroup
 
 _CRITERIA: dict[str, Callable[[], Any]] = {
@@ -85,6 +86,6 @@ def _pruning_fn(layer: nn.Module, side: str) -> Callable[..., Any]:
     """Return torch-pruning's function for a side of a layer: by it, importances know which dimension to read."""
     if isinstance(layer, nn.BatchNorm2d):
         return tp.prune_batchnorm_out_channels
-    if isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.out_channels:
+    if is_depthwise(layer):
         return tp.prune_depthwise_conv_out_channels
     return tp.prune_conv_out_channels if side == "out" else tp.prune_conv_in_channels

@@ -82,7 +82,7 @@ class ExportRecord:
 
 @dataclass
 class Report:
-    """The contract of ``report.json``; `docs` of the fields are on the records."""
+    """The contract of ``report.json``; each record above describes its own fields."""
 
     imgsz: list[int]
     dense: Stage

@@ -122,10 +122,6 @@ class Session:
     def __init__(self, trainer: BaseTrainer, config: PruneConfig | None) -> None:
         model = unwrap_model(trainer.model)
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
-        if config is None and not noted:
-            raise CheckpointError(
-                f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5."
-            )
         self.imgsz: int = trainer.args.imgsz
         self.dense_widths: dict[str, int] = {}
         self.config: PruneConfig
@@ -137,12 +133,16 @@ class Session:
             self._note_recovered(trainer)
             if config not in (None, self.config):
                 LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
+        elif config is None:
+            raise CheckpointError(
+                f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5."
+            )
         else:
-            self.config = config or PruneConfig()
+            self.config = config
             self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
         self.schedule = _schedule(self.config, trainer.epochs)
         if self.schedule and not noted:
-            _refuse_unsupported(trainer)
+            _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
             self._begin(model)
             for stale in (trainer.save_dir / "pruning").glob("*.json"):
                 stale.unlink()  # an earlier run with exist_ok=True may have made more cuts
@@ -305,9 +305,9 @@ class Session:
         """Write down what was cut; from here on an interrupted run continues with the cut network."""
         done.set(self.report, "cuts", [*self.report.cuts, record])
         model, ema = unwrap_model(trainer.model), trainer.ema.ema
-        note = self._note()
+        yaml = checkpoint.marked(model, self._note())
         for network in (model, ema):
-            done.set(network, "yaml", checkpoint.marked(network, note))
+            done.set(network, "yaml", yaml)
         folder = trainer.save_dir / "pruning"
         folder.mkdir(parents=True, exist_ok=True)
         plan.save(folder / f"plan-{len(self.report.cuts)}.json")

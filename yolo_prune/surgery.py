@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from yolo_prune.blocks import adapter_for
+from yolo_prune.blocks import adapter_for, is_depthwise
 from yolo_prune.errors import CutError, PlanError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _edits(model: nn.Module, plan: PrunePlan) -> Iterator[tuple[nn.Module, str, 
         module = model.get_submodule(path)
         out = torch.tensor(kept["out"])
         if isinstance(module, nn.Conv2d):
-            slices = {0: out} if _is_depthwise(module) else {0: out, 1: torch.tensor(kept["in"])}
+            slices = {0: out} if is_depthwise(module) else {0: out, 1: torch.tensor(kept["in"])}
             yield module, "weight", module.weight, slices
             if module.bias is not None:
                 yield module, "bias", module.bias, {0: out}
@@ -157,10 +157,6 @@ def _edits(model: nn.Module, plan: PrunePlan) -> Iterator[tuple[nn.Module, str, 
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor.ndim:  # num_batches_tracked is a scalar
                     yield module, name, tensor, {0: out}
-
-
-def _is_depthwise(module: nn.Conv2d) -> bool:
-    return 1 < module.groups == module.in_channels == module.out_channels
 
 
 def _sliced(tensor: torch.Tensor, slices: Slices) -> torch.Tensor:
@@ -185,7 +181,7 @@ def _set_widths(done: Cut, model: nn.Module, plan: PrunePlan) -> None:
     """Let every attribute that tells a width follow."""
     for path, kept in plan.layers.items():
         module = model.get_submodule(path)
-        if isinstance(module, nn.Conv2d) and _is_depthwise(module):
+        if is_depthwise(module):
             done.set(module, "groups", len(kept["out"]))
         for side, attribute in _WIDTH[type(module)].items():
             done.set(module, attribute, len(kept[side]))
