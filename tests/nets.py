@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics import cfg
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn import tasks
+from ultralytics.nn.modules import conv
 from ultralytics.utils import YAML
 
 from yolo_prune.channels import ChannelGraph
@@ -19,12 +19,19 @@ from yolo_prune.config import PruneConfig
 from yolo_prune.graph import trace
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import plan_cut
+from yolo_prune.verification import randomise_norms
 
 FAMILIES = ("yolov8n", "yolo11n", "yolo26n")
 IMGSZ = 96
+KINDS = {
+    "seg": tasks.SegmentationModel,
+    "pose": tasks.PoseModel,
+    "obb": tasks.OBBModel,
+    "cls": tasks.ClassificationModel,
+}
 
 
-def build(name: str, seed: int = 0) -> DetectionModel:
+def build(name: str, seed: int = 0) -> tasks.BaseModel:
     """Return a network whose BatchNorms do something, so that equal outputs mean something."""
     return copy.deepcopy(_build(name, seed))
 
@@ -36,16 +43,28 @@ def graph_of(name: str) -> ChannelGraph:
 
 
 @lru_cache
-def _build(name: str, seed: int) -> DetectionModel:
+def _build(name: str, seed: int) -> tasks.BaseModel:
     torch.manual_seed(seed)
-    model = DetectionModel(f"{name}.yaml", nc=3, verbose=False)
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias)
-            nn.init.normal_(m.running_mean)
-            nn.init.uniform_(m.running_var, 0.5, 2)
+    model = KINDS.get(name.rpartition("-")[2], tasks.DetectionModel)(f"{name}.yaml", nc=3, verbose=False)
+    randomise_norms(model)
     return model
+
+
+class Chain(tasks.BaseModel):
+    """A network of a convolution, some blocks one after the other, and two more convolutions."""
+
+    def __init__(self, width: int, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.yaml: dict[str, Any] = {"channels": 3}
+        self.save: list[int] = []
+        rows = [conv.Conv(3, width, 3, 4), *blocks]
+        with torch.no_grad():
+            made = nn.Sequential(*rows).eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+        rows += [conv.Conv(made, 24, 3), conv.Conv(24, 8)]
+        self.model = nn.Sequential(*rows).train()
+        for i, row in enumerate(self.model):
+            row.i, row.f, row.type = i, -1, type(row).__name__
+        randomise_norms(self)
 
 
 def narrow_yaml(name: str, folder: Path) -> Path:
@@ -60,33 +79,6 @@ def narrow_yaml(name: str, folder: Path) -> Path:
 def make(model: nn.Module, target: float = 0.5, **knobs: Any) -> PrunePlan:
     """Return a plan for a network."""
     return plan_cut(model, PruneConfig(target=target, **knobs), IMGSZ)
-
-
-def kill_channels(model: nn.Module, plan: PrunePlan) -> None:
-    """Set everything that makes a channel which the plan removes to zero, BatchNorm included."""
-    for path, kept in plan.layers.items():
-        layer = model.get_submodule(path)
-        gone = sorted(set(range(plan.widths[path]["out"])) - set(kept["out"]))
-        for parameter in layer.parameters(recurse=False):
-            parameter.data[gone] = 0
-
-
-def outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """Return all predictions of a forward pass, without the feature maps that heads hand through."""
-    with torch.no_grad():
-        return list(_tensors(model(x)))
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if torch.is_tensor(value):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if key != "feats":
-                yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:

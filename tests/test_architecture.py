@@ -9,7 +9,11 @@ import pytest
 
 import yolo_prune
 
-ROOMS = {path.stem: path for path in Path(yolo_prune.__file__).parent.glob("*.py")}
+HOUSE = Path(yolo_prune.__file__).parent
+ROOMS = {
+    ".".join(path.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in HOUSE.rglob("*.py")
+}
 
 
 def imports(room: str, *, only_at_import: bool) -> set[str]:
@@ -20,10 +24,10 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "yolo_prune":
-            names |= {f"yolo_prune.{alias.name}" if alias.name in ROOMS else "yolo_prune" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            rooms = [name for name in inside if name.removeprefix("yolo_prune.") in ROOMS]
+            names |= set(rooms) if len(rooms) == len(inside) else {node.module or ""}
     return names
 
 
@@ -48,9 +52,11 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 
 ORDER = (
     ("errors", "channels"),
-    ("config", "schedule", "cost", "blocks", "report"),
-    ("plan", "allocation", "surgery", "graph", "importance", "export"),
-    ("planner", "checkpoint", "recalibration"),
+    ("config", "schedule", "cost", "report", "zoo"),
+    ("blocks.shadow", "blocks.registry", "blocks.reading"),
+    ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
+    ("layers", "plan", "allocation", "surgery", "graph", "importance", "export"),
+    ("planner", "checkpoint", "recalibration", "verification"),
     ("oneshot", "session"),
     ("callback",),
     ("startup",),

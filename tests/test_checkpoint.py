@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Python
-from nets import FAMILIES, IMGSZ, assert_same_tensors, build, make, outputs, state
+from nets import FAMILIES, IMGSZ, assert_same_tensors, build, make, state
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
 from yolo_prune import checkpoint
 from yolo_prune.errors import CheckpointError
+from yolo_prune.verification import outputs
 
 
 def get_model(

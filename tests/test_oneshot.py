@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nets import IMGSZ, build, outputs
+from nets import IMGSZ, build
 from torch import nn
 from ultralytics import YOLO
 
 from yolo_prune import PruneConfig, checkpoint, prune_model
 from yolo_prune.errors import ConfigError, TargetError, UnsupportedError
+from yolo_prune.verification import outputs
 
 
 def test_a_bare_network_is_cut_in_place() -> None:

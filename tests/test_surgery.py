@@ -5,14 +5,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nets import FAMILIES, IMGSZ, assert_same_tensors, build, kill_channels, make, outputs, state
+from nets import FAMILIES, IMGSZ, assert_same_tensors, build, make, state
 from torch import nn
+from ultralytics.nn.modules import block
 from ultralytics.optim import MuSGD
 
-from yolo_prune import blocks, surgery
+from yolo_prune import surgery
 from yolo_prune.errors import CutError, PlanError
-from yolo_prune.graph import trace
 from yolo_prune.plan import PrunePlan
+from yolo_prune.verification import outputs, verify_cut
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
@@ -44,21 +45,13 @@ def plan() -> PrunePlan:
     return make(build("yolov8n"), importance="random")
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("scope", ["local", "global"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cutting_channels_that_are_dead_changes_no_output(family: str, scope: str, mode: str) -> None:
-    dense = build(family)
-    plan = make(dense, importance="random", scope=scope)
-    kill_channels(dense, plan)
-    pruned = copy.deepcopy(dense)
-    plan.apply(pruned)
+def test_cutting_channels_that_are_dead_changes_no_output(family: str, scope: str) -> None:
+    model = build(family)
+    plan = make(model, importance="random", scope=scope)
     assert plan.macs["after"] < 0.52 * plan.macs["before"]
-    x = torch.rand(2, 3, IMGSZ, IMGSZ)
-    expected, actual = (outputs(getattr(m, mode)(), x) for m in (dense, pruned))
-    assert len(expected) == len(actual) >= 2
-    for a, b in zip(expected, actual, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
+    assert max(verify_cut(model, plan, IMGSZ).values()) < 1e-9
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,9 +65,9 @@ def test_a_cut_network_has_only_stock_classes_and_true_attributes(family: str) -
             assert m.weight.shape[:2] == (m.out_channels, m.in_channels // m.groups)
         elif isinstance(m, nn.BatchNorm2d):
             assert m.weight.shape == m.running_mean.shape == (m.num_features,)
-        elif isinstance(m, (blocks.block.C2f, blocks.block.C2PSA)):
+        elif isinstance(m, (block.C2f, block.C2PSA)):
             assert m.c * 2 == m.cv1.conv.out_channels
-        elif isinstance(m, blocks.block.Attention):
+        elif isinstance(m, block.Attention):
             assert m.num_heads * (2 * m.key_dim + m.head_dim) == m.qkv.conv.out_channels
             assert m.num_heads * m.head_dim == m.proj.conv.in_channels == m.pe.conv.groups
     assert all(b.np == sum(p.numel() for p in b.parameters()) for b in model.model)
@@ -152,7 +145,10 @@ def test_flags_gradients_dtype_and_memory_format_follow(plan: PrunePlan) -> None
 
 
 def test_the_device_stays(plan: PrunePlan) -> None:
-    model = build("yolov8n").to("meta")  # the only other device that every machine has
+    model = build("yolov8n")
+    stride = model.stride.clone()
+    model.to("meta")  # the only other device that every machine has
+    model.model[-1].stride = stride  # Ultralytics reads its values
     plan.apply(model)
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
     assert sum(p.numel() for p in model.parameters()) == plan.params["after"]
@@ -218,7 +214,7 @@ def test_a_finished_cut_can_be_taken_back(plan: PrunePlan) -> None:
 
 def test_a_plan_for_another_network_is_refused_and_changes_nothing(plan: PrunePlan) -> None:
     for model in (build("yolo11n"), build("yolov8n")):
-        if not isinstance(model.model[2], blocks.block.C3k2):
+        if not isinstance(model.model[2], block.C3k2):
             plan.apply(model)  # the second time its widths do not fit any more
         before = state(model)
         with pytest.raises(
@@ -243,16 +239,9 @@ def test_an_optimizer_with_unknown_state_is_refused(plan: PrunePlan) -> None:
         surgery.cut(plan, [model], optimizer)
 
 
-def test_a_fused_network_can_be_cut_too() -> None:
-    dense = build("yolov8n").eval().fuse(verbose=False)
-    plan = make(dense)
-    for path, kept in plan.layers.items():
-        gone = sorted(set(range(plan.widths[path]["out"])) - set(kept["out"]))
-        for parameter in dense.get_submodule(path).parameters(recurse=False):
-            parameter.data[gone] = 0
-    pruned = copy.deepcopy(dense)
-    plan.apply(pruned)
-    x = torch.rand(1, 3, IMGSZ, IMGSZ)
-    for a, b in zip(outputs(dense, x), outputs(pruned, x), strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
-    assert len(trace(pruned, IMGSZ).groups) == len(trace(dense, IMGSZ).groups)
+@pytest.mark.parametrize("family", ["yolov8n", "yolov9t", "yolov10n", "yolo12n", "yolo26n-pose", "yolo26n-seg"])
+def test_a_fused_network_can_be_cut_too(family: str) -> None:
+    model = build(family).eval().fuse(verbose=False)
+    plan = make(model, importance="random")
+    assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
+    assert verify_cut(model, plan, IMGSZ)["eval"] < 1e-9

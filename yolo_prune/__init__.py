@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "BlockAdapter": "blocks",
     "CheckpointError": "errors",
     "ConfigError": "errors",
     "CutError": "errors",
@@ -28,14 +29,18 @@ _HOME = {
     "PruneError": "errors",
     "PrunePlan": "plan",
     "TargetError": "errors",
+    "Shadow": "blocks",
     "UnsupportedError": "errors",
     "prune_model": "oneshot",
+    "register_block": "blocks",
+    "verify_cut": "verification",
 }
 """Public name -> the module it lives in."""
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from yolo_prune.blocks import BlockAdapter, Shadow, register_block
     from yolo_prune.callback import PruneCallback
     from yolo_prune.config import PruneConfig
     from yolo_prune.errors import (
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     )
     from yolo_prune.oneshot import prune_model
     from yolo_prune.plan import PrunePlan
+    from yolo_prune.verification import verify_cut
 
 
 def __getattr__(name: str) -> Any:

@@ -148,11 +148,10 @@ def _to_plan(graph: ChannelGraph, cost: CostModel, kept: np.ndarray, ranked: Seq
     layers: dict[str, dict[str, list[int]]] = {}
     widths: dict[str, dict[str, int]] = {}
     for path, layer in graph.layers.items():
-        sides = {"out": layer.out} if layer.kind == "BatchNorm2d" else {"out": layer.out, "in": layer.inp}
-        if any(removed.get((path, side)) for side in sides):
-            widths[path] = sides
+        if any(removed.get((path, side)) for side in layer.sides):
+            widths[path] = layer.sides
             layers[path] = {
-                side: [i for i in range(n) if i not in removed.get((path, side), ())] for side, n in sides.items()
+                side: [i for i in range(n) if i not in removed.get((path, side), ())] for side, n in layer.sides.items()
             }
     return PrunePlan(
         layers=layers,

@@ -22,10 +22,10 @@ class Layer:
         path: Name in ``model.named_modules()``.
         kind: Class name, e.g. ``Conv2d``.
         out: Output channels.
-        inp: Input channels; equal to ``out`` for a normalisation.
-        groups: Convolution groups; equal to ``out`` for a depthwise convolution.
+        inp: Input channels; 0 for a layer that acts on each channel alone, such as a normalisation.
+        groups: Convolution groups; equal to ``out`` for a depthwise convolution. Groups are removed or kept whole.
         kernel: Weights per (input, output) channel pair; 0 for a layer without such weights.
-        positions: Output positions for one image at the graph's ``imgsz``.
+        positions: How often the weights are applied for one image at the graph's ``imgsz``.
         params_per_out: Parameters per output channel beside the kernel: a bias, or a normalisation's scale and shift.
         deployed: False for layers that a deployed network drops: one of the two branches of an end-to-end head.
     """
@@ -41,9 +41,9 @@ class Layer:
     deployed: bool = True
 
     @property
-    def is_depthwise(self) -> bool:
-        """Whether every output channel reads exactly one input channel, so that both sides are cut alike."""
-        return self.groups > 1 and self.groups == self.inp == self.out
+    def sides(self) -> dict[Side, int]:
+        """Width per side."""
+        return {"out": self.out, "in": self.inp} if self.inp else {"out": self.out}
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,19 @@ class ChannelGraph:
         products: Products of activations.
         groups: Channel groups; every unit of every layer that can be traced is in exactly one.
         bundles: A partition of the groups.
+        kept: Path of a block -> why nothing in it was traced, so that its widths stay.
+        other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
     """
 
     imgsz: tuple[int, int]
     layers: dict[str, Layer]
     groups: tuple[ChannelGroup, ...]
     bundles: tuple[Bundle, ...]
-    products: tuple[Product, ...] = field(default=())
+    products: tuple[Product, ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)
+    other_macs: int = 0
 
     def locked(self) -> list[dict[str, str]]:
         """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""
-        return [
-            {"layer": self.groups[i].name, "why": bundle.locked}
-            for bundle in self.bundles
-            if bundle.locked
-            for i in bundle.groups
-        ]
+        groups = {self.groups[i].name: bundle.locked for bundle in self.bundles for i in bundle.groups if bundle.locked}
+        return [{"layer": path, "why": why} for path, why in {**groups, **self.kept}.items()]

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.blocks import adapter_for, is_depthwise
+from yolo_prune.blocks import adapter_for
 from yolo_prune.errors import CheckpointError
 from yolo_prune.graph import fixed_outputs
-from yolo_prune.surgery import widths
+from yolo_prune.layers import named_layers, resized, widths
 
 KEY = "yolo_prune"
 """The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``."""
@@ -46,9 +46,8 @@ def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, 
     yaml = unmarked(model.yaml)
     task_decides = fixed_outputs(model)
     record: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        if sides := widths(module):
-            record[path] = {side: n for side, n in sides.items() if side != "out" or path not in task_decides}
+    for path, layer in named_layers(model):
+        record[path] = {side: n for side, n in widths(layer).items() if side != "out" or path not in task_decides}
     record[next(iter(record))].pop("in")  # image channels: the data set decides
     first = yaml["backbone"][0]
     return {
@@ -98,18 +97,17 @@ def rebuild(get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights
 
 def _narrow(model: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
     """Give every layer the recorded widths, with fresh weights where they differ."""
+    layers = dict(named_layers(model))
+    if missing := next((path for path in record if path not in layers), None):
+        raise CheckpointError(
+            f"the pruned checkpoint has a layer {missing} that this version of ultralytics does not build; "
+            "use the version that it was trained with."
+        )
     for path, sides in record.items():
-        try:
-            parent, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
-            layer = getattr(parent, name)
-        except AttributeError:
-            raise CheckpointError(
-                f"the pruned checkpoint has a layer {path} that this version of ultralytics does not build; "
-                "use the version that it was trained with."
-            ) from None
-        now = widths(layer)
-        if now and now != {**now, **sides}:
-            setattr(parent, name, _resized(layer, {**now, **sides}))
+        now = widths(layers[path])
+        if now != {**now, **sides}:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, resized(layers[path], {**now, **sides}))
     for module in model.modules():
         if adapter := adapter_for(module):
             for name, value in adapter.follow(module).items():
@@ -117,12 +115,3 @@ def _narrow(model: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
     head = model.model[-1]
     if hasattr(head, "bias_init"):
         head.bias_init()  # fresh last convolutions start from the class prior, as Ultralytics has it
-
-
-def _resized(layer: nn.Module, sides: Mapping[str, int]) -> nn.Module:
-    if isinstance(layer, nn.BatchNorm2d):
-        return nn.BatchNorm2d(sides["out"], layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-    return nn.Conv2d(
-        sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        sides["out"] if is_depthwise(layer) else layer.groups, layer.bias is not None,
-    )  # fmt: skip

@@ -1,9 +1,9 @@
 """Multiply-adds and parameters of any set of widths, without building the network.
 
-Counted are convolutions and the two matrix products of attention, for one image of the graph's size, in the network
-as it is deployed: ``fuse()`` drops one of the two branches of an end-to-end head, so only one counts (both have the
-same widths; the parameters of both count, since the checkpoint holds them). Ultralytics prints GFLOPs, which are two
-per multiply-add.
+Counted are convolutions, linear layers and matrix products, for one image of the graph's size, in the network as it
+is deployed: ``fuse()`` drops one of the two branches of an end-to-end head and merges branches of re-parameterised
+convolutions, so only one counts (the parameters of all count, since the checkpoint holds them). Ultralytics prints
+GFLOPs, which are two per multiply-add.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class CostModel:
         self._out, self._in = out, inp
         self._fixed_out = np.array([layer.out for layer in layers]) - out @ self.widths
         self._fixed_in = np.array([layer.inp for layer in layers]) - inp @ self.widths
-        self._fan = np.array([0 if layer.is_depthwise else 1 / layer.groups for layer in layers])
-        self._single = np.array([float(layer.is_depthwise) for layer in layers])
+        self._per_out = np.array([layer.inp / layer.groups if layer.groups > 1 else 0 for layer in layers])
+        self._reads_all = np.array([float(layer.groups == 1) for layer in layers])
         self._kernel = np.array([layer.kernel for layer in layers], dtype=np.float64)
         self._positions = np.array([layer.positions * layer.deployed for layer in layers], dtype=np.float64)
         self._params_per_out = np.array([layer.params_per_out for layer in layers], dtype=np.float64)
         self._product_macs, self._fixed_product_macs = self._products(graph)
 
     def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
-        per_unit, fixed = np.zeros(len(graph.groups)), 0.0
+        per_unit, fixed = np.zeros(len(graph.groups)), float(graph.other_macs)
         for product in graph.products:
             fixed += product.macs_per_channel * len(product.indices)
             for g, group in enumerate(graph.groups):
@@ -56,7 +56,7 @@ class CostModel:
     def _pairs(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return each layer's output width and its number of (input, output) channel pairs."""
         out = self._fixed_out + self._out @ kept
-        return out, out * (self._single + self._fan * (self._fixed_in + self._in @ kept))
+        return out, out * (self._per_out + self._reads_all * (self._fixed_in + self._in @ kept))
 
     def macs(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return multiply-adds for one image, with ``kept`` units per group (default: all)."""

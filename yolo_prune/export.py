@@ -67,7 +67,7 @@ def _export(checkpoint: Path, name: str, images: torch.Tensor) -> ExportRecord:
 
 
 def compare(checkpoint: str | Path, exported: str | Path, images: torch.Tensor) -> tuple[float | None, float]:
-    """Run both on the same images and return the largest absolute differences of their raw outputs.
+    """Run both on the same images and return the largest absolute differences of their outputs.
 
     Args:
         checkpoint: The ``.pt`` file.
@@ -75,21 +75,51 @@ def compare(checkpoint: str | Path, exported: str | Path, images: torch.Tensor) 
         images: Shape (B, C, H, W), values 0..1.
 
     Returns:
-        Largest difference of a box coordinate in pixels (None for tasks without boxes), and of anything else.
+        Largest difference of a box coordinate in pixels (None for tasks without boxes), and of anything else: scores
+        as they are, what exceeds 1 (mask coefficients, keypoints) relative to the largest of its kind, classes of
+        positions as the share that differs. Networks that are hardly trained predict boxes far larger than the image;
+        their pixels are counted as if the largest were as large as the image.
+
+    Raises:
+        ValueError: If the outputs differ in number or shape.
     """
     device = torch.device("cpu")
-    expected, actual = (_outputs(AutoBackend(str(path), device=device), images) for path in (checkpoint, exported))
+    actual = AutoBackend(str(exported), device=device)
+    expected = AutoBackend(str(checkpoint), device=device)
+    head = expected.model.model[-1]  # computes in a checkpoint what it computes in an export
+    head.export, head.format = True, actual.format
     boxes: float | None = None
     scores = 0.0
-    for a, b in zip(expected, actual, strict=True):
+    for a, b in zip(_outputs(expected, images), _outputs(actual, images), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"output shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
-        diff = (a - b).abs()
-        if a.ndim == 3:  # (1, 4 + scores, anchors)
-            boxes = max(boxes or 0.0, float(diff[:, :4].max()))
-            diff = diff[:, 4:]
-        scores = max(scores, float(diff.max()))
+        if a.ndim == 3:
+            of_boxes, of_rest = _detections(a[0], b[0], max(images.shape[2:]))
+            boxes = max(boxes or 0.0, of_boxes)
+        elif not a.is_floating_point():
+            of_rest = float((a != b).float().mean())
+        else:
+            of_rest = float((a - b).abs().max() / max(1.0, float(a.abs().max())))
+        scores = max(scores, of_rest)
     return boxes, scores
+
+
+def _detections(a: torch.Tensor, b: torch.Tensor, imgsz: int) -> tuple[float, float]:
+    """Compare boxes in pixels, and the rest.
+
+    Args:
+        a: Raw predictions of shape (4 + n, anchors), or an end-to-end list of shape (detections, 6 + n).
+        b: Of the same shape.
+        imgsz: Longer side of the image in pixels.
+    """
+    if a.shape[0] > a.shape[1]:  # a list, sorted by score; where scores are equal its order and its end are arbitrary
+        scores = float((a[:, 4] - b[:, 4]).abs().max())
+        clear = a[a[:, 4] > a[-1, 4] + SCORE_TOLERANCE]
+        return (float(torch.cdist(clear, b).min(dim=1).values.max()) if len(clear) else 0.0), scores
+    diff = (a - b).abs()
+    beyond = max(1.0, float(a[:4].abs().max()) / imgsz)
+    rest = diff[4:] / a[4:].abs().amax(dim=1, keepdim=True).clamp(min=1)
+    return float(diff[:4].max()) / beyond, float(rest.max())
 
 
 def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
@@ -99,9 +129,8 @@ def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
     with torch.no_grad():
         for image in images:
             result = backend(image[None])
-            outputs += [
-                t.float().cpu()
-                for t in (result if isinstance(result, (list, tuple)) else [result])
-                if torch.is_tensor(t)
+            tensors = [
+                t.cpu() for t in (result if isinstance(result, (list, tuple)) else [result]) if torch.is_tensor(t)
             ]
+            outputs += [t.float() if t.is_floating_point() else t for t in tensors]
     return outputs

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch_pruning as tp
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from yolo_prune.blocks import Lane, Shadow, adapter_for, is_depthwise, is_known
+from yolo_prune.blocks import Call, Lane, Shadow, Unit, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.errors import UnsupportedError
-
-Unit = tuple[str, str, int]
-"""(layer path, side, channel)"""
+from yolo_prune.layers import is_grouped, named_layers, widths
 
 
 def trace(
@@ -31,49 +33,45 @@ def trace(
         ignored: Maps a layer path to the reason why the user wants its output width kept, or to None.
 
     Raises:
-        UnsupportedError: If the network has a block that cannot be traced yet, named with its place.
+        UnsupportedError: If this is no such network, or if a row of it can be neither traced nor kept as it is.
     """
-    _refuse_unknown(model)
+    if not isinstance(getattr(model, "model", None), nn.Sequential):
+        raise UnsupportedError(
+            f"{type(model).__name__} is not an Ultralytics YOLO network; pass YOLO('….pt') or its .model."
+        )
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    image = torch.empty(1, channels, height, width, device="meta")
+    image = torch.empty(1, image_channels(model), height, width, device="meta")
     copy = _weightless(model)
-    positions = _positions(copy, image)  # before the adapters change what the copy computes
-    shadow = _shadow(copy)
-    layers = _layers(model, positions, shadow.idle)
+    run = _stock_run(copy, image)  # before the adapters change what the copy computes
+    shadow = shadow_of(copy, run.calls)
+    layers = _layers(model, run.positions, shadow.idle)
     fixed = dict(shadow.fixed)
     for path in layers:
         if ignored and (pattern := ignored(path)):
             fixed.setdefault(path, f"kept on request (ignored_layers has {pattern})")
-    units = _connected_units(_shadow_groups(shadow, image), shadow)
+    grouped = {path: layer for path, layer in named_layers(model) if is_grouped(layer)}
+    units = _connected_units(_shadow_groups(shadow, image), shadow, grouped)
     groups, lanes = _channel_groups(units, list(layers), fixed, shadow.ties)
-    products = tuple(
-        Product(path, layer, tuple(indices), positions[layer] ** 2) for path, layer, indices in shadow.products
+    products = tuple(Product(path, layer, tuple(channels), macs) for path, layer, channels, macs in shadow.products)
+    graph = ChannelGraph(
+        (height, width), layers, groups, _bundles(groups, lanes, shadow.ties), products, dict(shadow.kept)
     )
-    return ChannelGraph((height, width), layers, groups, _bundles(groups, lanes, shadow.ties), products)
+    return replace(graph, other_macs=_other_macs(graph, run, shadow.idle))
 
 
 def fixed_outputs(model: nn.Module) -> dict[str, str]:
     """Return the layers whose output width the task decides, not the network, with what they predict."""
-    return _shadow(_weightless(model)).fixed
+    copy = _weightless(model)
+    image = torch.empty(1, image_channels(model), 256, 256, device="meta")
+    return shadow_of(copy, _stock_run(copy, image).calls).fixed
 
 
-def _refuse_unknown(model: nn.Module) -> None:
-    if not hasattr(model, "model") or not isinstance(model.model, nn.Sequential):
-        raise UnsupportedError(
-            f"{type(model).__name__} is not an Ultralytics YOLO network; pass YOLO('….pt') or its .model."
-        )
-    for path, module in model.model.named_modules():
-        if path and not is_known(module):
-            raise UnsupportedError(
-                f"model.{path} is {_named(module)}, a block that yolo_prune cannot cut yet; "
-                "supported are the detection models of YOLOv8, YOLO11 and YOLO26."
-            )
-
-
-def _named(module: nn.Module) -> str:
-    grouped = isinstance(module, nn.Conv2d) and f" with {module.groups} groups"
-    return f"a {type(module).__name__}{grouped or ''}"
+def image_channels(model: nn.Module) -> int:
+    """Return the number of channels of an input image."""
+    yaml = getattr(model, "yaml", None) or {}
+    if "channels" in yaml:
+        return int(yaml["channels"])
+    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
 
 
 def _weightless(model: nn.Module) -> nn.Module:
@@ -85,66 +83,124 @@ def _weightless(model: nn.Module) -> nn.Module:
     for module in copy.modules():  # whoever listens to the network does not want to hear of its copy
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        if "shape" in module.__dict__:  # a head that remembers real anchors for an image size would use them again
-            module.shape = None
+        for memory in ("shape", "shapes"):  # a head that remembers real anchors for an image size would use them again
+            if memory in module.__dict__:
+                setattr(module, memory, None)
     return copy
 
 
-def _shadow(copy: nn.Module) -> Shadow:
-    """Make a weightless copy traceable, in place."""
-    shadow = Shadow(copy)
-    for path, module in list(shadow.model.named_modules()):
-        if adapter := adapter_for(module):
-            adapter.trace(shadow, path, module)
-    return shadow
+@dataclass
+class _Run:
+    """What a stock forward pass shows.
+
+    Attributes:
+        calls: Path of a module -> what it took and returned, per call.
+        positions: Path of a layer -> how often its weights are applied.
+        macs: Path of a module that was called -> multiply-adds in it, as torch counts them; "" is the network.
+    """
+
+    calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
+    positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    macs: dict[str, int] = field(default_factory=dict)
 
 
-def _positions(model: nn.Module, image: torch.Tensor) -> dict[str, int]:
-    """Run the stock forward pass on the meta device and return each layer's output positions."""
-    positions: dict[str, int] = {}
+def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
+    run = _Run()
 
     def hook(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            positions[path] = positions.get(path, 0) + output[0, 0].numel()
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            run.calls[path].append((inputs, output))
+            if isinstance(module, nn.ConvTranspose2d):  # its weights meet every input position
+                run.positions[path] += inputs[0][0, 0].numel()
+            elif isinstance(module, nn.Conv2d):
+                run.positions[path] += output[0, 0].numel()
+            elif isinstance(module, nn.Linear):
+                run.positions[path] += output[..., 0].numel()
 
         return record
 
-    hooks = [m.register_forward_hook(hook(path)) for path, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    with torch.no_grad():
+    hooks = [module.register_forward_hook(hook(path)) for path, module in model.named_modules()]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     for handle in hooks:
         handle.remove()
-    return positions
+    root = type(model).__name__
+    for name, flops in counter.get_flop_counts().items():
+        if name == root or name.startswith(f"{root}."):
+            run.macs[name[len(root) + 1 :]] = sum(flops.values()) // 2
+    return run
+
+
+def _other_macs(graph: ChannelGraph, run: _Run, idle: Iterable[str]) -> int:
+    """Return the multiply-adds of a deployed network that belong neither to a layer nor to a declared product."""
+    dropped = tuple(idle)
+
+    def explained(prefixes: tuple[str, ...]) -> int:
+        macs = sum(
+            layer.kernel * layer.positions * layer.out * layer.inp // layer.groups
+            for path, layer in graph.layers.items()
+            if path.startswith(prefixes)
+        )
+        products = (p.macs_per_channel * len(p.indices) for p in graph.products if p.path.startswith(prefixes))
+        return macs + sum(products)
+
+    in_dropped = [path for path in run.macs if path.startswith(dropped)] if dropped else []
+    outermost = [p for p in in_dropped if not any(p.startswith(f"{q}.") for q in in_dropped)]
+    idle_macs = sum(run.macs[path] for path in outermost) - (explained(dropped) if dropped else 0)
+    return run.macs.get("", 0) - explained(("",)) - idle_macs
 
 
 def _layers(model: nn.Module, positions: dict[str, int], idle: Iterable[str]) -> dict[str, Layer]:
     layers = {}
-    for path, m in model.named_modules():
-        deployed = not path.startswith(tuple(idle))
-        if isinstance(m, nn.Conv2d):
-            kernel = m.kernel_size[0] * m.kernel_size[1]
-            layers[path] = Layer(
-                path, "Conv2d", m.out_channels, m.in_channels, m.groups, kernel, positions.get(path, 0),
-                int(m.bias is not None), deployed,
-            )  # fmt: skip
-        elif isinstance(m, nn.BatchNorm2d):
-            layers[path] = Layer(path, "BatchNorm2d", m.num_features, m.num_features, params_per_out=2 * m.affine)
+    for path, m in named_layers(model):
+        sides = widths(m)
+        weight: Any = getattr(m, "weight", None)
+        has_kernel = "in" in sides and weight is not None
+        per_channel = [p for n, p in m.named_parameters() if n != "weight"] if has_kernel else None
+        layers[path] = Layer(
+            path=path,
+            kind=type(m).__name__,
+            out=sides["out"],
+            inp=sides.get("in", 0),
+            groups=getattr(m, "groups", 1),
+            kernel=math.prod(weight.shape[2:]) if has_kernel else 0,
+            positions=positions.get(path, 0),
+            params_per_out=len(per_channel) if per_channel is not None else _count(m) // sides["out"],
+            deployed=not path.startswith(tuple(idle)),
+        )
     return layers
 
 
-def _shadow_groups(shadow: Shadow, image: torch.Tensor) -> Iterable[list[tuple[str, bool, list[int], list[int]]]]:
-    """Yield torch-pruning's groups until every output channel of every convolution is in one.
+def _count(layer: nn.Module | nn.Parameter) -> int:
+    return layer.numel() if isinstance(layer, nn.Parameter) else sum(p.numel() for p in layer.parameters())
 
-    Yields:
-        Per group a list of (shadow layer path, is output side, channels, root channel of each).
-    """
+
+@dataclass
+class _Component:
+    """Units that go together, and why they cannot go at all."""
+
+    units: list[Unit] = field(default_factory=list)
+    locked: str | None = None
+
+
+Member = tuple[str, bool, list[int], list[int]]
+"""(shadow layer path, is output side, channels, root channel of each)"""
+
+
+def _shadow_groups(shadow: Shadow, image: torch.Tensor) -> Iterable[list[Member]]:
+    """Yield torch-pruning's groups until every output channel of every convolution is in one."""
+    for module in shadow.model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            _ungroup(module)  # groups are joined afterwards, in terms of the real network
     paths = {module: path for path, module in shadow.model.named_modules()}
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph().build_dependency(shadow.model, image, verbose=False)
+        graph = tp.DependencyGraph().build_dependency(
+            shadow.model, image, forward_fn=lambda _, x: shadow.run(x), verbose=False
+        )
         seen: dict[str, set[int]] = defaultdict(set)
         for module in list(graph.module2node):
-            if not isinstance(module, nn.Conv2d):
+            if not isinstance(module, nn.modules.conv._ConvNd):
                 continue
             missing = [i for i in range(module.out_channels) if i not in seen[paths[module]]]
             if not missing:
@@ -153,7 +209,7 @@ def _shadow_groups(shadow: Shadow, image: torch.Tensor) -> Iterable[list[tuple[s
             members = []
             for item in graph.get_pruning_group(module, prune_out, missing):
                 path = paths.get(item.dep.layer)
-                if path is None or not isinstance(item.dep.layer, (nn.Conv2d, nn.BatchNorm2d)):
+                if path is None or not isinstance(item.dep.layer, (nn.modules.conv._ConvNd, nn.BatchNorm2d)):
                     continue  # an operation without parameters, such as an addition
                 is_out = graph.is_out_channel_pruning_fn(item.dep.handler)
                 if is_out:
@@ -162,10 +218,18 @@ def _shadow_groups(shadow: Shadow, image: torch.Tensor) -> Iterable[list[tuple[s
             yield members
 
 
-def _connected_units(
-    groups: Iterable[list[tuple[str, bool, list[int], list[int]]]], shadow: Shadow
-) -> list[list[Unit]]:
-    """Join what hangs together over all groups, in terms of the real network: lists of units that go together."""
+def _ungroup(conv: nn.modules.conv._ConvNd) -> None:
+    """Let a weightless convolution read all of its input channels."""
+    if conv.groups > 1:
+        first, second = conv.out_channels, conv.in_channels
+        if conv.transposed:
+            first, second = second, first
+        conv.groups = 1
+        conv.weight = nn.Parameter(torch.empty(first, second, *conv.kernel_size, device="meta"))
+
+
+def _connected_units(groups: Iterable[list[Member]], shadow: Shadow, grouped: dict[str, Any]) -> list[_Component]:
+    """Join what hangs together over all groups, in terms of the real network."""
     parent: dict[Unit, Unit] = {}
 
     def find(unit: Unit) -> Unit:
@@ -175,30 +239,40 @@ def _connected_units(
             unit = parent[unit]
         return unit
 
-    depthwise = {path for path, m in shadow.model.named_modules() if is_depthwise(m)}
+    locked: dict[Unit, str] = {}
     for members in groups:
         first: dict[int, Unit] = {}  # root channel -> a unit that hangs on it
+        reasons: dict[int, str] = {}
         for path, is_out, indices, roots in members:
-            if path in shadow.stand_ins:
-                continue
-            real, channels = shadow.slices.get(path, (path, None))
-            sides = ("out", "in") if path in depthwise else ("out",) if is_out else ("in",)
             for index, root in zip(indices, roots, strict=True):
-                for side in sides:
-                    channel = channels[index] if channels is not None and side == "out" else index
-                    unit = find((real, side, channel))
-                    if root in first:
-                        parent[unit] = find(first[root])
-                    else:
-                        first[root] = unit
-    joined: dict[Unit, list[Unit]] = defaultdict(list)
+                if path in shadow.locks:
+                    reasons[root] = shadow.locks[path]
+                for unit in shadow.units(path, "out" if is_out else "in", index):
+                    parent[find(unit)] = find(first.setdefault(root, unit))
+        locked.update({first[root]: why for root, why in reasons.items() if root in first})
+    for one, other in shadow.joined:
+        parent[find(one)] = find(other)
+    for path, layer in grouped.items():
+        for side, width in (("out", layer.out_channels), ("in", layer.in_channels)):
+            share = width // layer.groups
+            for channel in range(width):
+                if (path, side, channel) in parent:
+                    parent[find((path, side, channel))] = find((path, "out", channel // share * _outs(layer)))
+    joined: dict[Unit, _Component] = defaultdict(_Component)
     for unit in parent:
-        joined[find(unit)].append(unit)
+        joined[find(unit)].units.append(unit)
+    for unit, why in locked.items():
+        joined[find(unit)].locked = why
     return list(joined.values())
 
 
+def _outs(layer: nn.modules.conv._ConvNd) -> int:
+    """Return the output channels of one group of a convolution."""
+    return layer.out_channels // layer.groups
+
+
 def _channel_groups(
-    components: list[list[Unit]], order: list[str], fixed: dict[str, str], ties: list[list[Lane]]
+    components: list[_Component], order: list[str], fixed: dict[str, str], ties: list[list[Lane]]
 ) -> tuple[tuple[ChannelGroup, ...], list[frozenset[tuple[int, int]]]]:
     """Sort components that touch the same members, and the same lanes of ties, into channel groups.
 
@@ -212,23 +286,24 @@ def _channel_groups(
             for index in indices:
                 lane_of[path, side, index].add((t, n))
 
-    alike: dict[tuple[tuple[tuple[str, str], ...], frozenset[tuple[int, int]]], list[list[Unit]]] = defaultdict(list)
-    for units in components:
-        units.sort(key=lambda u: (u[1] == "in", rank[u[0]], u[2]))  # what makes the channel comes first
+    Signature = tuple[tuple[tuple[str, str], ...], frozenset[tuple[int, int]], str | None]
+    alike: dict[Signature, list[list[Unit]]] = defaultdict(list)
+    for component in components:
+        units = sorted(component.units, key=lambda u: (u[1] == "in", rank[u[0]], u[2]))  # what makes it comes first
         lanes = frozenset().union(*(lane_of[u] for u in units))
-        alike[tuple((path, side) for path, side, _ in units), lanes].append(units)
+        alike[tuple((path, side) for path, side, _ in units), lanes, component.locked].append(units)
 
     groups, group_lanes = [], []
-    for (signature, lanes), rows in sorted(alike.items(), key=lambda kv: [(rank[p], s) for p, s in kv[0][0]]):
+    for (signature, lanes, locked), rows in sorted(alike.items(), key=lambda kv: [(rank[p], s) for p, s in kv[0][0]]):
         rows.sort(key=lambda units: units[0][2])
         columns: dict[tuple[str, str], list[int]] = defaultdict(list)
         for column, member in enumerate(signature):
             columns[member].append(column)
         table = np.array([[index for _, _, index in units] for units in rows], dtype=np.int64)
-        locked = next((fixed[path] for path, side in signature if side == "out" and path in fixed), None)
+        why = next((fixed[path] for path, side in signature if side == "out" and path in fixed), locked)
         if signature[0][1] == "in":
-            locked = locked or "nothing in the network makes these channels"
-        groups.append(ChannelGroup(signature[0][0], {m: table[:, c] for m, c in columns.items()}, locked))
+            why = why or "nothing in the network makes these channels"
+        groups.append(ChannelGroup(signature[0][0], {m: table[:, c] for m, c in columns.items()}, why))
         group_lanes.append(lanes)
     return tuple(groups), group_lanes
 
@@ -236,17 +311,19 @@ def _channel_groups(
 def _bundles(
     groups: tuple[ChannelGroup, ...], lanes: list[frozenset[tuple[int, int]]], ties: list[list[Lane]]
 ) -> tuple[Bundle, ...]:
-    """Join groups whose lanes are tied. A bundle is locked if one of its groups is, or if its lanes do not fit."""
+    """Join groups whose lanes are tied: they all keep the same share. A bundle is locked if one of its groups is."""
     in_lane: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, memberships in enumerate(lanes):
         for lane in memberships:
             in_lane[lane].append(i)
     bundle_of = list(range(len(groups)))
-    torn: set[int] = set()
+    untraced: set[int] = set()
     for t, tie in enumerate(ties):
         together = [i for n in range(len(tie)) for i in in_lane[t, n]]
-        if any(len(in_lane[t, n]) != 1 for n in range(len(tie))):
-            torn.update(together)
+        if not together:
+            continue
+        if not all(in_lane[t, n] for n in range(len(tie))):
+            untraced.update(together)
         old = {bundle_of[i] for i in together}
         bundle_of = [min(old) if b in old else b for b in bundle_of]
 
@@ -255,10 +332,12 @@ def _bundles(
         members[b].append(i)
     bundles = []
     for indices in members.values():
-        widths = [groups[i].width for i in indices]
-        steps = min(widths)
-        locked = next((groups[i].locked for i in indices if groups[i].locked), None)
-        if torn.intersection(indices) or any(w % steps for w in widths):
-            locked = locked or "parts of equal width mix several channel groups"
-        bundles.append(Bundle(tuple(indices), tuple(w // steps for w in widths), steps, locked))
+        sizes = [groups[i].width for i in indices]
+        steps = math.gcd(*sizes)
+        locked = next((why for i in indices if (why := groups[i].locked)), None)
+        if untraced.intersection(indices):
+            locked = locked or "has to keep the width of something that cannot be cut"
+        elif steps == 1 and max(sizes) > 1:
+            locked = locked or f"widths {', '.join(map(str, sorted(set(sizes))))} have no common share to remove"
+        bundles.append(Bundle(tuple(indices), tuple(n // steps for n in sizes), steps, locked))
     return tuple(bundles)

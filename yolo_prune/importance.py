@@ -6,7 +6,7 @@ shadow copy, so a look-alike is built from the plain data: a list of (dependency
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from yolo_prune.blocks import is_depthwise
 from yolo_prune.channels import ChannelGraph, ChannelGroup
+from yolo_prune.layers import Layer, is_grouped, named_layers
 
 _CRITERIA: dict[str, Callable[[], Any]] = {
     "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
@@ -65,10 +65,11 @@ def importance_scores(model: nn.Module, graph: ChannelGraph, criterion: str, see
     score = _CRITERIA[criterion]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return [_scores(score, model, group) for group in graph.groups]
+        layers = dict(named_layers(model))
+        return [_scores(score, layers, group) for group in graph.groups]
 
 
-def _scores(score: Any, model: nn.Module, group: ChannelGroup) -> np.ndarray:
+def _scores(score: Any, layers: Mapping[str, Layer], group: ChannelGroup) -> np.ndarray:
     members = [
         _Member(
             _Dependency(layer, _pruning_fn(layer, side)),
@@ -76,16 +77,25 @@ def _scores(score: Any, model: nn.Module, group: ChannelGroup) -> np.ndarray:
             np.repeat(np.arange(group.width), table.shape[1]).tolist(),
         )
         for (path, side), table in group.members.items()
-        for layer in [model.get_submodule(path)]
+        for layer in [layers[path]]
+        if _is_scored(layer, side)
     ]
     result = score(members)
     return np.ones(group.width) if result is None else result.detach().cpu().double().numpy()[: group.width]
+
+
+def _is_scored(layer: Layer, side: str) -> bool:
+    """Whether a criterion can read this side: not that of one value per channel, nor inputs that groups share out."""
+    shares_out = is_grouped(layer) and layer.groups < layer.in_channels
+    return isinstance(layer, nn.Module) and not (side == "in" and shares_out)
 
 
 def _pruning_fn(layer: nn.Module, side: str) -> Callable[..., Any]:
     """Return torch-pruning's function for a side of a layer: by it, importances know which dimension to read."""
     if isinstance(layer, nn.BatchNorm2d):
         return tp.prune_batchnorm_out_channels
-    if is_depthwise(layer):
+    if is_grouped(layer):
         return tp.prune_depthwise_conv_out_channels
+    if isinstance(layer, nn.Linear):
+        return tp.prune_linear_out_channels if side == "out" else tp.prune_linear_in_channels
     return tp.prune_conv_out_channels if side == "out" else tp.prune_conv_in_channels

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from yolo_prune.blocks import adapter_for, is_depthwise
+from yolo_prune.blocks import adapter_for
 from yolo_prune.errors import CutError, PlanError, UnsupportedError
+from yolo_prune.layers import Slices, attributes, named_layers, tensors, widths
 
 if TYPE_CHECKING:
     from yolo_prune.plan import PrunePlan
-
-Slices = dict[int, torch.Tensor]
-"""Dimension -> kept indices."""
 
 _MISSING = object()
 
@@ -105,9 +103,9 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
 
 def _check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
     for model in models:
-        modules = dict(model.named_modules())
+        layers = dict(named_layers(model))
         for path, expected in plan.widths.items():
-            has = widths(modules[path]) if path in modules else None
+            has = widths(layers[path]) if path in layers else None
             if has != expected:
                 raise PlanError(
                     f"the plan is for another network: {path} has widths {has or 'unknown'}, the plan expects "
@@ -116,13 +114,6 @@ def _check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
             for side, kept in plan.layers[path].items():
                 if kept[-1] >= expected[side]:
                     raise PlanError(f"the plan is damaged: {path} {side} keeps channel {kept[-1]} of {expected[side]}.")
-
-
-_WIDTH: dict[type[nn.Module], dict[str, str]] = {
-    nn.Conv2d: {"out": "out_channels", "in": "in_channels"},
-    nn.BatchNorm2d: {"out": "num_features"},
-}
-"""Layer class -> side -> the attribute that holds its width."""
 
 
 def network_of(model: Any) -> nn.Module:
@@ -137,26 +128,17 @@ def network_of(model: Any) -> nn.Module:
     raise UnsupportedError(f"{model!r:.200} is no YOLO model with weights that can be cut; load a .pt or .yaml file.")
 
 
-def widths(module: nn.Module) -> dict[str, int] | None:
-    """Return the channels of a layer per side, ``{"out": n, "in": n}``, or None if it is no layer with channels."""
-    attributes = _WIDTH.get(type(module))
-    return {side: getattr(module, name) for side, name in attributes.items()} if attributes else None
-
-
 def _edits(model: nn.Module, plan: PrunePlan) -> Iterator[tuple[nn.Module, str, torch.Tensor, Slices]]:
     """Yield every tensor to slice: (owner, name, tensor, slices)."""
+    layers = dict(named_layers(model))
     for path, kept in plan.layers.items():
-        module = model.get_submodule(path)
-        out = torch.tensor(kept["out"])
-        if isinstance(module, nn.Conv2d):
-            slices = {0: out} if is_depthwise(module) else {0: out, 1: torch.tensor(kept["in"])}
-            yield module, "weight", module.weight, slices
-            if module.bias is not None:
-                yield module, "bias", module.bias, {0: out}
+        layer = layers[path]
+        if isinstance(layer, nn.Parameter):
+            parent, _, name = path.rpartition(".")
+            yield model.get_submodule(parent), name, layer, {0: torch.tensor(kept["out"])}
         else:
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and tensor.ndim:  # num_batches_tracked is a scalar
-                    yield module, name, tensor, {0: out}
+            for name, tensor, slices in tensors(layer, kept):
+                yield layer, name, tensor, slices
 
 
 def _sliced(tensor: torch.Tensor, slices: Slices) -> torch.Tensor:
@@ -178,20 +160,31 @@ def _sliced_parameter(parameter: nn.Parameter, slices: Slices) -> nn.Parameter:
 
 
 def _set_widths(done: Cut, model: nn.Module, plan: PrunePlan) -> None:
-    """Let every attribute that tells a width follow."""
+    """Let every attribute that tells a width follow, and scales that are computed from widths."""
+    layers = dict(named_layers(model))
     for path, kept in plan.layers.items():
-        module = model.get_submodule(path)
-        if is_depthwise(module):
-            done.set(module, "groups", len(kept["out"]))
-        for side, attribute in _WIDTH[type(module)].items():
-            done.set(module, attribute, len(kept[side]))
+        if isinstance(layers[path], nn.Module):
+            sides = {side: len(channels) for side, channels in kept.items()}
+            for name, value in attributes(layers[path], sides).items():
+                done.set(layers[path], name, value)
     for module in model.modules():
         if adapter := adapter_for(module):
-            for name, value in adapter.follow(module).items():
+            follow = adapter.follow(module)
+            for name, channels, factor in adapter.compensate(module, follow):
+                _scale(module.get_submodule(name), channels, factor)
+            for name, value in follow.items():
                 done.set(module, name, value)
     for block in model.model if isinstance(getattr(model, "model", None), nn.Sequential) else ():
         if hasattr(block, "np"):  # parameter count that Ultralytics attaches to each block
             done.set(block, "np", sum(p.numel() for p in block.parameters()))
+
+
+def _scale(layer: nn.Module, channels: slice | list[int], factor: float) -> None:
+    """Scale what a layer makes; its tensors are new ones if its width has changed, else the factor is 1."""
+    if factor != 1:
+        affine = getattr(layer, "bn", getattr(layer, "conv", layer))
+        for tensor in (affine.weight, affine.bias):
+            tensor.data[channels] *= factor
 
 
 def _cut_optimizer(

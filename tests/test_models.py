@@ -1,0 +1,155 @@
+"""Every model that the installed ultralytics can build, and models drawn at random from the same blocks."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from nets import make
+from torch.utils.flop_counter import FlopCounterMode
+from ultralytics.nn import tasks
+from ultralytics.utils import YAML
+
+from yolo_prune import checkpoint
+from yolo_prune.config import PruneConfig
+from yolo_prune.cost import CostModel
+from yolo_prune.graph import trace
+from yolo_prune.planner import plan_cut
+from yolo_prune.surgery import cut
+from yolo_prune.verification import largest_difference, outputs, randomise_norms, verify_cut
+from yolo_prune.zoo import build_model, model_yamls, scaled
+
+SMALLEST = [scaled(path)[0] for path in model_yamls()]
+PIXELS = 128
+
+
+@pytest.mark.parametrize("path", SMALLEST, ids=lambda path: path.stem)
+def test_half_of_the_macs_can_be_cut_from_every_model_and_the_cut_is_right(path: Path) -> None:
+    network = build_model(path).model
+    randomise_norms(network)
+    plan = plan_cut(network, PruneConfig(target=0.5, importance="random"), 640)
+    assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
+    assert max(verify_cut(network, plan, PIXELS).values()) < 1e-9
+
+    plan.apply(network)
+    with FlopCounterMode(display=False) as counter:
+        fused = copy.deepcopy(network).eval().fuse(verbose=False)
+        expected = outputs(fused, torch.zeros(1, 3, PIXELS, PIXELS))
+    assert counter.get_total_flops() // 2 == CostModel(trace(network, PIXELS)).macs()
+    assert expected
+
+    again = checkpoint.rebuild(partial(fresh, type(network)), network.yaml, network)
+    image = torch.rand(1, 3, PIXELS, PIXELS)
+    assert largest_difference(*(outputs(n.eval(), image) for n in (network, again))) == 0
+
+
+def fresh(kind: type[tasks.BaseModel], cfg: dict[str, Any], weights: None, verbose: bool) -> tasks.BaseModel:
+    """Build a network as a trainer's ``get_model`` does."""
+    torch.manual_seed(1)
+    return kind(copy.deepcopy(cfg), ch=cfg["channels"], nc=cfg["nc"], verbose=verbose)
+
+
+@pytest.mark.parametrize(
+    ("name", "ch", "nc", "imgsz"),
+    [
+        ("yolov8n", 1, 1, (128, 64)),
+        ("yolo11n", 4, 3, (64, 192)),
+        ("yolo12n", 6, 200, (128, 96)),
+        ("yolo26n-p2", 3, 2, (64, 128)),
+        ("yolov8n-p6", 2, 120, (128, 192)),
+        ("yolo26n-obb", 5, 1, (96, 64)),
+        ("yolov8n-cls", 1, 7, (64, 96)),
+    ],
+)
+def test_other_inputs_classes_levels_and_rectangles(name: str, ch: int, nc: int, imgsz: tuple[int, int]) -> None:
+    kind = {"cls": tasks.ClassificationModel, "obb": tasks.OBBModel}.get(name[-3:], tasks.DetectionModel)
+    network = kind(f"{name}.yaml", ch=ch, nc=nc, verbose=False)
+    plan = plan_cut(network, PruneConfig(target=0.5, importance="random"), imgsz)
+    assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
+    assert max(verify_cut(network, plan, imgsz).values()) < 1e-9
+    plan.apply(network)
+    with FlopCounterMode(display=False) as counter:
+        outputs(copy.deepcopy(network).eval().fuse(verbose=False), torch.zeros(1, ch, *imgsz))
+    assert counter.get_total_flops() // 2 == plan.macs["after"]
+
+
+WIDTHS = st.sampled_from((16, 24, 32, 64))
+KEEPING = {  # rows that keep the resolution: name -> arguments after the width
+    "C1": (), "C2": (True,), "C2f": (True,), "C2fCIB": (True, True), "C3": (True,), "C3Ghost": (), "C3x": (),
+    "C3k2": (True,), "RepC3": (), "BottleneckCSP": (), "GhostConv": (3,), "GhostBottleneck": (), "SPP": (),
+    "SPPF": (5,), "Conv": (3,), "DWConv": (3,),
+}  # fmt: skip
+KEEPING_OWN = {  # rows that need a width of their own kind
+    "A2C2f": (64, True, 1, True), "C2PSA": (64,), "C2fPSA": (64,), "PSA": (64,), "RepNCSPELAN4": (32, 32, 16, 1),
+    "ELAN1": (32, 32, 16), "SPPELAN": (32, 16),
+}  # fmt: skip
+HALVING = {"Conv": (3, 2), "ADown": (), "AConv": (), "SCDown": (3, 2), "GhostConv": (3, 2), "Focus": (3,)}
+
+
+@st.composite
+def model_yaml(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw a small detection model of up to nine rows, with concatenations, additions and one or two levels."""
+    rows: list[list[Any]] = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [32, 3, 2]]]
+    level = [1, 2]  # how often each row has halved the image
+    for _ in range(draw(st.integers(2, 6))):
+        kind = draw(st.sampled_from(("keep", "keep", "own", "halve", "join")))
+        same = [i for i, n in enumerate(level) if n == level[-1] and i != len(level) - 1]
+        if kind == "join" and same:
+            rows.append([[-1, draw(st.sampled_from(same))], 1, "Concat", [1]])
+        elif kind == "halve" and level[-1] < 5:
+            name = draw(st.sampled_from(sorted(HALVING)))
+            rows.append([-1, 1, name, [draw(WIDTHS), *HALVING[name]]])
+        elif kind == "own":
+            name = draw(st.sampled_from(sorted(KEEPING_OWN)))
+            width, *others = KEEPING_OWN[name]
+            rows.append([-1, 1, "Conv", [width, 1]])
+            level.append(level[-1])
+            rows.append([-1, 1, name, [width, *others]])
+        else:
+            name = draw(st.sampled_from(sorted(KEEPING)))
+            rows.append([-1, draw(st.integers(1, 2)), name, [draw(WIDTHS), *KEEPING[name]]])
+        halved = rows[-1][2] in HALVING and tuple(rows[-1][3][1:]) == HALVING[rows[-1][2]]
+        level.append(level[-1] + halved)
+    last = len(rows) - 1
+    levels = [last]
+    if other := [i for i, n in enumerate(level) if n < level[last]]:
+        levels.insert(0, draw(st.sampled_from(other)))
+    end2end = draw(st.booleans())
+    detect = [levels, 1, "Detect", ["nc"]]
+    return {"nc": 2, "end2end": end2end, "reg_max": draw(st.sampled_from((1, 16))), "backbone": rows, "head": [detect]}
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(
+    yaml=model_yaml(),
+    target=st.floats(0.05, 0.6),
+    scope=st.sampled_from(("local", "global")),
+    round_to=st.sampled_from((1, 2, 4)),
+    importance=st.sampled_from(("random", "l2")),
+)
+def test_any_model_of_known_blocks_is_cut_right(
+    yaml: dict[str, Any], target: float, scope: str, round_to: int, importance: str
+) -> None:
+    torch.manual_seed(0)
+    network = tasks.DetectionModel(copy.deepcopy(yaml), verbose=False)
+    plan = make(network, target, scope=scope, round_to=round_to, importance=importance)
+    assert plan.layers
+    assert max(verify_cut(network, plan, 64).values()) < 1e-9
+    smaller = copy.deepcopy(network)
+    cut(plan, [smaller])
+    second = make(smaller, 0.2, scope=scope, importance=importance)
+    assert max(verify_cut(smaller, second, 64).values()) < 1e-9
+
+
+def test_a_yaml_is_found_with_each_of_its_scales() -> None:
+    names = {name.stem for path in model_yamls() for name in scaled(path)}
+    assert {"yolov8n", "yolov8x-seg-p6", "yolov10n", "yolov9t", "yolo26s-pose", "yoloe-11l", "rtdetr-x"} <= names
+    path = next(p for p in model_yamls() if p.stem == "yolo11")
+    assert [p.stem[-1] for p in scaled(path)] == list(YAML.load(path)["scales"])
+    assert build_model(scaled(path)[0]).model.yaml["scale"] == "n"

@@ -1,0 +1,81 @@
+"""Which adapter belongs to which class of block, for Ultralytics' blocks and for users' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from yolo_prune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from yolo_prune.blocks.shadow import Shadow
+
+
+class BlockAdapter:
+    """What tracing and surgery have to know about one kind of block. The default: nothing.
+
+    Attributes:
+        per_channel: Names of parameters of the block itself, outside of layers, with one value per channel. A tracing
+            forward pass finds a BatchNorm2d of that name in their place.
+    """
+
+    per_channel: ClassVar[tuple[str, ...]] = ()
+
+    def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
+        """Make the shadow's copy of the block traceable, and declare what a cut has to respect.
+
+        Args:
+            shadow: The copy of the network; its methods say what can be declared.
+            path: Path of the block.
+            module: The copy of the block, on the meta device; give it another ``forward`` if its own cannot be traced.
+
+        Returns:
+            Why no channel that the block takes or makes can be removed, if that is so: it is then locked as a whole.
+        """
+        return None
+
+    def follow(self, module: nn.Module) -> dict[str, Any]:
+        """Return the attributes of the real block that depend on its widths, read off its layers after a cut."""
+        return {}
+
+    def compensate(self, module: nn.Module, follow: dict[str, Any]) -> Iterator[tuple[str, slice | list[int], float]]:
+        """Yield (layer inside the block, output channels, factor) where an attribute that follows scales the function.
+
+        Called after the layers have been cut and before the attributes are set to ``follow``.
+        """
+        return iter(())
+
+
+_ADAPTERS: dict[type[nn.Module], BlockAdapter] = {}
+
+
+def register_block(*kinds: type[nn.Module]) -> Callable[[type[BlockAdapter]], type[BlockAdapter]]:
+    """Register an adapter for classes of blocks, as a decorator; a later registration replaces an earlier one.
+
+    Only these exact classes are meant: a subclass may compute something else and is registered by itself.
+
+    Raises:
+        ConfigError: If a kind is no class of modules.
+
+    Example:
+        >>> @register_block(MyBlock)
+        ... class MyBlockAdapter(BlockAdapter):
+        ...     def trace(self, shadow, path, module): ...
+    """
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise ConfigError(f"register_block takes classes of nn.Module, not {kind!r}; give the class of the block.")
+
+    def decorate(adapter: type[BlockAdapter]) -> type[BlockAdapter]:
+        for kind in kinds:
+            _ADAPTERS[kind] = adapter()
+        return adapter
+
+    return decorate
+
+
+def adapter_for(module: nn.Module) -> BlockAdapter | None:
+    """Return the adapter of a block's exact class, or None where none is needed or known."""
+    return _ADAPTERS.get(type(module))

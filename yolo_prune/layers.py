@@ -1,0 +1,96 @@
+"""Layers with channels: where each kind keeps its widths, and which dimensions of its tensors run over channels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from ultralytics.nn.modules.conv import DWConvTranspose2d
+
+from yolo_prune.blocks import adapter_for
+
+Layer: TypeAlias = nn.Module | nn.Parameter
+"""A module of one of the kinds below, or a parameter of a block with one value per channel."""
+
+Slices = dict[int, torch.Tensor]
+"""Dimension -> kept indices."""
+
+_WIDTH: dict[type, dict[str, str]] = {
+    nn.Conv2d: {"out": "out_channels", "in": "in_channels"},
+    nn.ConvTranspose2d: {"out": "out_channels", "in": "in_channels"},
+    DWConvTranspose2d: {"out": "out_channels", "in": "in_channels"},
+    nn.Linear: {"out": "out_features", "in": "in_features"},
+    nn.BatchNorm2d: {"out": "num_features"},
+}
+"""Class -> side -> the attribute that holds its width."""
+
+
+def named_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    """Yield all layers with channels, each with its path, in the order of the network."""
+    for path, module in model.named_modules():
+        if type(module) in _WIDTH:
+            yield path, module
+        adapter = adapter_for(module)
+        for name in adapter.per_channel if adapter else ():
+            if (parameter := getattr(module, name)) is not None:
+                yield f"{path}.{name}", parameter
+
+
+def widths(layer: Layer) -> dict[str, int]:
+    """Return the channels of a layer per side: ``{"out": n, "in": n}``, or only ``"out"``."""
+    if isinstance(layer, nn.Parameter):
+        return {"out": layer.numel()}
+    return {side: getattr(layer, name) for side, name in _WIDTH[type(layer)].items()}
+
+
+def is_grouped(layer: Any) -> bool:
+    """Whether a convolution's groups read channels of their own, so that each group is removed or kept whole."""
+    return isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1
+
+
+def tensors(layer: nn.Module, kept: Mapping[str, list[int]]) -> Iterator[tuple[str, torch.Tensor, Slices]]:
+    """Yield every tensor of a layer that has channels: (name, tensor, what to keep of it)."""
+    out = torch.tensor(kept["out"])
+    for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+        if tensor is None or not tensor.ndim:  # num_batches_tracked is a scalar
+            continue
+        if name == "weight" and "in" in kept:
+            first, second = (out, torch.tensor(kept["in"]))
+            if isinstance(layer, nn.ConvTranspose2d):
+                first, second = second, first
+            yield name, tensor, {0: first} if is_grouped(layer) else {0: first, 1: second}
+        else:
+            yield name, tensor, {0: out}
+
+
+def attributes(layer: nn.Module, sides: Mapping[str, int]) -> dict[str, int]:
+    """Return the attributes of a layer that tell its widths, for widths ``sides``."""
+    told = {name: sides[side] for side, name in _WIDTH[type(layer)].items()}
+    if is_grouped(layer):
+        told["groups"] = sides["in"] * layer.groups // layer.in_channels
+    return told
+
+
+def resized(layer: Layer, sides: Mapping[str, int]) -> Layer:
+    """Return a fresh layer of the same kind and settings with widths ``sides``."""
+    if isinstance(layer, nn.Parameter):
+        return nn.Parameter(layer.detach()[: sides["out"]].clone(), layer.requires_grad)
+    told = attributes(layer, sides)
+    bias = getattr(layer, "bias", None) is not None
+    if isinstance(layer, nn.BatchNorm2d):
+        return nn.BatchNorm2d(sides["out"], layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(sides["in"], sides["out"], bias)
+    if isinstance(layer, nn.ConvTranspose2d):
+        new: nn.Module = nn.ConvTranspose2d(
+            sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding, layer.output_padding,
+            told.get("groups", 1), bias, layer.dilation,
+        )  # fmt: skip
+        new.__class__ = type(layer)  # DWConvTranspose2d differs in its constructor only
+        return new
+    return nn.Conv2d(
+        sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        told.get("groups", 1), bias,
+    )  # fmt: skip

@@ -1,0 +1,114 @@
+"""Whether a cut computes what it should: removing channels that are already zero must change no output.
+
+This one property proves a whole plan. If a layer kept a channel that its producer lost, lost one that its producer
+kept, or if an attribute did not follow, some output would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from yolo_prune.graph import image_channels
+from yolo_prune.layers import is_grouped, named_layers
+from yolo_prune.surgery import cut, network_of
+
+if TYPE_CHECKING:
+    from ultralytics import YOLO
+
+    from yolo_prune.plan import PrunePlan
+
+
+def verify_cut(
+    model: YOLO | nn.Module, plan: PrunePlan, imgsz: int | tuple[int, int] = 64, seed: int = 0
+) -> dict[str, float]:
+    """Compare a network whose removed channels are set to zero with the network that is cut.
+
+    Both are copies in double precision with the same random BatchNorms; the model itself is only read. Channels count
+    as zero when everything that makes them is: an activation with f(0) != 0, such as a sigmoid, shows as a difference.
+
+    Args:
+        model: A ``YOLO`` or its network, with the widths that the plan was made for.
+        plan: The cut, e.g. of a network with blocks of your own.
+        imgsz: Height and width in pixels of the random image that both see.
+        seed: Of the image and the BatchNorms.
+
+    Returns:
+        Largest difference of an output, relative to its largest value, in ``"eval"`` and ``"train"`` mode: about 1e-12
+        for a cut that is right. A fused network has no training mode.
+
+    Raises:
+        PlanError: If the plan was made for another network.
+        CutError: If it cannot be applied.
+    """
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        dense = deepcopy(network_of(model)).cpu().double()
+        randomise_norms(dense)
+        zero_removed(dense, plan)
+        pruned = deepcopy(dense)
+        cut(plan, [pruned])
+        image = torch.rand(1, image_channels(dense), height, width, dtype=torch.float64)
+        differences = {}
+        for mode in ("eval",) if dense.is_fused() else ("eval", "train"):
+            expected, actual = (outputs(network.train(mode == "train"), image, seed) for network in (dense, pruned))
+            differences[mode] = largest_difference(expected, actual)
+    return differences
+
+
+def randomise_norms(model: nn.Module) -> None:
+    """Give every BatchNorm statistics and scales that do something, so that equal outputs mean something."""
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.running_mean)
+            nn.init.uniform_(m.running_var, 0.5, 2)
+            if m.affine:
+                nn.init.uniform_(m.weight, 0.5, 1.5)
+                nn.init.normal_(m.bias)
+
+
+def zero_removed(model: nn.Module, plan: PrunePlan) -> None:
+    """Set everything that makes a channel which the plan removes to zero, in place."""
+    layers = dict(named_layers(model))
+    for path, kept in plan.layers.items():
+        layer = layers[path]
+        gone = sorted(set(range(plan.widths[path]["out"])) - set(kept["out"]))
+        for parameter in [layer] if isinstance(layer, nn.Parameter) else layer.parameters(recurse=False):
+            values = parameter.data
+            if isinstance(layer, nn.ConvTranspose2d) and parameter.ndim == 4 and not is_grouped(layer):
+                values = values.transpose(0, 1)
+            values[gone] = 0
+
+
+def outputs(model: nn.Module, image: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
+    """Return all predictions of a forward pass, without the feature maps that heads hand through."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return list(tensors_in(model(image)))
+
+
+def largest_difference(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> float:
+    """Return the largest difference of two lists of outputs, each relative to the largest expected value."""
+    if [t.shape for t in expected] != [t.shape for t in actual]:
+        return float("inf")
+    return max(
+        float((a - b).abs().max()) / max(1.0, float(a.abs().max())) for a, b in zip(expected, actual, strict=True)
+    )
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested predictions, without the feature maps that heads hand through."""
+    if torch.is_tensor(value):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key != "feats":
+                yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
