@@ -1,8 +1,8 @@
 """The main job on real data: dense and pruned fine-tuning of the same length, through the stock ``yolo`` command.
 
-    python benchmarks/main_job.py --weights ../shared/weights --data ../shared/data/bccd/data.yaml
+    python benchmarks/main_job.py --shared ../shared
 
-For each family two runs: ``yolo train …`` and the same with ``prune=0.5 prune_export=onnx``. Each checkpoint is then
+For each job two runs: ``yolo train …`` and the same with ``prune=0.5 prune_export=onnx``. Each checkpoint is then
 loaded safely and validated in a process that cannot import yolo_prune. Every run writes a file of its own to
 ``benchmarks/results/main_job/``; runs whose file is there are skipped, so an interrupted benchmark goes on where it
 stopped. ``--table`` only prints the table of what is there.
@@ -16,13 +16,56 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "main_job"
-FAMILIES = ("yolov8n", "yolo11n", "yolo26n")
-TRAIN = ("imgsz=224", "epochs=30", "batch=16", "workers=0", "seed=0", "plots=False")
+TRAIN = ("batch=16", "workers=0", "seed=0", "plots=False")
 KINDS: dict[str, tuple[str, ...]] = {"dense": (), "pruned": ("prune=0.5", "prune_export=onnx")}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        start: Weights in ``shared/weights``, or a model YAML of Ultralytics, which then takes what fits from YOLO11n.
+        data: Folder in ``shared/data``.
+        imgsz: Image size in pixels.
+        epochs: Length of both runs.
+        metric: The key of Ultralytics' results that the table shows.
+    """
+
+    start: str
+    data: str
+    imgsz: int
+    epochs: int = 30
+    metric: str = "mAP50-95(B)"
+
+    def arguments(self, shared: Path) -> tuple[str, ...]:
+        """Return the arguments of ``yolo train``."""
+        source = shared / "data" / self.data
+        data = source if self.metric == "accuracy_top1" else source / "data.yaml"
+        weights = shared / "weights"
+        model = (
+            (f"model={self.start}", f"pretrained={weights / 'yolo11n-from-int8.pt'}")
+            if self.start.endswith(".yaml")
+            else (f"model={weights / self.start}",)
+        )
+        return (*model, f"data={data}", f"imgsz={self.imgsz}", f"epochs={self.epochs}", *TRAIN)
+
+
+JOBS = {
+    "yolov8n": Job("yolov8n-from-int8.pt", "bccd", 224),
+    "yolo11n": Job("yolo11n-from-int8.pt", "bccd", 224),
+    "yolo26n": Job("yolo26n-from-int8.pt", "bccd", 224),
+    "yolo12n": Job("yolo12n.yaml", "bccd", 224),
+    "yolo11n-seg": Job("yolo11n-seg.yaml", "nuclei-seg", 256, metric="mAP50-95(M)"),
+    "yolo11n-pose": Job("yolo11n-pose.yaml", "mouse-pose", 256, 40, "mAP50-95(P)"),
+    "yolo11n-obb": Job("yolo11n-obb.yaml", "nuclei-obb", 256),
+    "yolov8n-cls": Job("yolov8n-cls-from-int8.pt", "sign-digits-cls", 64, 20, "accuracy_top1"),
+}
 PLAIN_LOAD = """
 import json, sys
 sys.modules["yolo_prune"] = None  # importing it now raises
@@ -31,43 +74,42 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import torch_safe_load
 checkpoint, data, imgsz = sys.argv[1:]
 torch_safe_load(checkpoint, safe_only=True)
-box = YOLO(checkpoint).val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False).box
-print(json.dumps({"map50_95": box.map, "map50": box.map50}))
+results = YOLO(checkpoint).val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
+print(json.dumps({key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}))
 """
 
 
 def main() -> None:
     """Make the runs that are missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, help="folder with <family>-from-int8.pt")
-    parser.add_argument("--data", type=Path, help="data.yaml")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
     parser.add_argument("--runs", type=Path, default=Path("runs/main_job"), help="folder for the runs")
-    parser.add_argument("--families", nargs="+", default=FAMILIES)
+    parser.add_argument("--jobs", nargs="+", default=tuple(JOBS), choices=tuple(JOBS))
     parser.add_argument("--kinds", nargs="+", default=tuple(KINDS), choices=tuple(KINDS))
     parser.add_argument("--table", action="store_true", help="train nothing")
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for family in () if args.table else args.families:
+    for name in () if args.table else args.jobs:
         for kind in args.kinds:
-            file = RESULTS / f"{family}-{kind}.json"
+            file = RESULTS / f"{name}-{kind}.json"
             if not file.exists():
-                folder = args.runs.resolve() / f"{family}-{kind}"
-                result = run(args.weights / f"{family}-from-int8.pt", args.data, folder, KINDS[kind])
+                folder = args.runs.resolve() / f"{name}-{kind}"
+                result = run(JOBS[name], args.shared.resolve(), folder, KINDS[kind])
                 file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table())
 
 
-def run(weights: Path, data: Path, folder: Path, prune: tuple[str, ...]) -> dict[str, Any]:
+def run(job: Job, shared: Path, folder: Path, prune: tuple[str, ...]) -> dict[str, Any]:
     """Train with the stock command, then look at its ``best.pt`` in a process without yolo_prune."""
     environment = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     yolo = Path(sys.executable).with_name("yolo")
     where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
-    subprocess.run(
-        [yolo, "train", f"model={weights}", f"data={data}", *TRAIN, *where, *prune], check=True, env=environment
-    )
+    arguments = job.arguments(shared)
+    subprocess.run([yolo, "train", *arguments, *where, *prune], check=True, env=environment)
     best = folder / "weights" / "best.pt"
+    data = next(a.partition("=")[2] for a in arguments if a.startswith("data="))
     plain = subprocess.run(
-        [sys.executable, "-c", PLAIN_LOAD, str(best), str(data), TRAIN[0].partition("=")[2]],
+        [sys.executable, "-c", PLAIN_LOAD, str(best), data, str(job.imgsz)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -76,9 +118,9 @@ def run(weights: Path, data: Path, folder: Path, prune: tuple[str, ...]) -> dict
     report_file = folder / "pruning" / "report.json"
     report = json.loads(report_file.read_text()) if prune else {}
     return {
-        "command": " ".join(("yolo train", f"model={weights.name}", f"data={data.parent.name}", *TRAIN, *prune)),
+        "command": " ".join(("yolo train", *(a.replace(f"{shared}/", "") for a in arguments), *prune)),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "plain_process": {**json.loads(plain.stdout.splitlines()[-1]), "bytes": best.stat().st_size},
+        "plain_process": {"metrics": json.loads(plain.stdout.splitlines()[-1]), "bytes": best.stat().st_size},
         "report": _without_paths(report),
     }
 
@@ -93,11 +135,11 @@ def _without_paths(value: Any) -> Any:
 def table() -> str:
     """Return the README's table."""
     lines = [
-        "| model | MACs | params | file | mAP50-95 dense | mAP50-95 pruned | ONNX: largest score difference |",
-        "|---|---|---|---|---|---|---|",
+        "| model | data, px, epochs | MACs | params | file | metric | dense | pruned | ONNX: largest difference |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for family in FAMILIES:
-        files = [RESULTS / f"{family}-{kind}.json" for kind in KINDS]
+    for name, job in JOBS.items():
+        files = [RESULTS / f"{name}-{kind}.json" for kind in KINDS]
         if not all(file.exists() for file in files):
             continue
         dense, pruned = (json.loads(file.read_text()) for file in files)
@@ -105,9 +147,12 @@ def table() -> str:
         macs, params, size = (
             f"{report['final'][k] / report['dense'][k] - 1:+.1%}" for k in ("macs", "params", "bytes")
         )
-        maps = " | ".join(f"{result['plain_process']['map50_95']:.3f}" for result in (dense, pruned))
+        scores = " | ".join(f"{result['plain_process']['metrics'][job.metric]:.3f}" for result in (dense, pruned))
         onnx = report["exports"][0]["max_abs_diff"]
-        lines.append(f"| {family} | {macs} | {params} | {size} | {maps} | {onnx:.0e} |")
+        lines.append(
+            f"| {name} | {job.data}, {job.imgsz}, {job.epochs} | {macs} | {params} | {size} | {job.metric} | {scores} "
+            f"| {onnx:.0e} |"
+        )
     return "\n".join(lines)
 
 
