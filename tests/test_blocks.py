@@ -198,6 +198,17 @@ def test_grouped_convolutions_lose_whole_groups() -> None:
     assert (grouped.in_channels, grouped.out_channels) == (8 * grouped.groups, 4 * grouped.groups)
 
 
+def test_groups_that_read_the_image_stay() -> None:
+    model = Chain(WIDTH, conv.Conv(WIDTH, WIDTH))
+    model.model[0] = conv.DWConv(3, 12, 3, 4)
+    model.model[1] = conv.Conv(12, WIDTH)
+    for i, row in enumerate(model.model):
+        row.i, row.f = i, -1
+    plan = make(model, 0.3, importance="random", ignored_layers=("model.3.*",))
+    assert {"layer": "model.0.conv", "why": "reads the image, group by group"} in plan.locked
+    assert max(verify_cut(model, plan, 64).values()) < 1e-9
+
+
 def test_a_module_that_is_used_twice_is_cut_once() -> None:
     shared = conv.Conv(WIDTH, WIDTH, 3)
     model = Chain(WIDTH, nn.Sequential(shared, conv.Conv(WIDTH, WIDTH), shared))

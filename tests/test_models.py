@@ -26,26 +26,30 @@ from yolo_prune.verification import largest_difference, outputs, randomise_norms
 from yolo_prune.zoo import build_model, model_yamls, scaled
 
 SMALLEST = [scaled(path)[0] for path in model_yamls()]
-PIXELS = 128
 
 
 @pytest.mark.parametrize("path", SMALLEST, ids=lambda path: path.stem)
 def test_half_of_the_macs_can_be_cut_from_every_model_and_the_cut_is_right(path: Path) -> None:
+    pixels = 128 if "p6" in path.stem else 64
     network = build_model(path).model
     randomise_norms(network)
     plan = plan_cut(network, PruneConfig(target=0.5, importance="random"), 640)
     assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
-    assert max(verify_cut(network, plan, PIXELS).values()) < 1e-9
+    assert max(verify_cut(network, plan, pixels).values()) < 1e-9
 
+    assert plan.params["before"] == sum(p.numel() for p in network.parameters())
     plan.apply(network)
+    assert plan.params["after"] == sum(p.numel() for p in network.parameters())
     with FlopCounterMode(display=False) as counter:
         fused = copy.deepcopy(network).eval().fuse(verbose=False)
-        expected = outputs(fused, torch.zeros(1, 3, PIXELS, PIXELS))
-    assert counter.get_total_flops() // 2 == CostModel(trace(network, PIXELS)).macs()
+        expected = outputs(fused, torch.zeros(1, 3, pixels, pixels))
+    assert counter.get_total_flops() // 2 == CostModel(trace(network, pixels)).macs()
     assert expected
 
     again = checkpoint.rebuild(partial(fresh, type(network)), network.yaml, network)
-    image = torch.rand(1, 3, PIXELS, PIXELS)
+    if hasattr(network, "txt_feats"):  # no parameter: a WorldModel draws them until it is told its classes
+        again.txt_feats = network.txt_feats
+    image = torch.rand(1, 3, pixels, pixels)
     assert largest_difference(*(outputs(n.eval(), image) for n in (network, again))) == 0
 
 
@@ -82,12 +86,12 @@ def test_other_inputs_classes_levels_and_rectangles(name: str, ch: int, nc: int,
 WIDTHS = st.sampled_from((16, 24, 32, 64))
 KEEPING = {  # rows that keep the resolution: name -> arguments after the width
     "C1": (), "C2": (True,), "C2f": (True,), "C2fCIB": (True, True), "C3": (True,), "C3Ghost": (), "C3x": (),
-    "C3k2": (True,), "RepC3": (), "BottleneckCSP": (), "GhostConv": (3,), "GhostBottleneck": (), "SPP": (),
+    "C3k2": (True,), "RepC3": (), "BottleneckCSP": (), "GhostConv": (3,), "SPP": (),
     "SPPF": (5,), "Conv": (3,), "DWConv": (3,),
 }  # fmt: skip
 KEEPING_OWN = {  # rows that need a width of their own kind
     "A2C2f": (64, True, 1, True), "C2PSA": (64,), "C2fPSA": (64,), "PSA": (64,), "RepNCSPELAN4": (32, 32, 16, 1),
-    "ELAN1": (32, 32, 16), "SPPELAN": (32, 16),
+    "GhostBottleneck": (64,), "ELAN1": (32, 32, 16), "SPPELAN": (32, 16),
 }  # fmt: skip
 HALVING = {"Conv": (3, 2), "ADown": (), "AConv": (), "SCDown": (3, 2), "GhostConv": (3, 2), "Focus": (3,)}
 
@@ -113,7 +117,8 @@ def model_yaml(draw: st.DrawFn) -> dict[str, Any]:
             rows.append([-1, 1, name, [width, *others]])
         else:
             name = draw(st.sampled_from(sorted(KEEPING)))
-            rows.append([-1, draw(st.integers(1, 2)), name, [draw(WIDTHS), *KEEPING[name]]])
+            repeats = draw(st.integers(1, 2)) if name.startswith(("C", "B", "Rep")) and name != "Conv" else 1
+            rows.append([-1, repeats, name, [draw(WIDTHS), *KEEPING[name]]])
         halved = rows[-1][2] in HALVING and tuple(rows[-1][3][1:]) == HALVING[rows[-1][2]]
         level.append(level[-1] + halved)
     last = len(rows) - 1
@@ -125,7 +130,7 @@ def model_yaml(draw: st.DrawFn) -> dict[str, Any]:
     return {"nc": 2, "end2end": end2end, "reg_max": draw(st.sampled_from((1, 16))), "backbone": rows, "head": [detect]}
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     yaml=model_yaml(),
     target=st.floats(0.05, 0.6),

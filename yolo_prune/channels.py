@@ -117,6 +117,7 @@ class ChannelGraph:
         bundles: A partition of the groups.
         kept: Path of a block -> why nothing in it was traced, so that its widths stay.
         other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
+        other_params: Parameters that belong to no layer, such as embeddings and layer normalisations.
     """
 
     imgsz: tuple[int, int]
@@ -126,6 +127,7 @@ class ChannelGraph:
     products: tuple[Product, ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
     other_macs: int = 0
+    other_params: int = 0
 
     def locked(self) -> list[dict[str, str]]:
         """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""

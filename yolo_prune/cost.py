@@ -38,6 +38,7 @@ class CostModel:
         self._reads_all = np.array([float(layer.groups == 1) for layer in layers])
         self._kernel = np.array([layer.kernel for layer in layers], dtype=np.float64)
         self._positions = np.array([layer.positions * layer.deployed for layer in layers], dtype=np.float64)
+        self._other_params = graph.other_params
         self._params_per_out = np.array([layer.params_per_out for layer in layers], dtype=np.float64)
         self._product_macs, self._fixed_product_macs = self._products(graph)
 
@@ -69,4 +70,4 @@ class CostModel:
     def params(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return the number of parameters, with ``kept`` units per group (default: all)."""
         out, pairs = self._pairs(self.widths if kept is None else np.asarray(kept))
-        return round(float(self._kernel @ pairs + self._params_per_out @ out))
+        return round(float(self._kernel @ pairs + self._params_per_out @ out)) + self._other_params

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.errors import UnsupportedError
+from yolo_prune.layers import Layer as AnyLayer
 from yolo_prune.layers import is_grouped, named_layers, widths
 
 
@@ -56,14 +57,17 @@ def trace(
     graph = ChannelGraph(
         (height, width), layers, groups, _bundles(groups, lanes, shadow.ties), products, dict(shadow.kept)
     )
-    return replace(graph, other_macs=_other_macs(graph, run, shadow.idle))
+    in_layers = {id(p) for _, layer in named_layers(model) for p in _parameters(layer)}
+    return replace(
+        graph,
+        other_macs=_other_macs(graph, run, shadow.idle),
+        other_params=sum(p.numel() for p in model.parameters() if id(p) not in in_layers),
+    )
 
 
 def fixed_outputs(model: nn.Module) -> dict[str, str]:
     """Return the layers whose output width the task decides, not the network, with what they predict."""
-    copy = _weightless(model)
-    image = torch.empty(1, image_channels(model), 256, 256, device="meta")
-    return shadow_of(copy, _stock_run(copy, image).calls).fixed
+    return shadow_of(_weightless(model)).fixed
 
 
 def image_channels(model: nn.Module) -> int:
@@ -152,27 +156,27 @@ def _other_macs(graph: ChannelGraph, run: _Run, idle: Iterable[str]) -> int:
 
 def _layers(model: nn.Module, positions: dict[str, int], idle: Iterable[str]) -> dict[str, Layer]:
     layers = {}
-    for path, m in named_layers(model):
-        sides = widths(m)
-        weight: Any = getattr(m, "weight", None)
-        has_kernel = "in" in sides and weight is not None
-        per_channel = [p for n, p in m.named_parameters() if n != "weight"] if has_kernel else None
+    for path, layer in named_layers(model):
+        sides = widths(layer)
+        has_kernel = "in" in sides
+        weight: Any = getattr(layer, "weight", None)
+        apart = [p for p in _parameters(layer) if not (has_kernel and p is weight)]
         layers[path] = Layer(
             path=path,
-            kind=type(m).__name__,
+            kind=type(layer).__name__,
             out=sides["out"],
             inp=sides.get("in", 0),
-            groups=getattr(m, "groups", 1),
+            groups=getattr(layer, "groups", 1),
             kernel=math.prod(weight.shape[2:]) if has_kernel else 0,
             positions=positions.get(path, 0),
-            params_per_out=len(per_channel) if per_channel is not None else _count(m) // sides["out"],
+            params_per_out=sum(p.numel() for p in apart) // sides["out"],
             deployed=not path.startswith(tuple(idle)),
         )
     return layers
 
 
-def _count(layer: nn.Module | nn.Parameter) -> int:
-    return layer.numel() if isinstance(layer, nn.Parameter) else sum(p.numel() for p in layer.parameters())
+def _parameters(layer: AnyLayer) -> list[nn.Parameter]:
+    return [layer] if isinstance(layer, nn.Parameter) else list(layer.parameters())
 
 
 @dataclass
@@ -253,22 +257,23 @@ def _connected_units(groups: Iterable[list[Member]], shadow: Shadow, grouped: di
     for one, other in shadow.joined:
         parent[find(one)] = find(other)
     for path, layer in grouped.items():
-        for side, width in (("out", layer.out_channels), ("in", layer.in_channels)):
-            share = width // layer.groups
-            for channel in range(width):
-                if (path, side, channel) in parent:
-                    parent[find((path, side, channel))] = find((path, "out", channel // share * _outs(layer)))
+        outs, ins = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+        reads_all = all((path, "in", channel) in parent for channel in range(layer.in_channels))
+        for group in range(layer.groups):
+            first_unit = (path, "out", group * outs)
+            members_of_group = [(path, "out", group * outs + i) for i in range(outs)]
+            members_of_group += [(path, "in", group * ins + i) for i in range(ins)]
+            for unit in members_of_group:
+                if unit in parent:
+                    parent[find(unit)] = find(first_unit)
+            if first_unit in parent and not reads_all:
+                locked[first_unit] = "reads the image, group by group"
     joined: dict[Unit, _Component] = defaultdict(_Component)
     for unit in parent:
         joined[find(unit)].units.append(unit)
     for unit, why in locked.items():
         joined[find(unit)].locked = why
     return list(joined.values())
-
-
-def _outs(layer: nn.modules.conv._ConvNd) -> int:
-    """Return the output channels of one group of a convolution."""
-    return layer.out_channels // layer.groups
 
 
 def _channel_groups(

@@ -77,20 +77,20 @@ def resized(layer: Layer, sides: Mapping[str, int]) -> Layer:
     """Return a fresh layer of the same kind and settings with widths ``sides``."""
     if isinstance(layer, nn.Parameter):
         return nn.Parameter(layer.detach()[: sides["out"]].clone(), layer.requires_grad)
-    told = attributes(layer, sides)
     bias = getattr(layer, "bias", None) is not None
     if isinstance(layer, nn.BatchNorm2d):
-        return nn.BatchNorm2d(sides["out"], layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(sides["in"], sides["out"], bias)
-    if isinstance(layer, nn.ConvTranspose2d):
-        new: nn.Module = nn.ConvTranspose2d(
-            sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding, layer.output_padding,
-            told.get("groups", 1), bias, layer.dilation,
-        )  # fmt: skip
+        new: nn.Module = nn.BatchNorm2d(
+            sides["out"], layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+        )
+    elif isinstance(layer, nn.Linear):
+        new = nn.Linear(sides["in"], sides["out"], bias)
+    else:
+        groups = attributes(layer, sides).get("groups", 1)
+        common = sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding
+        if isinstance(layer, nn.ConvTranspose2d):
+            new = nn.ConvTranspose2d(*common, layer.output_padding, groups, bias, layer.dilation)
+        else:
+            new = nn.Conv2d(*common, layer.dilation, groups, bias)
         new.__class__ = type(layer)  # DWConvTranspose2d differs in its constructor only
-        return new
-    return nn.Conv2d(
-        sides["in"], sides["out"], layer.kernel_size, layer.stride, layer.padding, layer.dilation,
-        told.get("groups", 1), bias,
-    )  # fmt: skip
+    new.__dict__ = {**layer.__dict__, **new.__dict__}  # a layer that is a row of the network knows its place
+    return new

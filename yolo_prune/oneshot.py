@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from ultralytics.nn.tasks import ClassificationModel
 
 from yolo_prune.config import PruneConfig
 from yolo_prune.errors import ConfigError
@@ -31,13 +32,16 @@ class PruneResult:
     plan: PrunePlan
 
 
-def prune_model(model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | None = None, **knobs: Any) -> PruneResult:
+def prune_model(
+    model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | tuple[int, int] | None = None, **knobs: Any
+) -> PruneResult:
     """Cut a model once, in place, without training.
 
     Args:
         model: A ``YOLO`` or its network (``YOLO(...).model``).
         target: Share of the multiply-adds to remove; also a PruneConfig, a dict of knobs or a YAML file.
-        imgsz: Image size in pixels for which multiply-adds are counted (default: the model's own, else 640).
+        imgsz: Image size in pixels, or (height, width), for which multiply-adds are counted (default: the model's own,
+            else 640, for classification 224).
         **knobs: The knobs of a single cut: importance, scope, round_to, max_pruning_ratio, ignored_layers.
 
     Returns:
@@ -62,7 +66,9 @@ def prune_model(model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | None
     network = network_of(model)
     if imgsz is None:
         args = getattr(network, "args", None) or {}
-        imgsz = (args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)) or 640
+        imgsz = (args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)) or (
+            224 if isinstance(network, ClassificationModel) else 640
+        )
     plan = plan_cut(network, config, imgsz)
     plan.apply(network)
     if network is not model:

@@ -121,7 +121,7 @@ class _MaxSigmoidAttention(BlockAdapter):
         heads, text, image = module.nh, module.gl.out_features, module.proj_conv.conv.out_channels
         for layer, width in ((f"{path}.gl", text), (f"{path}.proj_conv.conv", image)):
             shadow.tie(*((layer, "out", head) for head in torch.arange(width).view(heads, -1).tolist()))
-        words = [arguments[1].shape[1] for arguments, _ in shadow.calls.get(path, ())]
+        words = [arguments[1].shape[1] for arguments, _ in shadow.calls_of(path)]
         macs = sum(n * m for n, m in zip(shadow.positions(path), words, strict=True))
         shadow.products.append((path, f"{path}.gl", list(range(text)), macs))
         guide = shadow.as_channels(path, "gl")

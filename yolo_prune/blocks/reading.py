@@ -60,12 +60,13 @@ _HARMLESS_METHODS = {"contiguous", "relu", "sigmoid", "tanh", "clone"}
 _JOINING_METHODS = {"add", "mul", "sub", "add_", "mul_"}
 
 
-def shadow_of(copy: nn.Module, calls: dict[str, list[Call]]) -> Shadow:
+def shadow_of(copy: nn.Module, calls: dict[str, list[Call]] | None = None) -> Shadow:
     """Make a weightless copy of a network traceable, in place.
 
     Args:
         copy: On the meta device.
-        calls: What its modules took and returned in the stock forward pass.
+        calls: What its modules took and returned in the stock forward pass. Without it, nothing is locked: enough to
+            ask what adapters declare, not to trace.
 
     Raises:
         UnsupportedError: If a row of the network that nobody knows takes or makes something else than feature maps.
@@ -87,7 +88,7 @@ def _prepare(shadow: Shadow, path: str, module: nn.Module) -> str | None:
     why: str | None = None
     if adapter := adapter_for(module):
         why = adapter.trace(shadow, path, module)
-    elif not is_read(module, shadow.calls.get(path, [])):
+    elif shadow.calls is not None and not is_read(module, shadow.calls_of(path)):
         why = f"{_named(module)} is unknown to yolo_prune"
     for name, child in list(module.named_children()):
         why = why or _prepare(shadow, f"{path}.{name}", child)

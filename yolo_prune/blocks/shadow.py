@@ -50,7 +50,7 @@ class Shadow:
 
     Attributes:
         model: The copy, on the meta device.
-        calls: Path -> what each module took and returned in the stock forward pass.
+        calls: Path -> what each module took and returned in the stock forward pass; None if there was none.
         ties: Lists of lanes that have to keep the same share of their channels.
         fixed: Path of a layer -> why its output width cannot change.
         kept: Path of a block -> why nothing in it is traced, so that its widths stay.
@@ -60,7 +60,7 @@ class Shadow:
         watched: Results of a forward pass that it does not return; tracing starts from them, too.
     """
 
-    def __init__(self, model: nn.Module, calls: dict[str, list[Call]]) -> None:
+    def __init__(self, model: nn.Module, calls: dict[str, list[Call]] | None) -> None:
         self.model = model
         self.calls = calls
         self.ties: list[list[Lane]] = []
@@ -149,7 +149,11 @@ class Shadow:
 
     def positions(self, path: str) -> list[int]:
         """Return height times width of the feature map that the block at ``path`` takes first, per call."""
-        return [arguments[0][0, 0].numel() for arguments, _ in self.calls.get(path, ())]
+        return [arguments[0][0, 0].numel() for arguments, _ in self.calls_of(path)]
+
+    def calls_of(self, path: str) -> list[Call]:
+        """Return what the block at ``path`` took and returned in the stock forward pass, per call."""
+        return (self.calls or {}).get(path, [])
 
     # What tracing asks ------------------------------------------------------------------------------------------------
 
@@ -171,7 +175,9 @@ class Shadow:
             False if it takes or makes something else than feature maps (B, C, H, W), so that its parent has to be
             locked instead. The last block of a network may make anything.
         """
-        calls = self.calls.get(path, [])
+        if self.calls is None:
+            return True
+        calls = self.calls_of(path)
         rows = self.model.model
         is_last = path == f"model.{len(rows) - 1}"
         for arguments, result in calls:

@@ -1,0 +1,59 @@
+"""A whole run on tiny data for each task: train, cut, save, load, and train on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from task_data import as_task
+from torch import nn
+from ultralytics import RTDETR, YOLO
+
+from yolo_prune import PruneCallback
+from yolo_prune.layers import named_layers, widths
+
+RUNS = [
+    ("yolo11n-seg", "segment"),
+    ("yolo26n-seg", "segment"),
+    ("yolo26n-pose", "pose"),
+    ("yolov8n-obb", "obb"),
+    ("yolov8n-cls", "classify"),
+    ("yolo26n-sem", "semantic"),
+    ("yolo26n-depth", "depth"),
+    ("yolo12n", "detect"),
+    ("yolov10n", "detect"),
+    ("yolov9t", "detect"),
+    ("yolov8n-rtdetr", "detect"),
+]
+
+
+@pytest.mark.parametrize(("name", "task"), RUNS, ids=[name for name, _ in RUNS])
+def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
+    name: str, task: str, tiny_data: Path, own_folder: Path
+) -> None:
+    data = tiny_data if task == "detect" else as_task(tiny_data, task, own_folder / "data")
+    settings = {
+        "data": data, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "amp": False, "project": own_folder,
+        "optimizer": "AdamW", "warmup_epochs": 0,
+    }  # fmt: skip
+    kind = RTDETR if "rtdetr" in name else YOLO
+    model = kind(f"{name}.yaml")
+    PruneCallback(0.5, schedule="one-shot", start=0.5, bn_recalibration=1).attach(model)
+    model.train(epochs=2, **settings)
+
+    report = json.loads((Path(model.trainer.save_dir) / "pruning" / "report.json").read_text())
+    assert 0.48 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.5
+    best = kind(model.trainer.best)
+    slim = shape(best.model)
+    assert best.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)
+
+    PruneCallback(0).attach(best)
+    best.train(epochs=1, **settings)
+    assert shape(kind(best.trainer.best).model) == slim
+
+
+def shape(network: nn.Module) -> dict[str, dict[str, int]]:
+    """Return the width of every layer."""
+    return {path: widths(layer) for path, layer in named_layers(network)}
