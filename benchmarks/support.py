@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import string
 import subprocess
 import sys
 import tempfile
@@ -246,31 +247,34 @@ def _difference(a: list[Any], b: list[Any]) -> float:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the README's table."""
+    """Return the README's table, with what is locked told by letters that are explained below it."""
     lines = [
-        "| model | task | MACs kept | params kept | dead channels | train step | plain load | ONNX | remark |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | task | MACs kept | params kept | locked | dead channels | train step | plain load | ONNX | remark |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    letters: dict[str, str] = {}
     for row in result["models"]:
         if "macs_kept" not in row:
-            lines.append(f"| {row['model']} | | | | | | | | {'; '.join(row['problems'])} |")
+            lines.append(f"| {row['model']} {'| ' * 9}{'; '.join(row['problems'])} |")
             continue
-        yes = {True: "yes", False: "no"}
-        dead = max(row["dead_channels"].values())
+        for why in row["locked"]:
+            letters.setdefault(why, string.ascii_lowercase[len(letters)])
         onnx = row.get("onnx")
         cells = (
             row["model"],
             row["task"],
             f"{row['macs_kept']:.1%}",
             f"{row['params_kept']:.1%}",
-            f"{dead:.0e}",
-            yes[row["train_step"]],
-            yes[row.get("plain_load") == 0],
+            " ".join(f"{letters[why]}{n}" for why, n in row["locked"].items()),
+            f"{max(row['dead_channels'].values()):.0e}",
+            "yes" if row["train_step"] else "no",
+            "yes" if row.get("plain_load") == 0 else "no",
             "no" if onnx is None else f"{onnx:.0e}",
             "; ".join((*row["problems"], *row["remarks"])),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    legend = (f"{letter}: {why}" for why, letter in letters.items())
+    return "\n".join((*lines, "", f"Locked, with the number of layers or blocks: {'; '.join(legend)}."))
 
 
 if __name__ == "__main__":

@@ -183,4 +183,5 @@ def _score(x: float | None) -> str:
 
 
 def _change(now: float | None, before: float | None) -> str:
-    return f" ({now / before - 1:+.1%})" if now is not None and before else ""
+    """Return ``" (-30.0%)"``, or nothing where it says nothing: a fitness that has grown from about 0."""
+    return f" ({now / before - 1:+.1%})" if now is not None and before and now < 10 * before else ""

@@ -77,7 +77,7 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
         PlanError: If the plan does not fit a network.
         CutError: If anything else fails. In both cases nothing has changed.
     """
-    _check_fit(plan, models)
+    check_fit(plan, models)
     done = Cut()
     try:
         edits = [list(_edits(model, plan)) for model in models]
@@ -101,7 +101,8 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
     return done
 
 
-def _check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
+def check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
+    """Raise a PlanError unless a plan was made for networks of exactly these widths."""
     for model in models:
         layers = dict(named_layers(model))
         for path, expected in plan.widths.items():
