@@ -280,6 +280,17 @@ class WithNorm(nn.Module):
         return self.norm(self.a(x))
 
 
+class Keyword(nn.Module):
+    """Hands what it takes on by keyword, to a block that cannot be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shuffle = Shuffle()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shuffle(x=x)
+
+
 class OwnC2f(block.C2f):
     """A subclass might compute anything, and this one does."""
 
@@ -308,6 +319,22 @@ def test_an_unregistered_block_that_cannot_be_read_is_locked_and_named(own: Call
     assert any(e["layer"] == "model.1" and name in e["why"] and "unknown" in e["why"] for e in plan.locked)
     assert not any(path.startswith(("model.0.", "model.1.")) for path in plan.layers)
     assert "model.2.conv" in plan.layers, "what comes after the block is still cut"
+    assert max(verify_cut(model, plan, 64).values()) < 1e-9
+
+
+def test_a_forward_pass_that_was_replaced_is_not_read() -> None:
+    model = Chain(WIDTH, Plain())
+    model.model[1].forward = lambda x: torch.cat((x.flip(1), x[:, :16]), 1)
+    plan = make(model, 0.1, importance="random", ignored_layers=("model.3.*",))
+    assert "model.1" in {e["layer"] for e in plan.locked}
+    assert "model.0.conv" not in plan.layers
+
+
+def test_what_a_locked_block_takes_by_keyword_stays() -> None:
+    model = Chain(WIDTH, Keyword())
+    plan = make(model, 0.1, importance="random", ignored_layers=("model.3.*",))
+    assert "model.1.shuffle" in {e["layer"] for e in plan.locked}
+    assert "model.0.conv" not in plan.layers and "model.2.conv" in plan.layers
     assert max(verify_cut(model, plan, 64).values()) < 1e-9
 
 

@@ -10,7 +10,8 @@ from ultralytics import YOLO
 
 from yolo_prune.checkpoint import mark
 from yolo_prune.errors import ConfigError
-from yolo_prune.export import check_formats, compare, export_all
+from yolo_prune.export import _detections, check_formats, compare, export_all
+from yolo_prune.oneshot import prune_model
 
 IMAGES = torch.rand(2, 3, IMGSZ, IMGSZ)
 
@@ -80,3 +81,49 @@ def test_unknown_formats_are_refused_with_the_nearest_name() -> None:
 
 def test_comparing_a_checkpoint_with_itself_finds_no_difference(slim: Path) -> None:
     assert compare(slim, copy.copy(slim), IMAGES) == (0.0, 0.0)
+
+
+def detections() -> torch.Tensor:
+    """Return a sorted end-to-end list of shape (40, 6): box, score, class."""
+    score = torch.linspace(0.9, 0.1, 40)
+    return torch.cat((torch.rand(40, 4) * IMGSZ, score[:, None], torch.arange(40.0)[:, None] % 3), 1)
+
+
+def test_end_to_end_lists_are_compared_as_lists() -> None:
+    a = detections()
+    assert _detections(a, a.clone(), IMGSZ) == (0.0, 0.0)
+    moved = a.clone()
+    moved[3, 0] += 2
+    boxes, scores = _detections(a, moved, IMGSZ)
+    assert boxes == pytest.approx(2) and scores == 0
+    moved[7, 4] -= 0.01
+    assert _detections(a, moved, IMGSZ)[1] == pytest.approx(0.01)
+
+
+def test_the_order_of_detections_with_equal_scores_does_not_matter() -> None:
+    a = detections()
+    a[4:9, 4] = a[4, 4]
+    swapped = a.clone()
+    swapped[4:9] = a[4:9].flip(0)
+    swapped[-1, :4] = 7  # at the cutoff, another one may be chosen
+    boxes, scores = _detections(a, swapped, IMGSZ)
+    assert boxes == pytest.approx(0, abs=1e-4) and scores == 0
+
+
+def test_boxes_beyond_the_image_are_measured_relative_to_it() -> None:
+    a = torch.rand(7, 100)
+    a[:4] *= 10 * IMGSZ
+    a[0, 0] = 10 * IMGSZ
+    b = a.clone()
+    b[1, 5] += 1
+    assert _detections(a, b, IMGSZ)[0] == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["yolo26n-sem", "yolo26n-depth"])
+def test_maps_are_compared_as_they_are_exported(name: str, tmp_path: Path) -> None:
+    model = YOLO(f"{name}.yaml")
+    prune_model(model, 0.3, imgsz=IMGSZ)
+    model.save(tmp_path / "best.pt")
+    (record,) = export_all(tmp_path / "best.pt", ("onnx",), IMAGES[:1])
+    assert record.ok, record.reason
+    assert record.max_abs_diff_boxes is None

@@ -93,11 +93,11 @@ def compare(checkpoint: str | Path, exported: str | Path, images: torch.Tensor) 
     for a, b in zip(_outputs(expected, images), _outputs(actual, images), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"output shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
-        if a.ndim == 3:
+        if not a.is_floating_point():
+            of_rest = float((a != b).float().mean())
+        elif a.ndim == 3:
             of_boxes, of_rest = _detections(a[0], b[0], max(images.shape[2:]))
             boxes = max(boxes or 0.0, of_boxes)
-        elif not a.is_floating_point():
-            of_rest = float((a != b).float().mean())
         else:
             of_rest = float((a - b).abs().max() / max(1.0, float(a.abs().max())))
         scores = max(scores, of_rest)
@@ -115,7 +115,8 @@ def _detections(a: torch.Tensor, b: torch.Tensor, imgsz: int) -> tuple[float, fl
     if a.shape[0] > a.shape[1]:  # a list, sorted by score; where scores are equal its order and its end are arbitrary
         scores = float((a[:, 4] - b[:, 4]).abs().max())
         clear = a[a[:, 4] > a[-1, 4] + SCORE_TOLERANCE]
-        return (float(torch.cdist(clear, b).min(dim=1).values.max()) if len(clear) else 0.0), scores
+        apart = torch.cdist(clear, b, compute_mode="donot_use_mm_for_euclid_dist")
+        return (float(apart.min(dim=1).values.max()) if len(clear) else 0.0), scores
     diff = (a - b).abs()
     beyond = max(1.0, float(a[:4].abs().max()) / imgsz)
     rest = diff[4:] / a[4:].abs().amax(dim=1, keepdim=True).clamp(min=1)

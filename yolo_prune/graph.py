@@ -112,8 +112,8 @@ def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
     run = _Run()
 
     def hook(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            run.calls[path].append((inputs, output))
+        def record(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            run.calls[path].append(((*inputs, *keywords.values()), output))
             if isinstance(module, nn.ConvTranspose2d):  # its weights meet every input position
                 run.positions[path] += inputs[0][0, 0].numel()
             elif isinstance(module, nn.Conv2d):
@@ -123,7 +123,7 @@ def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
 
         return record
 
-    hooks = [module.register_forward_hook(hook(path)) for path, module in model.named_modules()]
+    hooks = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in model.named_modules()]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     for handle in hooks:

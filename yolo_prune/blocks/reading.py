@@ -111,8 +111,8 @@ def is_read(module: nn.Module, calls: list[Call]) -> bool:
     """
     if type(module) in _PLAIN or _acts_alone(module):
         return True
-    if type(module).__module__.startswith("torch.") or not calls:
-        return False
+    if type(module).__module__.startswith("torch.") or "forward" in vars(module) or not calls:
+        return False  # fx reads the forward pass of the class
     was_training = module.training
     try:
         graphs = []

@@ -56,6 +56,7 @@ class Shadow:
         kept: Path of a block -> why nothing in it is traced, so that its widths stay.
         idle: Prefixes of paths that a deployed network drops.
         products: (module path, layer path, channels, macs per channel): products of activations, for one image.
+        joined: Pairs of units that go together, beside those that tracing finds.
         locks: Stand-ins whose channels cannot change: path -> why.
         watched: Results of a forward pass that it does not return; tracing starts from them, too.
     """
@@ -212,10 +213,9 @@ class _Locked(nn.Module):
         made = _flat(result) if with_results else ()
         self.make = nn.ModuleList(nn.Conv2d(1, t.shape[1], 1, device="meta") for t in made)
 
-    def forward(self, *arguments: Any) -> Any:
-        first, *others = (
-            F.adaptive_avg_pool2d(take(t), 1) for take, t in zip(self.take, _flat(arguments), strict=True)
-        )
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        maps = _flat((*arguments, *keywords.values()))
+        first, *others = (F.adaptive_avg_pool2d(take(t), 1) for take, t in zip(self.take, maps, strict=True))
         seen = sum(others, first)
         if not self.with_results:
             return seen
