@@ -8,17 +8,35 @@ from pathlib import Path
 
 import pytest
 
+from yolo_prune.zoo import model_yamls, scaled
+
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
+SUPPORT = json.loads((RESULTS / "support.json").read_text(encoding="utf-8")) if RESULTS.is_dir() else {}
 pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the sdist has no benchmarks")
 
 
-def test_the_results_table_is_the_one_that_the_benchmark_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import main_job
+    import support
 
-    assert main_job.table() in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    sys.modules.pop("main_job")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert main_job.table() in readme
+    assert support.table(SUPPORT) in readme
+    for name in ("main_job", "support"):
+        sys.modules.pop(name)
+
+
+def test_the_support_results_have_every_model_yaml_and_no_failure() -> None:
+    assert {row["model"] for row in SUPPORT["models"]} >= {scaled(path)[0].stem for path in model_yamls()}
+    assert [(row["model"], row["problems"]) for row in SUPPORT["models"] if row["problems"]] == []
+    for row in SUPPORT["models"]:
+        assert 0.48 <= row["macs_kept"] <= 0.52
+        assert max(row["dead_channels"].values()) < 1e-9
+        assert row["plain_load"] == 0 and row["train_step"]
+        assert row["onnx"] < 1e-3
+        assert row["counted_macs"] / row["macs"] == row["macs_kept"]
 
 
 @pytest.mark.parametrize("path", sorted((RESULTS / "main_job").glob("*-pruned.json")), ids=lambda p: p.stem)
