@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from nets import make
+from nets import build, make
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
 from yolo_prune import checkpoint
+from yolo_prune.allocation import _to_plan, _units
+from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.graph import trace
@@ -150,6 +153,29 @@ def test_any_model_of_known_blocks_is_cut_right(
     cut(plan, [smaller])
     second = make(smaller, 0.2, scope=scope, importance=importance)
     assert max(verify_cut(smaller, second, 64).values()) < 1e-9
+
+
+@lru_cache
+def traced(name: str) -> tuple[tasks.BaseModel, ChannelGraph]:
+    network = build(name)
+    return network, trace(network, 64)
+
+
+@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(data=st.data())
+@pytest.mark.parametrize("name", ["yolov8n-seg", "yolov9t", "yolov10n", "yolo12n", "yolo26n-pose"])
+def test_any_widths_that_keep_ties_are_cut_right(name: str, data: st.DataObject) -> None:
+    network, graph = traced(name)
+    steps = [
+        bundle.steps
+        if bundle.locked
+        else data.draw(st.integers(1, bundle.steps), label=graph.groups[bundle.groups[0]].name)
+        for bundle in graph.bundles
+    ]
+    rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
+    ranked = [rng.permutation(group.width) for group in graph.groups]
+    plan = _to_plan(graph, CostModel(graph), _units(graph, steps), ranked)
+    assert max(verify_cut(network, plan, 64).values()) < 1e-9
 
 
 def test_a_yaml_is_found_with_each_of_its_scales() -> None:

@@ -57,3 +57,24 @@ def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
 def shape(network: nn.Module) -> dict[str, dict[str, int]]:
     """Return the width of every layer."""
     return {path: widths(layer) for path, layer in named_layers(network)}
+
+
+def test_a_pretrained_model_meets_other_channels_one_class_and_rectangles(tiny_data: Path, own_folder: Path) -> None:
+    pretrained = own_folder / "pretrained.pt"
+    YOLO("yolo26n-p2.yaml").save(pretrained)  # 3 channels and 80 classes
+    data = own_folder / "gray.yaml"
+    data.write_text(tiny_data.read_text() + "channels: 1\n", encoding="utf-8")
+    settings = {
+        "data": data, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": own_folder, "amp": False,
+        "single_cls": True, "rect": True, "optimizer": "AdamW", "warmup_epochs": 0,
+    }  # fmt: skip
+    model = YOLO(pretrained)
+    PruneCallback(0.5, schedule="one-shot", start=0.5, bn_recalibration=1).attach(model)
+    model.train(epochs=2, **settings)
+
+    best = YOLO(model.trainer.best)
+    first, head = best.model.model[0].conv, best.model.model[-1]
+    assert (first.in_channels, head.nc, head.nl) == (1, 1, 4)
+    assert best.val(data=data, imgsz=64, rect=True, single_cls=True, plots=False, workers=0, project=own_folder)
+    report = json.loads((Path(model.trainer.save_dir) / "pruning" / "report.json").read_text())
+    assert 0.48 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.5

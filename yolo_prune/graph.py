@@ -19,8 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.layers import Layer as AnyLayer
-from yolo_prune.layers import is_grouped, named_layers, widths
+from yolo_prune.layers import AnyLayer, is_grouped, named_layers, widths
 
 
 def trace(
@@ -232,17 +231,41 @@ def _ungroup(conv: nn.modules.conv._ConvNd) -> None:
         conv.weight = nn.Parameter(torch.empty(first, second, *conv.kernel_size, device="meta"))
 
 
-def _connected_units(groups: Iterable[list[Member]], shadow: Shadow, grouped: dict[str, Any]) -> list[_Component]:
-    """Join what hangs together over all groups, in terms of the real network."""
-    parent: dict[Unit, Unit] = {}
+class _Union:
+    """Units, joined into components (union-find)."""
 
-    def find(unit: Unit) -> Unit:
+    def __init__(self) -> None:
+        self._parent: dict[Unit, Unit] = {}
+
+    def __contains__(self, unit: Unit) -> bool:
+        return unit in self._parent
+
+    def find(self, unit: Unit) -> Unit:
+        """Return the unit that stands for the component of this one; a new unit is a component of its own."""
+        parent = self._parent
         parent.setdefault(unit, unit)
         while parent[unit] != unit:
             parent[unit] = parent[parent[unit]]
             unit = parent[unit]
         return unit
 
+    def join(self, one: Unit, other: Unit) -> None:
+        """Join the components of two units."""
+        self._parent[self.find(one)] = self.find(other)
+
+    def components(self, locked: dict[Unit, str]) -> list[_Component]:
+        """Return all components; one with a locked unit is locked."""
+        found: dict[Unit, _Component] = defaultdict(_Component)
+        for unit in self._parent:
+            found[self.find(unit)].units.append(unit)
+        for unit, why in locked.items():
+            found[self.find(unit)].locked = why
+        return list(found.values())
+
+
+def _connected_units(groups: Iterable[list[Member]], shadow: Shadow, grouped: dict[str, Any]) -> list[_Component]:
+    """Join what hangs together over all groups, in terms of the real network."""
+    union = _Union()
     locked: dict[Unit, str] = {}
     for members in groups:
         first: dict[int, Unit] = {}  # root channel -> a unit that hangs on it
@@ -252,28 +275,29 @@ def _connected_units(groups: Iterable[list[Member]], shadow: Shadow, grouped: di
                 if path in shadow.locks:
                     reasons[root] = shadow.locks[path]
                 for unit in shadow.units(path, "out" if is_out else "in", index):
-                    parent[find(unit)] = find(first.setdefault(root, unit))
+                    union.join(unit, first.setdefault(root, unit))
         locked.update({first[root]: why for root, why in reasons.items() if root in first})
     for one, other in shadow.joined:
-        parent[find(one)] = find(other)
+        union.join(one, other)
     for path, layer in grouped.items():
-        outs, ins = layer.out_channels // layer.groups, layer.in_channels // layer.groups
-        reads_all = all((path, "in", channel) in parent for channel in range(layer.in_channels))
-        for group in range(layer.groups):
-            first_unit = (path, "out", group * outs)
-            members_of_group = [(path, "out", group * outs + i) for i in range(outs)]
-            members_of_group += [(path, "in", group * ins + i) for i in range(ins)]
-            for unit in members_of_group:
-                if unit in parent:
-                    parent[find(unit)] = find(first_unit)
-            if first_unit in parent and not reads_all:
-                locked[first_unit] = "reads the image, group by group"
-    joined: dict[Unit, _Component] = defaultdict(_Component)
-    for unit in parent:
-        joined[find(unit)].units.append(unit)
-    for unit, why in locked.items():
-        joined[find(unit)].locked = why
-    return list(joined.values())
+        _join_groups(union, locked, path, layer)
+    return union.components(locked)
+
+
+def _join_groups(union: _Union, locked: dict[Unit, str], path: str, layer: nn.modules.conv._ConvNd) -> None:
+    """Let each group of a convolution be removed or kept whole, inputs and outputs."""
+    reads_all = all((path, "in", channel) in union for channel in range(layer.in_channels))
+    for group in range(layer.groups):
+        units = [
+            (path, side, channel)
+            for side, width in (("out", layer.out_channels // layer.groups), ("in", layer.in_channels // layer.groups))
+            for channel in range(group * width, (group + 1) * width)
+        ]
+        traced = [unit for unit in units if unit in union]
+        for unit in traced:
+            union.join(unit, traced[0])
+        if traced and not reads_all:
+            locked[traced[0]] = "reads the image, group by group"
 
 
 def _channel_groups(

@@ -16,7 +16,7 @@ import torch_pruning as tp
 from torch import nn
 
 from yolo_prune.channels import ChannelGraph, ChannelGroup
-from yolo_prune.layers import Layer, is_grouped, named_layers
+from yolo_prune.layers import AnyLayer, is_grouped, named_layers
 
 _CRITERIA: dict[str, Callable[[], Any]] = {
     "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
@@ -69,7 +69,7 @@ def importance_scores(model: nn.Module, graph: ChannelGraph, criterion: str, see
         return [_scores(score, layers, group) for group in graph.groups]
 
 
-def _scores(score: Any, layers: Mapping[str, Layer], group: ChannelGroup) -> np.ndarray:
+def _scores(score: Any, layers: Mapping[str, AnyLayer], group: ChannelGroup) -> np.ndarray:
     members = [
         _Member(
             _Dependency(layer, _pruning_fn(layer, side)),
@@ -84,7 +84,7 @@ def _scores(score: Any, layers: Mapping[str, Layer], group: ChannelGroup) -> np.
     return np.ones(group.width) if result is None else result.detach().cpu().double().numpy()[: group.width]
 
 
-def _is_scored(layer: Layer, side: str) -> bool:
+def _is_scored(layer: AnyLayer, side: str) -> bool:
     """Whether a criterion can read this side: not that of one value per channel, nor inputs that groups share out."""
     shares_out = is_grouped(layer) and layer.groups < layer.in_channels
     return isinstance(layer, nn.Module) and not (side == "in" and shares_out)

@@ -11,7 +11,7 @@ from ultralytics.nn.modules.conv import DWConvTranspose2d
 
 from yolo_prune.blocks import adapter_for
 
-Layer: TypeAlias = nn.Module | nn.Parameter
+AnyLayer: TypeAlias = nn.Module | nn.Parameter
 """A module of one of the kinds below, or a parameter of a block with one value per channel."""
 
 Slices = dict[int, torch.Tensor]
@@ -27,7 +27,7 @@ _WIDTH: dict[type, dict[str, str]] = {
 """Class -> side -> the attribute that holds its width."""
 
 
-def named_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+def named_layers(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:
     """Yield all layers with channels, each with its path, in the order of the network."""
     for path, module in model.named_modules():
         if type(module) in _WIDTH:
@@ -38,7 +38,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
                 yield f"{path}.{name}", parameter
 
 
-def widths(layer: Layer) -> dict[str, int]:
+def widths(layer: AnyLayer) -> dict[str, int]:
     """Return the channels of a layer per side: ``{"out": n, "in": n}``, or only ``"out"``."""
     if isinstance(layer, nn.Parameter):
         return {"out": layer.numel()}
@@ -73,7 +73,7 @@ def attributes(layer: nn.Module, sides: Mapping[str, int]) -> dict[str, int]:
     return told
 
 
-def resized(layer: Layer, sides: Mapping[str, int]) -> Layer:
+def resized(layer: AnyLayer, sides: Mapping[str, int]) -> AnyLayer:
     """Return a fresh layer of the same kind and settings with widths ``sides``."""
     if isinstance(layer, nn.Parameter):
         return nn.Parameter(layer.detach()[: sides["out"]].clone(), layer.requires_grad)
