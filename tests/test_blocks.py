@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nets import Chain, make
+from nets import Chain, build, make
 from torch import nn
 from torch.nn import functional as F
 from ultralytics.nn.modules import activation, block, conv, head, transformer
@@ -371,6 +371,31 @@ def test_rows_that_hand_over_something_else_than_maps_are_refused_with_the_way_o
     model = Chain(WIDTH, Tokens(), Maps())
     with pytest.raises(UnsupportedError, match=r"model\.1 is a Tokens .* no feature maps .*register_block"):
         make(model, 0.2)
+
+
+class OldHead(nn.Module):
+    """A head in the manner of older YOLO versions: it overwrites the list that it takes."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.a, self.b = (nn.ModuleList(conv.Conv(c, n) for c in widths) for n in (5, 7))
+
+    def forward(self, x: list[torch.Tensor]) -> torch.Tensor:
+        for i in range(len(x)):
+            x[i] = torch.cat((self.a[i](x[i]), self.b[i](x[i])), 1)
+        return torch.cat([xi.flatten(2) for xi in x], 2)
+
+
+def test_an_unknown_head_is_locked_and_the_rest_is_cut() -> None:
+    model = build("yolov8n")
+    old = model.model[-1]
+    new = OldHead([level[0].conv.in_channels for level in old.cv2])
+    new.i, new.f, new.type = old.i, old.f, "OldHead"
+    model.model[-1] = new
+    plan = make(model, 0.3, importance="random")
+    assert any(e["layer"] == "model.22" and "OldHead" in e["why"] for e in plan.locked)
+    assert "model.4.cv1.conv" in plan.layers and not any(path.startswith("model.22.") for path in plan.layers)
+    assert max(verify_cut(model, plan, 64).values()) < 1e-9
 
 
 class Halves(nn.Module):

@@ -16,7 +16,7 @@ import torch_pruning as tp
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolo_prune.blocks import Call, Lane, Shadow, Unit, shadow_of
+from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.layers import AnyLayer, is_grouped, named_layers, widths
@@ -109,10 +109,14 @@ class _Run:
 
 def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
     run = _Run()
+    taken: list[tuple[Any, ...]] = []  # of the calls that have not returned yet
+
+    def take(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        taken.append(mapped((*inputs, *keywords.values()), lambda t: t))  # heads overwrite the list that they take
 
     def hook(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            run.calls[path].append(((*inputs, *keywords.values()), output))
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            run.calls[path].append((taken.pop(), mapped(output, lambda t: t)))
             if isinstance(module, nn.ConvTranspose2d):  # its weights meet every input position
                 run.positions[path] += inputs[0][0, 0].numel()
             elif isinstance(module, nn.Conv2d):
@@ -122,7 +126,10 @@ def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
 
         return record
 
-    hooks = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in model.named_modules()]
+    hooks = []
+    for path, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(take, with_kwargs=True))
+        hooks.append(module.register_forward_hook(hook(path)))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     for handle in hooks:

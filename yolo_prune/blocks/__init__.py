@@ -3,7 +3,7 @@
 from yolo_prune.blocks import attention, convolutions, heads  # noqa: F401 (they register their adapters)
 from yolo_prune.blocks.reading import is_read, shadow_of
 from yolo_prune.blocks.registry import BlockAdapter, adapter_for, register_block
-from yolo_prune.blocks.shadow import Call, Lane, Parts, Shadow, Unit
+from yolo_prune.blocks.shadow import Call, Lane, Parts, Shadow, Unit, mapped
 
 __all__ = [
     "BlockAdapter",
@@ -14,6 +14,7 @@ __all__ = [
     "Unit",
     "adapter_for",
     "is_read",
+    "mapped",
     "register_block",
     "shadow_of",
 ]

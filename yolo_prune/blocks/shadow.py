@@ -166,7 +166,7 @@ class Shadow:
     def run(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Return everything that a forward pass computes and tracing has to see."""
         self.watched.clear()
-        results = list(_flat(self.model(image)))
+        results = list(flat(self.model(image)))
         return [t for t in (*results, *self.watched) if t.requires_grad]
 
     def lock(self, path: str, why: str) -> bool:
@@ -182,7 +182,7 @@ class Shadow:
         rows = self.model.model
         is_last = path == f"model.{len(rows) - 1}"
         for arguments, result in calls:
-            if any(t.ndim != 4 for t in _flat(arguments)) or (not is_last and any(t.ndim != 4 for t in _flat(result))):
+            if any(t.ndim != 4 for t in flat(arguments)) or (not is_last and any(t.ndim != 4 for t in flat(result))):
                 return False
         for inner in [p for p in self.kept if p.startswith(f"{path}.")]:
             del self.kept[inner]
@@ -209,12 +209,12 @@ class _Locked(nn.Module):
         super().__init__()
         self.calls, self.with_results, self.turn = calls, with_results, 0
         arguments, result = calls[0] if calls else ((), None)
-        self.take = nn.ModuleList(nn.Conv2d(t.shape[1], 1, 1, device="meta") for t in _flat(arguments))
-        made = _flat(result) if with_results else ()
+        self.take = nn.ModuleList(nn.Conv2d(t.shape[1], 1, 1, device="meta") for t in flat(arguments))
+        made = flat(result) if with_results else ()
         self.make = nn.ModuleList(nn.Conv2d(1, t.shape[1], 1, device="meta") for t in made)
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        maps = _flat((*arguments, *keywords.values()))
+        maps = flat((*arguments, *keywords.values()))
         first, *others = (F.adaptive_avg_pool2d(take(t), 1) for take, t in zip(self.take, maps, strict=True))
         seen = sum(others, first)
         if not self.with_results:
@@ -222,7 +222,7 @@ class _Locked(nn.Module):
         result = self.calls[self.turn % len(self.calls)][1]
         self.turn += 1
         make = iter(self.make)
-        return _mapped(result, lambda t: next(make)(F.interpolate(seen, size=t.shape[2:])))
+        return mapped(result, lambda t: next(make)(F.interpolate(seen, size=t.shape[2:])))
 
 
 def _narrowed(whole: nn.Module, width: int) -> nn.Module:
@@ -240,23 +240,23 @@ def _narrowed(whole: nn.Module, width: int) -> nn.Module:
     return part
 
 
-def _flat(value: Any) -> Iterator[torch.Tensor]:
+def flat(value: Any) -> Iterator[torch.Tensor]:
     """Yield all tensors in nested lists, tuples and dicts."""
     if torch.is_tensor(value):
         yield value
     elif isinstance(value, dict):
-        yield from _flat(list(value.values()))
+        yield from flat(list(value.values()))
     elif isinstance(value, Iterable) and not isinstance(value, str):
         for item in value:
-            yield from _flat(item)
+            yield from flat(item)
 
 
-def _mapped(value: Any, function: Any) -> Any:
+def mapped(value: Any, function: Any) -> Any:
     """Return nested lists, tuples and dicts with a function applied to each tensor."""
     if torch.is_tensor(value):
         return function(value)
     if isinstance(value, dict):
-        return {k: _mapped(v, function) for k, v in value.items()}
+        return {k: mapped(v, function) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(v, function) for v in value)
+        return type(value)(mapped(v, function) for v in value)
     return value
