@@ -34,7 +34,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:
             yield path, module
         adapter = adapter_for(module)
         for name in adapter.per_channel if adapter else ():
-            if (parameter := getattr(module, name)) is not None:
+            if (parameter := getattr(module, name, None)) is not None:
                 yield f"{path}.{name}", parameter
 
 

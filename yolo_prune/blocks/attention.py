@@ -158,15 +158,41 @@ class _ImagePoolingAttention(BlockAdapter):
 
 
 _MULTIHEAD = "LayerNorm and torch's MultiheadAttention work on the whole width; only the feed-forward inside is cut"
+_LAST_DIMENSION = "linear layers over the last dimension; only hidden widths are cut"
+
+
+class _FeedForward(BlockAdapter):
+    """A block that is locked, but for the hidden width between two of its linear layers."""
+
+    linears: ClassVar[tuple[str, str]]
+    why: ClassVar[str] = _MULTIHEAD
+
+    def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
+        first, second = self.linears
+        shadow.chain(f"{path}.{first}", f"{path}.{second}", module.get_submodule(first).out_features)
+        return self.why
 
 
 @register_block(transformer.AIFI, transformer.TransformerEncoderLayer)
-class _Encoder(BlockAdapter):
+class _Encoder(_FeedForward):
     """Transformer encoder layer (RT-DETR)."""
 
-    def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
-        shadow.chain(f"{path}.fc1", f"{path}.fc2", module.fc1.out_features)
-        return _MULTIHEAD
+    linears = ("fc1", "fc2")
+
+
+@register_block(transformer.DeformableTransformerDecoderLayer)
+class _DecoderLayer(_FeedForward):
+    """Transformer decoder layer (RT-DETR)."""
+
+    linears = ("linear1", "linear2")
+
+
+@register_block(transformer.MLPBlock)
+class _MLPBlock(_FeedForward):
+    """Two linear layers over the last dimension."""
+
+    linears = ("lin1", "lin2")
+    why = _LAST_DIMENSION
 
 
 @register_block(block.TransformerBlock)
@@ -176,15 +202,6 @@ class _TransformerBlock(BlockAdapter):
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
         for i, layer in enumerate(module.tr):
             shadow.chain(f"{path}.tr.{i}.fc1", f"{path}.tr.{i}.fc2", layer.fc1.out_features)
-        return _MULTIHEAD
-
-
-@register_block(transformer.DeformableTransformerDecoderLayer)
-class _DecoderLayer(BlockAdapter):
-    """Decoder layer (RT-DETR): only the feed-forward's hidden width is its own."""
-
-    def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
-        shadow.chain(f"{path}.linear1", f"{path}.linear2", module.linear1.out_features)
         return _MULTIHEAD
 
 
@@ -209,13 +226,4 @@ class _MLP(BlockAdapter):
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
         for i, layer in enumerate(module.layers[:-1]):
             shadow.chain(f"{path}.layers.{i}", f"{path}.layers.{i + 1}", layer.out_features)
-        return "linear layers over the last dimension; only hidden widths are cut"
-
-
-@register_block(transformer.MLPBlock)
-class _MLPBlock(BlockAdapter):
-    """Two linear layers over the last dimension."""
-
-    def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
-        shadow.chain(f"{path}.lin1", f"{path}.lin2", module.lin1.out_features)
-        return "linear layers over the last dimension; only hidden widths are cut"
+        return _LAST_DIMENSION
