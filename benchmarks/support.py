@@ -273,8 +273,8 @@ def table(result: dict[str, Any]) -> str:
             "; ".join((*row["problems"], *row["remarks"])),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    legend = (f"{letter}: {why}" for why, letter in letters.items())
-    return "\n".join((*lines, "", f"Locked, with the number of layers or blocks: {'; '.join(legend)}."))
+    legend = (f"- {letter}: {why}" for why, letter in letters.items())
+    return "\n".join((*lines, "", "What is locked, each letter with the number of layers or blocks:", "", *legend))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def test_parameters_of_blocks_with_one_value_per_channel_are_layers() -> None:
     model = Chain(64, block.A2C2f(64, 64, 1, True, 1, True))
     found = dict(layers.named_layers(model))
     assert layers.widths(found["model.1.gamma"]) == {"out": 64}
+    assert list(found)[-1] == "model.1.gamma", "what makes the channels comes first, so that groups have its name"
     resized = layers.resized(found["model.1.gamma"], {"out": 40})
     assert isinstance(resized, nn.Parameter) and resized.shape == (40,)
     assert "model.1.gamma" not in dict(layers.named_layers(Chain(64, block.A2C2f(64, 64))))

@@ -28,10 +28,12 @@ _WIDTH: dict[type, dict[str, str]] = {
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:
-    """Yield all layers with channels, each with its path, in the order of the network."""
-    for path, module in model.named_modules():
+    """Yield all layers with channels, each with its path: modules in the order of the network, then parameters."""
+    modules = list(model.named_modules())
+    for path, module in modules:
         if type(module) in _WIDTH:
             yield path, module
+    for path, module in modules:
         adapter = adapter_for(module)
         for name in adapter.per_channel if adapter else ():
             if (parameter := getattr(module, name, None)) is not None:
