@@ -118,7 +118,7 @@ IN_MODELS: dict[type[nn.Module], str] = {
 NEVER_TRACED: dict[type[nn.Module], str] = {
     activation.AGLU: "acts on each value alone, and is not 0 at 0",
     conv.Index: "takes one of several results; a line in the list of plain modules",
-    head.LRPCHead: "exists only in a prompt-free YOLOE checkpoint, whose head is locked",
+    head.LRPCHead: "exists only in a prompt-free YOLOE checkpoint, which is refused",
     transformer.LayerNorm2d: "of SAM, which is no YOLO; locked as any unknown module",
     transformer.MLPBlock: "of SAM, which is no YOLO; only its hidden width is cut",
     transformer.TransformerEncoderLayer: "tokens; AIFI is the block that takes feature maps",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from nets import FAMILIES, IMGSZ, build, graph_of
 from torch import nn
+from ultralytics.nn import tasks
 
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.graph import fixed_outputs, trace
@@ -88,3 +89,12 @@ def test_what_is_no_yolo_network_is_refused() -> None:
 
 def test_the_fixed_outputs_are_the_last_convolutions_of_the_head() -> None:
     assert set(fixed_outputs(build("yolo11n"))) == {f"model.23.{b}.{i}.2" for b in ("cv2", "cv3") for i in range(3)}
+
+
+def test_a_network_whose_shapes_depend_on_values_is_refused_with_the_way_out() -> None:
+    model = tasks.YOLOEModel("yoloe-v8n.yaml", verbose=False).eval()
+    model.args = {"imgsz": 64}
+    names = {i: str(i) for i in range(7)}
+    model.set_vocab(nn.ModuleList(nn.Conv2d(level[-1].in_channels, 7, 1) for level in model.model[-1].cv3), names)
+    with pytest.raises(UnsupportedError, match=r"YOLOEModel cannot be read without data.*cut the YOLOE"):
+        trace(model, IMGSZ)

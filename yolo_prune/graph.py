@@ -33,7 +33,8 @@ def trace(
         ignored: Maps a layer path to the reason why the user wants its output width kept, or to None.
 
     Raises:
-        UnsupportedError: If this is no such network, or if a row of it can be neither traced nor kept as it is.
+        UnsupportedError: If this is no such network, if its shapes depend on values, or if a row of it can be neither
+            traced nor kept as it is.
     """
     if not isinstance(getattr(model, "model", None), nn.Sequential):
         raise UnsupportedError(
@@ -130,8 +131,15 @@ def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
     for path, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(take, with_kwargs=True))
         hooks.append(module.register_forward_hook(hook(path)))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(image)
+    except Exception as e:  # whatever a network of foreign blocks raises
+        raise UnsupportedError(
+            f"this {type(model).__name__} cannot be read without data, because its forward pass on tensors without "
+            f"values ends in {type(e).__name__}: {str(e).splitlines()[0]}; shapes must not depend on values, as they "
+            "do in a prompt-free YOLOE (cut the YOLOE that it was made from)."
+        ) from e
     for handle in hooks:
         handle.remove()
     root = type(model).__name__

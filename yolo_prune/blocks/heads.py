@@ -127,8 +127,6 @@ class _TextGuided(_Detect):
     predicts: ClassVar[dict[str, str]] = {**_Detect.predicts, "cv3": "what the text embedding is compared with"}
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
-        if hasattr(module, "lrpc"):
-            return "a prompt-free YOLOE head holds its vocabulary in layers of its own"
         if hasattr(module, "reprta"):
             shadow.keep(f"{path}.reprta", "works on the text embedding")
         return super().trace(shadow, path, module)
