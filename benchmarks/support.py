@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def check(name: Path) -> dict[str, Any]:
 
     from yolo_prune import prune_model, verify_cut
     from yolo_prune.export import export_all
+    from yolo_prune.verification import largest_difference, outputs
     from yolo_prune.zoo import build_model
 
     LOGGER.setLevel("ERROR")
@@ -94,7 +96,7 @@ def check(name: Path) -> dict[str, Any]:
     remarks: list[str] = []
     row: dict[str, Any] = {"model": name.stem, "problems": problems, "remarks": remarks}
     model = build_model(name)
-    dense = _copy(model)
+    dense = deepcopy(model.model)
     imgsz = 224 if model.task == "classify" else 640
     plan = prune_model(model, 0.5, imgsz=imgsz).plan
     row |= {
@@ -117,7 +119,7 @@ def check(name: Path) -> dict[str, Any]:
     if not row["train_step"]:
         problems.append(f"backward: {sorted(reached[0] ^ reached[1])[:3]} changed")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _copy(model).eval().fuse(verbose=False)(torch.zeros(1, 3, imgsz, imgsz))
+        deepcopy(model.model).eval().fuse(verbose=False)(torch.zeros(1, 3, imgsz, imgsz))
     row["counted_macs"] = counter.get_total_flops() // 2
     if row["counted_macs"] != plan.macs["after"]:
         problems.append(f"torch counts {row['counted_macs']} MACs, the plan says {plan.macs['after']}")
@@ -135,8 +137,9 @@ def check(name: Path) -> dict[str, Any]:
             return row
         plain = json.loads(done.stdout.splitlines()[-1])
         (onnx,) = export_all(files[1], ("onnx",), torch.rand(1, 3, IMGSZ, IMGSZ))
-        shown = _outputs(_half(model.model), IMGSZ)
-        row["plain_load"] = _difference(shown, torch.load(Path(folder) / "outputs.pt"))
+        image = torch.rand(1, 3, IMGSZ, IMGSZ, generator=torch.Generator().manual_seed(0))
+        shown = outputs(deepcopy(model.model).half().float().eval(), image)
+        row["plain_load"] = largest_difference(shown, torch.load(Path(folder) / "outputs.pt"))
     row |= plain
     if not row["safe_load"]["pruned"]:
         (problems if row["safe_load"]["dense"] else remarks).append("a safe load refuses its classes, dense or pruned")
@@ -148,18 +151,6 @@ def check(name: Path) -> dict[str, Any]:
     if not onnx.ok:
         problems.append(f"ONNX: {onnx.reason}")
     return row
-
-
-def _copy(model: Any) -> Any:
-    from copy import deepcopy
-
-    return deepcopy(model.model)
-
-
-def _half(network: Any) -> Any:
-    from copy import deepcopy
-
-    return deepcopy(network).half().float()
 
 
 def _locked(locked: list[dict[str, str]]) -> dict[str, int]:
@@ -228,22 +219,6 @@ for kind, path in (("dense", dense), ("pruned", pruned)):
     fuse[kind] = difference(before, run(model.fuse(verbose=False), image.double())[:1])
 print(json.dumps({"safe_load": safe, "fuse": fuse}))
 """
-
-
-def _outputs(network: Any, imgsz: int) -> list[Any]:
-    import torch
-
-    from yolo_prune.verification import tensors_in
-
-    image = torch.rand(1, 3, imgsz, imgsz, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return [t.float() for t in tensors_in(network.eval()(image))]
-
-
-def _difference(a: list[Any], b: list[Any]) -> float:
-    from yolo_prune.verification import largest_difference
-
-    return largest_difference(a, b)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -110,6 +110,14 @@ def test_the_order_of_detections_with_equal_scores_does_not_matter() -> None:
     assert boxes == pytest.approx(0, abs=1e-4) and scores == 0
 
 
+def test_an_export_that_makes_no_numbers_disagrees() -> None:
+    a = torch.rand(7, 100)
+    b = a.clone()
+    b[5, 3] = torch.nan
+    assert _detections(a, b, IMGSZ)[1] == torch.inf
+    assert _detections(detections(), torch.full((40, 6), torch.nan), IMGSZ)[1] == torch.inf
+
+
 def test_boxes_beyond_the_image_are_measured_relative_to_it() -> None:
     a = torch.rand(7, 100)
     a[:4] *= 10 * IMGSZ

@@ -11,6 +11,7 @@ from yolo_prune import layers
 
 KINDS = [
     (nn.Conv2d(8, 6, 3, bias=False), {"out": 3, "in": 5}),
+    (nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"), {"out": 3, "in": 5}),
     (nn.Conv2d(8, 8, 3, groups=8), {"out": 5, "in": 5}),
     (nn.Conv2d(8, 16, 3, groups=4), {"out": 8, "in": 4}),
     (nn.ConvTranspose2d(8, 6, 2, 2), {"out": 3, "in": 5}),

@@ -3,12 +3,14 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from nets import IMGSZ, assert_same_tensors, build, make, state
 from ultralytics import YOLO
 
 from yolo_prune import verify_cut
 from yolo_prune.errors import PlanError, TargetError
 from yolo_prune.plan import PrunePlan
+from yolo_prune.verification import largest_difference
 
 
 def test_a_right_cut_changes_nothing_and_the_model_is_only_read() -> None:
@@ -41,3 +43,9 @@ def test_a_share_is_enough_to_verify_a_model() -> None:
 def test_a_plan_for_another_network_is_refused() -> None:
     with pytest.raises(PlanError, match="the plan is for another network"):
         verify_cut(build("yolov8n"), make(build("yolo11n")))
+
+
+def test_what_is_not_a_number_is_no_equality() -> None:
+    one, nan = torch.ones(2, 2), torch.full((2, 2), torch.nan)
+    assert largest_difference([one, one], [one, one]) == 0
+    assert largest_difference([one, nan], [one, nan]) == largest_difference([one], [one[:1]]) == torch.inf

@@ -99,7 +99,7 @@ def compare(checkpoint: str | Path, exported: str | Path, images: torch.Tensor) 
             of_boxes, of_rest = _detections(a[0], b[0], max(images.shape[2:]))
             boxes = max(boxes or 0.0, of_boxes)
         else:
-            of_rest = float((a - b).abs().max() / max(1.0, float(a.abs().max())))
+            of_rest = float(_apart(a, b).max() / max(1.0, float(a.abs().max())))
         scores = max(scores, of_rest)
     return boxes, scores
 
@@ -113,14 +113,19 @@ def _detections(a: torch.Tensor, b: torch.Tensor, imgsz: int) -> tuple[float, fl
         imgsz: Longer side of the image in pixels.
     """
     if a.shape[0] > a.shape[1]:  # a list, sorted by score; where scores are equal its order and its end are arbitrary
-        scores = float((a[:, 4] - b[:, 4]).abs().max())
+        scores = float(_apart(a[:, 4], b[:, 4]).max())
         clear = a[a[:, 4] > a[-1, 4] + SCORE_TOLERANCE]
         apart = torch.cdist(clear, b, compute_mode="donot_use_mm_for_euclid_dist")
         return (float(apart.min(dim=1).values.max()) if len(clear) else 0.0), scores
-    diff = (a - b).abs()
+    diff = _apart(a, b)
     beyond = max(1.0, float(a[:4].abs().max()) / imgsz)
     rest = diff[4:] / a[4:].abs().amax(dim=1, keepdim=True).clamp(min=1)
     return float(diff[:4].max()) / beyond, float(rest.max())
+
+
+def _apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return absolute differences; what is not a number is infinitely far from everything."""
+    return (a - b).abs().nan_to_num(nan=torch.inf)
 
 
 def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:

@@ -92,7 +92,7 @@ def resized(layer: AnyLayer, sides: Mapping[str, int]) -> AnyLayer:
         if isinstance(layer, nn.ConvTranspose2d):
             new = nn.ConvTranspose2d(*common, layer.output_padding, groups, bias, layer.dilation)
         else:
-            new = nn.Conv2d(*common, layer.dilation, groups, bias)
+            new = nn.Conv2d(*common, layer.dilation, groups, bias, layer.padding_mode)
         new.__class__ = type(layer)  # DWConvTranspose2d differs in its constructor only
     new.__dict__ = {**layer.__dict__, **new.__dict__}  # a layer that is a row of the network knows its place
     return new

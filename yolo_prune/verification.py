@@ -104,12 +104,14 @@ def outputs(model: nn.Module, image: torch.Tensor, seed: int = 0) -> list[torch.
 
 
 def largest_difference(expected: list[torch.Tensor], actual: list[torch.Tensor]) -> float:
-    """Return the largest difference of two lists of outputs, each relative to the largest expected value."""
+    """Return the largest difference of two lists of outputs, each relative to the largest expected value.
+
+    Other shapes, or values that are not a number, are infinitely different.
+    """
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
-    return max(
-        float((a - b).abs().max()) / max(1.0, float(a.abs().max())) for a, b in zip(expected, actual, strict=True)
-    )
+    differences = [(a - b).abs().max() / a.abs().max().clamp(min=1) for a, b in zip(expected, actual, strict=True)]
+    return float(torch.stack(differences).nan_to_num(nan=torch.inf).max())
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
