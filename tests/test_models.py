@@ -184,3 +184,7 @@ def test_a_yaml_is_found_with_each_of_its_scales() -> None:
     path = next(p for p in model_yamls() if p.stem == "yolo11")
     assert [p.stem[-1] for p in scaled(path)] == list(YAML.load(path)["scales"])
     assert build_model(scaled(path)[0]).model.yaml["scale"] == "n"
+
+
+def test_the_name_of_the_folder_that_ultralytics_lies_in_does_not_matter() -> None:
+    assert build_model(Path("/home/W9sy/ultralytics/cfg/models/11/yolo11n.yaml")).model.yaml["scale"] == "n"

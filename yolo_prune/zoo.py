@@ -41,7 +41,9 @@ def build_model(path: Path) -> YOLO | RTDETR:
     """
     from ultralytics import RTDETR, YOLO
 
-    if path.is_file() and "DEFAULT" in (text := path.read_text(encoding="utf-8")):
+    if not path.is_file():  # by name: Ultralytics takes a "9s" in a folder's name for the scale
+        path = Path(path.name)
+    elif "DEFAULT" in (text := path.read_text(encoding="utf-8")):
         path = Path(tempfile.mkdtemp()) / path.name
         path.write_text(text.replace("DEFAULT", "None"), encoding="utf-8")
     return (RTDETR if "rtdetr" in path.stem else YOLO)(path)
