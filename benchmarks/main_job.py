@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from training import train
 
 RESULTS = Path(__file__).parent / "results" / "main_job"
 TRAIN = ("batch=16", "workers=0", "seed=0", "plots=False")
@@ -66,17 +63,6 @@ JOBS = {
     "yolo11n-obb": Job("yolo11n-obb.yaml", "nuclei-obb", 256),
     "yolov8n-cls": Job("yolov8n-cls-from-int8.pt", "sign-digits-cls", 64, 20, "accuracy_top1"),
 }
-PLAIN_LOAD = """
-import json, sys
-sys.modules["yolo_prune"] = None  # importing it now raises
-import torch
-from ultralytics import YOLO
-from ultralytics.nn.tasks import torch_safe_load
-checkpoint, data, imgsz = sys.argv[1:]
-torch_safe_load(checkpoint, safe_only=True)
-results = YOLO(checkpoint).val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
-print(json.dumps({key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}))
-"""
 
 
 def main() -> None:
@@ -94,42 +80,10 @@ def main() -> None:
             file = RESULTS / f"{name}-{kind}.json"
             if not file.exists():
                 folder = args.runs.resolve() / f"{name}-{kind}"
-                result = run(JOBS[name], args.shared.resolve(), folder, KINDS[kind])
+                shared = args.shared.resolve()
+                result = train((*JOBS[name].arguments(shared), *KINDS[kind]), folder, shared)
                 file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table())
-
-
-def run(job: Job, shared: Path, folder: Path, prune: tuple[str, ...]) -> dict[str, Any]:
-    """Train with the stock command, then look at its ``best.pt`` in a process without yolo_prune."""
-    environment = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
-    yolo = Path(sys.executable).with_name("yolo")
-    where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
-    arguments = job.arguments(shared)
-    subprocess.run([yolo, "train", *arguments, *where, *prune], check=True, env=environment)
-    best = folder / "weights" / "best.pt"
-    data = next(a.partition("=")[2] for a in arguments if a.startswith("data="))
-    plain = subprocess.run(
-        [sys.executable, "-c", PLAIN_LOAD, str(best), data, str(job.imgsz)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    report_file = folder / "pruning" / "report.json"
-    report = json.loads(report_file.read_text()) if prune else {}
-    return {
-        "command": " ".join(("yolo train", *(a.replace(f"{shared}/", "") for a in arguments), *prune)),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "plain_process": {"metrics": json.loads(plain.stdout.splitlines()[-1]), "bytes": best.stat().st_size},
-        "report": _without_paths(report),
-    }
-
-
-def _without_paths(value: Any) -> Any:
-    """Drop what only means something on the machine that trained."""
-    if isinstance(value, dict):
-        return {k: _without_paths(v) for k, v in value.items() if k not in {"checkpoint", "path"}}
-    return [_without_paths(v) for v in value] if isinstance(value, list) else value
 
 
 def table() -> str:

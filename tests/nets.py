@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics import cfg
+from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import conv
 from ultralytics.utils import YAML
@@ -17,6 +18,7 @@ from ultralytics.utils import YAML
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
 from yolo_prune.graph import trace
+from yolo_prune.oneshot import DATA_FREE
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import plan_cut
 from yolo_prune.verification import randomise_norms
@@ -47,6 +49,7 @@ def _build(name: str, seed: int) -> tasks.BaseModel:
     torch.manual_seed(seed)
     model = KINDS.get(name.rpartition("-")[2], tasks.DetectionModel)(f"{name}.yaml", nc=3, verbose=False)
     randomise_norms(model)
+    model.args = get_cfg()  # the gains of the loss
     return model
 
 
@@ -77,8 +80,22 @@ def narrow_yaml(name: str, folder: Path) -> Path:
 
 
 def make(model: nn.Module, target: float = 0.5, **knobs: Any) -> PrunePlan:
-    """Return a plan for a network."""
-    return plan_cut(model, PruneConfig(target=target, **knobs), IMGSZ)
+    """Return a plan for a network, by weights alone."""
+    return plan_cut(model, PruneConfig(target=target, **{**DATA_FREE, **knobs}), IMGSZ)
+
+
+def labelled_batches(n: int = 1, seed: int = 0, size: int = 2) -> list[dict[str, torch.Tensor]]:
+    """Return batches of noise with made-up boxes, as a detection run preprocesses them."""
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "img": torch.rand(size, 3, 64, 64, generator=draw),
+            "cls": torch.randint(0, 3, (2 * size, 1), generator=draw).float(),
+            "bboxes": torch.rand(2 * size, 4, generator=draw) * 0.4 + 0.3,
+            "batch_idx": torch.arange(size).repeat_interleave(2).float(),
+        }
+        for _ in range(n)
+    ]
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:

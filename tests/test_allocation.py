@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nets import FAMILIES, IMGSZ, build, graph_of, make
 
-from yolo_prune.allocation import make_plan
+from yolo_prune.allocation import ByScore, make_plan
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph import trace
@@ -12,13 +12,15 @@ from yolo_prune.importance import importance_scores
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("round_to", [1, 8])
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.7])
-def test_a_plan_lands_on_its_target_from_below(family: str, scope: str, round_to: int, target: float) -> None:
+def test_a_plan_lands_on_its_target_from_below(family: str, allocation: str, round_to: int, target: float) -> None:
     graph = graph_of(family)
     scores = importance_scores(build(family), graph, "l2")
-    plan = make_plan(graph, scores, CostModel(graph).macs() * (1 - target), scope=scope, round_to=round_to)
+    plan = make_plan(
+        graph, ByScore(graph, scores), CostModel(graph).macs() * (1 - target), allocation=allocation, round_to=round_to
+    )
     kept = plan.macs["after"] / plan.macs["before"]
     assert 1 - target - 0.02 <= kept <= 1 - target
 
@@ -33,25 +35,27 @@ def test_rounded_widths_are_multiples(family: str) -> None:
     assert all(width % 8 == 0 for width in free)
 
 
-def test_local_scope_takes_the_same_share_everywhere() -> None:
+def test_uniform_allocation_takes_the_same_share_everywhere() -> None:
     plan = make(build("yolov8n"), 0.5)
     shares = [len(kept["out"]) / plan.widths[path]["out"] for path, kept in plan.layers.items() if path.endswith("bn")]
     assert max(shares) - min(shares) < 0.1
 
 
-def test_global_scope_takes_the_least_important_units_first() -> None:
+def test_global_allocation_takes_the_least_important_units_first() -> None:
     graph = graph_of("yolov8n")
     scores = [np.full(g.width, 1.0 + i) for i, g in enumerate(graph.groups)]
     favourite = next(i for i, g in enumerate(graph.groups) if g.name == "model.5.conv")
     scores[favourite] = np.r_[np.zeros(64), np.full(64, 2.0)]
-    plan = make_plan(graph, scores, CostModel(graph).macs() * 0.9, scope="global", max_pruning_ratio=0.5)
+    plan = make_plan(
+        graph, ByScore(graph, scores), CostModel(graph).macs() * 0.9, allocation="global", limits=lambda layer: 0.5
+    )
     assert plan.layers["model.5.conv"]["out"] == list(range(64, 128))
 
 
 def test_what_stays_is_what_scores_highest() -> None:
     graph = graph_of("yolov8n")
     scores = [np.arange(g.width, dtype=float) for g in graph.groups]
-    plan = make_plan(graph, scores, CostModel(graph).macs() * 0.5)
+    plan = make_plan(graph, ByScore(graph, scores), CostModel(graph).macs() * 0.5)
     kept = plan.layers["model.5.conv"]["out"]
     assert kept == list(range(128 - len(kept), 128))
 
@@ -72,7 +76,14 @@ def test_no_group_loses_more_than_the_largest_ratio_over_several_cuts() -> None:
     for share in (0.7, 0.5):
         graph = trace(model, IMGSZ)
         scores = [np.ones(g.width) if i % 2 else np.zeros(g.width) for i, g in enumerate(graph.groups)]
-        make_plan(graph, scores, start * share, scope="global", max_pruning_ratio=0.6, dense_widths=dense).apply(model)
+        make_plan(
+            graph,
+            ByScore(graph, scores),
+            start * share,
+            allocation="global",
+            limits=lambda layer: 0.6,
+            dense_widths=dense,
+        ).apply(model)
     assert all(layer.out >= np.floor(dense[p] * 0.4) for p, layer in trace(model, IMGSZ).layers.items())
 
 
@@ -83,8 +94,10 @@ def test_an_unreachable_target_names_the_least_and_what_is_locked() -> None:
         make(build("yolov8n"), 0.999)
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
-def test_a_target_already_met_removes_nothing(scope: str) -> None:
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_target_already_met_removes_nothing(allocation: str) -> None:
     graph = trace(build("yolov8n"), IMGSZ, ignored=lambda path: path)  # everything is locked
-    plan = make_plan(graph, [np.ones(g.width) for g in graph.groups], CostModel(graph).macs(), scope=scope)
+    plan = make_plan(
+        graph, ByScore(graph, [np.ones(g.width) for g in graph.groups]), CostModel(graph).macs(), allocation=allocation
+    )
     assert plan.layers == {} and plan.macs["before"] == plan.macs["after"]

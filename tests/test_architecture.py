@@ -32,7 +32,7 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "room", ["allocation", "channels", "config", "cost", "errors", "plan", "report", "schedule", "startup"]
+    "room", ["allocation", "channels", "config", "cost", "errors", "guard", "plan", "report", "schedule", "startup"]
 )
 def test_plain_data_rooms_import_neither_torch_nor_ultralytics(room: str) -> None:
     heavy = {
@@ -47,17 +47,18 @@ def test_only_two_rooms_know_torch_pruning() -> None:
 
 def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
     engine = {r for r in ROOMS if any(n.startswith("ultralytics.engine") for n in imports(r, only_at_import=False))}
-    assert engine <= {"session", "callback", "export"}
+    assert engine <= {"session", "host", "snapshot", "callback", "export"}
 
 
 ORDER = (
     ("errors", "channels"),
-    ("config", "schedule", "cost", "report", "zoo"),
+    ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
-    ("layers", "plan", "allocation", "surgery", "graph", "importance", "export"),
-    ("planner", "checkpoint", "recalibration", "verification"),
-    ("oneshot", "session"),
+    ("layers", "statistics", "plan", "allocation", "surgery", "graph", "export"),
+    ("importance", "elimination", "reconstruction", "sparsity", "sensitivity", "search", "planner"),
+    ("checkpoint", "verification", "rewinding", "snapshot", "host"),
+    ("session", "oneshot"),
     ("callback",),
     ("startup",),
     ("demo",),

@@ -144,15 +144,15 @@ def test_every_block_class_of_the_installed_ultralytics_is_cut_or_has_a_stated_r
     assert not unknown, f"new in ultralytics: {unknown}; register an adapter or state why there is none"
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("kind", BUILT, ids=lambda kind: kind.__name__)
-def test_every_block_is_cut_right(kind: type[nn.Module], scope: str) -> None:
+def test_every_block_is_cut_right(kind: type[nn.Module], allocation: str) -> None:
     model = Chain(WIDTH, BUILT[kind]())
     plan = make(
         model,
         0.1 if kind in {*LOCKED, block.C3TR} else 0.3,
         importance="random",
-        scope=scope,
+        allocation=allocation,
         ignored_layers=("model.3.*",),
     )
     assert any(path.startswith("model.1") for path in plan.layers) == (kind not in WITHOUT_OWN_WIDTH)
@@ -450,7 +450,7 @@ def test_an_adapter_that_forgets_a_tie_is_found_by_verify_cut() -> None:
             return {"half": module.cv1.conv.out_channels // 2}
 
     model = Chain(WIDTH, Forgetful(WIDTH))
-    plan = make(model, 0.5, importance="random", scope="global", ignored_layers=("model.3.*",))
+    plan = make(model, 0.5, importance="random", allocation="global", ignored_layers=("model.3.*",))
     kept = plan.layers["model.1.cv1.conv"]["out"]
     if sum(c < WIDTH // 2 for c in kept) * 2 == len(kept):
         pytest.fail("this plan happens to keep equal halves; take another target")

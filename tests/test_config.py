@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolo_prune.config import IMPORTANCES, KNOBS, SCHEDULES, SCOPES, PruneConfig
+from yolo_prune.config import (
+    ALLOCATIONS,
+    IMPORTANCES,
+    KNOBS,
+    LEARNING_RATES,
+    NORMALIZERS,
+    SCHEDULES,
+    SPARSITIES,
+    PruneConfig,
+)
 from yolo_prune.errors import ConfigError
 
 NAMES = st.lists(st.text(min_size=1), max_size=3).map(tuple)
@@ -17,7 +26,9 @@ CONFIGS = st.builds(
     PruneConfig,
     target=st.floats(0, 0.99),
     importance=st.sampled_from(IMPORTANCES),
-    scope=st.sampled_from(SCOPES),
+    allocation=st.sampled_from(ALLOCATIONS),
+    normalizer=st.sampled_from(NORMALIZERS),
+    per_mac=st.booleans(),
     steps=st.integers(1, 20),
     start=st.floats(0, 0.4),
     end=st.floats(0.4, 0.99),
@@ -25,7 +36,16 @@ CONFIGS = st.builds(
     round_to=st.integers(1, 64),
     max_pruning_ratio=st.floats(0.01, 0.99),
     ignored_layers=NAMES,
-    bn_recalibration=st.integers(0, 100),
+    layer_limits=st.dictionaries(st.text(min_size=1), st.floats(0, 0.99), max_size=2),
+    calibration=st.integers(4, 1000),
+    reconstruction=st.booleans(),
+    bn_recalibration=st.booleans(),
+    lr_after_cut=st.sampled_from(LEARNING_RATES),
+    max_drop=st.none() | st.floats(0, 0.99),
+    distill=st.booleans() | st.just("teacher.pt"),
+    sparsity=st.sampled_from(SPARSITIES),
+    sparsity_strength=st.floats(1e-9, 1.0),
+    rewind=st.none() | st.just(0.0),
     export=NAMES,
     verbose=st.booleans(),
 )
@@ -98,12 +118,26 @@ def test_load_takes_the_path_of_a_yaml_file(own_folder: Path) -> None:
         ({"steps": 1.5}, "steps=1.5 is not a whole number >= 1;"),
         ({"steps": True}, "steps=True is not a whole number >= 1;"),
         ({"round_to": 0}, "round_to=0 is not a whole number >= 1; pruned widths are multiples"),
-        ({"bn_recalibration": -1}, "bn_recalibration=-1 is not a whole number >= 0; training batches"),
+        ({"calibration": 3}, "calibration=3 is not a whole number >= 4; training images"),
+        ({"bn_recalibration": 16}, "bn_recalibration=16 is not a bool; use True or False."),
+        ({"per_mac": None}, "per_mac=None is not a bool; use True or False."),
+        ({"max_drop": 1.0}, "max_drop=1 is not a share in 0 <= max_drop < 1; 0.01 allows 1 %."),
+        ({"max_drop": "1%"}, "max_drop='1%' is not a number; largest loss of fitness"),
+        ({"rewind": 0.2}, "rewind=0.2 is not in 0 <= rewind <= start with start=0.1: only a state from before"),
+        ({"sparsity_strength": 0.0}, "sparsity_strength=0 is not > 0; try 1e-4."),
+        ({"distill": ""}, "distill='' is neither True, False nor the path of a checkpoint."),
+        ({"layer_limits": {"model.0.*": 1.0}}, "layer_limits: model.0.* has 1, not a share in 0 <= x < 1; the same"),
+        ({"layer_limits": [0.5]}, "layer_limits=[0.5] does not map name patterns to shares; the same by name"),
+        ({"layer_limits": {"model.0.*": "a"}}, "layer_limits='a' is not a number;"),
         (
             {"importance": "lampe"},
-            "importance='lampe' is not one of l1, l2, bn_scale, lamp, fpgm, random. Did you mean lamp?",
+            "importance='lampe' is not one of l1, l2, bn_scale, lamp, fpgm, random, taylor, hessian, activation, "
+            "reconstruction. Did you mean lamp?",
         ),
-        ({"scope": "everywhere"}, "scope='everywhere' is not one of local, global."),
+        (
+            {"allocation": "globall"},
+            "allocation='globall' is not one of uniform, global, isomorphic, sensitivity, search. Did you mean global?",
+        ),
         (
             {"schedule": "cubik"},
             "schedule='cubik' is not one of one-shot, linear, cubic, exponential. Did you mean cubic?",
@@ -111,7 +145,7 @@ def test_load_takes_the_path_of_a_yaml_file(own_folder: Path) -> None:
         ({"ignored_layers": 3}, "ignored_layers=3 is not a list of names; layers that keep their width"),
         ({"export": ["onnx", ""]}, "export=['onnx', ''] is not a list of names; Ultralytics export formats"),
         ({"verbose": 1}, "verbose=1 is not a bool; use True or False."),
-        ({"stpes": 2}, "unknown knob stpes: did you mean steps? Valid: target, importance, scope, steps,"),
+        ({"stpes": 2}, "unknown knob stpes: did you mean steps? Valid: target, importance, allocation,"),
         ({"zzzzzzzz": 2}, "unknown knob zzzzzzzz: see the list. Valid: target,"),
         ({3: 2}, "unknown knob 3: see the list. Valid: target,"),
     ],

@@ -30,10 +30,10 @@ def test_the_cost_of_a_dense_network_is_what_torch_counts(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scope", ["local", "global"])
-def test_the_predicted_cost_of_a_cut_is_what_torch_counts_after_it(family: str, scope: str) -> None:
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_the_predicted_cost_of_a_cut_is_what_torch_counts_after_it(family: str, allocation: str) -> None:
     model = build(family)
-    plan = make(model, 0.6, scope=scope)
+    plan = make(model, 0.6, allocation=allocation)
     plan.apply(model)
     assert plan.macs["after"] == counted_macs(model) == CostModel(trace(model, IMGSZ)).macs()
     assert plan.params["after"] == sum(p.numel() for p in model.parameters())
@@ -41,7 +41,7 @@ def test_the_predicted_cost_of_a_cut_is_what_torch_counts_after_it(family: str, 
 
 def test_the_end_to_end_head_costs_the_same_whichever_branch_is_deployed() -> None:
     model = build("yolo26n")
-    make(model, 0.5, scope="global").apply(model)
+    make(model, 0.5, allocation="global").apply(model)
     with_nms, without = copy.deepcopy(model), copy.deepcopy(model)
     without.end2end = True
     assert counted_macs(with_nms) == counted_macs(without)

@@ -18,7 +18,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
 from yolo_prune import checkpoint
-from yolo_prune.allocation import _to_plan, _units
+from yolo_prune.allocation import plan_of
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
@@ -137,21 +137,21 @@ def model_yaml(draw: st.DrawFn) -> dict[str, Any]:
 @given(
     yaml=model_yaml(),
     target=st.floats(0.05, 0.6),
-    scope=st.sampled_from(("local", "global")),
+    allocation=st.sampled_from(("uniform", "global", "isomorphic")),
     round_to=st.sampled_from((1, 2, 4)),
     importance=st.sampled_from(("random", "l2")),
 )
 def test_any_model_of_known_blocks_is_cut_right(
-    yaml: dict[str, Any], target: float, scope: str, round_to: int, importance: str
+    yaml: dict[str, Any], target: float, allocation: str, round_to: int, importance: str
 ) -> None:
     torch.manual_seed(0)
     network = tasks.DetectionModel(copy.deepcopy(yaml), verbose=False)
-    plan = make(network, target, scope=scope, round_to=round_to, importance=importance)
+    plan = make(network, target, allocation=allocation, round_to=round_to, importance=importance)
     assert plan.layers
     assert max(verify_cut(network, plan, 64).values()) < 1e-9
     smaller = copy.deepcopy(network)
     cut(plan, [smaller])
-    second = make(smaller, 0.2, scope=scope, importance=importance)
+    second = make(smaller, 0.2, allocation=allocation, importance=importance)
     assert max(verify_cut(smaller, second, 64).values()) < 1e-9
 
 
@@ -174,7 +174,7 @@ def test_any_widths_that_keep_ties_are_cut_right(name: str, data: st.DataObject)
     ]
     rng = np.random.default_rng(data.draw(st.integers(0, 99), label="seed"))
     ranked = [rng.permutation(group.width) for group in graph.groups]
-    plan = _to_plan(graph, CostModel(graph), _units(graph, steps), ranked)
+    plan = plan_of(graph, steps, ranked)
     assert max(verify_cut(network, plan, 64).values()) < 1e-9
 
 

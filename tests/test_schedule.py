@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from yolo_prune.config import SCHEDULES
+from yolo_prune.config import LEARNING_RATES, SCHEDULES
 from yolo_prune.errors import ConfigError
-from yolo_prune.schedule import Cut, cuts
+from yolo_prune.schedule import Cut, cuts, learning_rate_epoch
 
 
 def plan(epochs: int = 60, **changes: object) -> list[Cut]:
@@ -81,3 +81,20 @@ def test_cuts_go_strictly_forward_and_the_last_one_goes_the_whole_way(
     assert got[-1].epoch < epochs
     assert got[0].way > 0
     assert got[-1].way == 1
+
+
+def test_before_any_cut_and_with_keep_the_learning_rate_follows_the_run() -> None:
+    for mode in LEARNING_RATES:
+        assert learning_rate_epoch(7, 60, None, mode) == (7, 1)
+    assert learning_rate_epoch(30, 60, 24, "keep") == (30, 1)
+
+
+def test_a_rewound_learning_rate_runs_through_the_whole_curve_after_the_cut() -> None:
+    read = [learning_rate_epoch(epoch, 60, 24, "rewind") for epoch in range(24, 61)]
+    assert read[0] == (0, 1) and read[-1] == (60, 1)
+    assert all(b[0] - a[0] == pytest.approx(60 / 36) for a, b in pairwise(read))
+
+
+def test_a_rewarmed_learning_rate_is_back_after_two_epochs() -> None:
+    factors = [learning_rate_epoch(epoch, 60, 24, "rewarm") for epoch in range(24, 28)]
+    assert factors == [(24, pytest.approx(1 / 3)), (25, pytest.approx(2 / 3)), (26, 1), (27, 1)]

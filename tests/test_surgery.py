@@ -45,11 +45,11 @@ def plan() -> PrunePlan:
     return make(build("yolov8n"), importance="random")
 
 
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cutting_channels_that_are_dead_changes_no_output(family: str, scope: str) -> None:
+def test_cutting_channels_that_are_dead_changes_no_output(family: str, allocation: str) -> None:
     model = build(family)
-    plan = make(model, importance="random", scope=scope)
+    plan = make(model, importance="random", allocation=allocation)
     assert plan.macs["after"] < 0.52 * plan.macs["before"]
     assert max(verify_cut(model, plan, IMGSZ).values()) < 1e-9
 

@@ -1,150 +1,134 @@
-"""What stays: from channel groups, scores and a target to a plan.
+"""What stays: from channel groups, a ranking of their units and a target to a plan.
 
-Two parts: *allocation* decides how many units each bundle of channel groups keeps, so that the network meets the
-target; *ranking* decides which units of a group those are, from the importance scores.
+Two parts that know nothing of each other. A *ranking* says what the loss of the next units of a bundle of channel
+groups costs, and which units those are. An *allocation* says which bundle loses units next, until the network meets the
+target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from yolo_prune.channels import ChannelGraph
+from yolo_prune.channels import Bundle, ChannelGraph
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.plan import PrunePlan
 
+MOVES = 64
+"""A bundle goes from its full width to nothing in about so many moves, so that wide networks take no longer."""
+
+Limits = Callable[[str], float]
+"""Layer path -> largest share of its dense width that the layer may lose."""
+
+Rule = Callable[[int, int], "float | tuple[float, float]"]
+"""(bundle, steps kept if it loses units now) -> the lower, the sooner."""
+
+
+class Ranking(Protocol):
+    """The order in which units of each group go."""
+
+    def error(self, bundle: int, steps: int) -> float:
+        """Return what the loss of so many more steps of a bundle costs."""
+
+    def remove(self, bundle: int, steps: int) -> Iterable[int]:
+        """Remove them, and return the bundles whose errors change by that."""
+
+    def order(self) -> list[np.ndarray]:
+        """Return the units of each group, the most important first."""
+
+
+class ByScore:
+    """A ranking by scores that do not change as units are removed.
+
+    Args:
+        graph: The network's channel groups.
+        scores: Per group, an array of shape (width,): higher is more important.
+    """
+
+    def __init__(self, graph: ChannelGraph, scores: Sequence[np.ndarray]) -> None:
+        self._order = [np.argsort(-s, kind="stable") for s in scores]
+        self._sums = []
+        """Per bundle, the summed scores of its least important 0, 1, 2, ... steps."""
+        for bundle in graph.bundles:
+            lanes = [scores[g][self._order[g]][::-1].reshape(bundle.steps, -1).mean(1) for g in bundle.groups]
+            self._sums.append(np.r_[0, np.cumsum(np.mean(lanes, axis=0))])
+        self._gone = [0] * len(graph.bundles)
+
+    def error(self, bundle: int, steps: int) -> float:
+        """Return the sum of the scores of the next steps, each the mean over its units."""
+        gone = self._gone[bundle]
+        return float(self._sums[bundle][gone + steps] - self._sums[bundle][gone])
+
+    def remove(self, bundle: int, steps: int) -> Iterable[int]:
+        """Count them as gone."""
+        self._gone[bundle] += steps
+        return (bundle,)
+
+    def order(self) -> list[np.ndarray]:
+        """Return the units of each group by descending score."""
+        return self._order
+
 
 def make_plan(
     graph: ChannelGraph,
-    scores: Sequence[np.ndarray],
+    ranking: Ranking,
     target_macs: float,
     *,
-    scope: str = "local",
+    allocation: str = "uniform",
+    per_mac: bool = True,
+    tolerance: Callable[[int, float], float] | None = None,
     round_to: int = 1,
-    max_pruning_ratio: float = 0.9,
+    limits: Limits = lambda layer: 0.9,
     dense_widths: Mapping[str, int] | None = None,
 ) -> PrunePlan:
     """Choose the units that stay, so that the network lands on the target.
 
     Args:
         graph: The network's channel groups.
-        scores: Per group, an array of shape (width,): higher is more important.
+        ranking: The order of the units; it is used up.
         target_macs: Multiply-adds to land on, from below and as close as whole channels allow.
-        scope: ``local`` gives every bundle the same ratio, ``global`` removes the lowest normalised scores first.
+        allocation: ``uniform`` gives every bundle the same ratio, ``global`` takes what costs least wherever it lies,
+            ``isomorphic`` does so among bundles of the same structure and takes the same ratio of every structure (Fang
+            et al. 2024, "Isomorphic Pruning for Vision Models", section 3), ``tolerance`` follows ``tolerance``.
+        per_mac: Whether what a unit costs is divided by the multiply-adds that it saves, or by its channels.
+        tolerance: (bundle, share of its steps that is gone) -> how much that hurts; where it hurts least goes next.
         round_to: Kept widths are multiples of this.
-        max_pruning_ratio: Largest share of its dense width that a group may lose.
+        limits: Largest share of its dense width that each layer may lose.
         dense_widths: Output width of each layer before the run's first cut (default: as it is now).
 
     Raises:
         TargetError: If the target lies below what the free channels allow; the message names what is locked.
     """
     cost = CostModel(graph)
-    options = check_reachable(graph, target_macs, round_to, max_pruning_ratio, dense_widths)
-    ranked = [np.argsort(-s, kind="stable") for s in scores]  # most important unit first
-    kept = [bundle.steps for bundle in graph.bundles]
-    if cost.macs() > target_macs:
-        wish = _uniform(options) if scope == "local" else _by_score(graph, scores, ranked)
-        kept = _land(graph, cost, options, wish, target_macs)
-    return _to_plan(graph, cost, _units(graph, kept), ranked)
+    options = check_reachable(graph, target_macs, round_to, limits, dense_widths)
+    kept = _Allocation(graph, cost, options, ranking, per_mac)
+    rules: dict[str, Rule] = {
+        "uniform": kept.share,
+        "global": kept.price,
+        "isomorphic": kept.price_in_class,
+        "tolerance": lambda b, steps: (tolerance or (lambda b, share: share))(b, kept.share(b, steps)),
+    }
+    kept.shrink(target_macs, rules[allocation])
+    return plan_of(graph, kept.steps, ranking.order())
 
 
-def check_reachable(
-    graph: ChannelGraph,
-    target_macs: float,
-    round_to: int,
-    max_pruning_ratio: float,
-    dense_widths: Mapping[str, int] | None = None,
-) -> list[np.ndarray]:
-    """Return per bundle the numbers of steps that may be kept, ascending; a locked bundle has one.
+def plan_of(graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.ndarray]) -> PrunePlan:
+    """Return the plan that keeps so many steps of each bundle.
 
-    Raises:
-        TargetError: If the network costs more than the target even at the lowest of them.
+    Args:
+        graph: The network's channel groups.
+        kept_steps: Steps per bundle; a locked one keeps all.
+        order: Per group its units, of which the first stay.
     """
-    options = []
-    for bundle in graph.bundles:
-        layer = graph.layers[graph.groups[bundle.groups[0]].name]
-        dense = (dense_widths or {}).get(layer.path, layer.out) / layer.out
-        fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - max_pruning_ratio) - 1e-9)))
-        steps = np.arange(1, bundle.steps + 1)
-        allowed = steps[(steps >= fewest) & (steps * bundle.stride % round_to == 0)]
-        everything = np.array([bundle.steps])
-        options.append(everything if bundle.locked else np.union1d(allowed, everything))
-    cost, lowest = CostModel(graph), _units(graph, [o[0] for o in options])
-    if cost.macs(lowest) > target_macs:
-        raise TargetError(_unreachable(graph, cost.macs(), cost.macs(lowest), target_macs))
-    return options
-
-
-Wish = tuple[float, Callable[[float], np.ndarray]]
-"""The strongest setting of an allocation, and the (real) number of kept steps that each bundle wishes at a setting."""
-
-
-def _uniform(options: Sequence[np.ndarray]) -> Wish:
-    """Every bundle loses the same share: the setting is the pruning ratio."""
-    steps = np.array([o[-1] for o in options], dtype=float)
-    return 1.0, lambda ratio: steps * (1 - ratio)
-
-
-def _by_score(graph: ChannelGraph, scores: Sequence[np.ndarray], ranked: Sequence[np.ndarray]) -> Wish:
-    """The least important steps of the whole network go first: the setting is how many of them."""
-    free = [b for b, bundle in enumerate(graph.bundles) if not bundle.locked]
-    step_scores, owner = [], []
-    for b in free:
-        bundle = graph.bundles[b]
-        lanes = [
-            (scores[g][ranked[g]] / max(float(scores[g].mean()), 1e-12))[::-1].reshape(bundle.steps, -1).mean(1)
-            for g in bundle.groups
-        ]
-        step_scores.append(np.mean(lanes, axis=0))
-        owner.append(np.full(bundle.steps, b))
-    order = np.concatenate(owner)[np.argsort(np.concatenate(step_scores), kind="stable")]
-    steps = np.array([bundle.steps for bundle in graph.bundles], dtype=float)
-    return float(len(order)), lambda n: steps - np.bincount(order[: int(n)], minlength=len(steps))
-
-
-def _land(
-    graph: ChannelGraph, cost: CostModel, options: Sequence[np.ndarray], wish: Wish, target_macs: float
-) -> list[int]:
-    """Find the mildest setting that meets the target, then give back steps while the target still holds."""
-    strongest, wished = wish
-
-    def kept_at(setting: float) -> list[int]:
-        return [int(o[np.abs(o - w).argmin()]) for o, w in zip(options, wished(setting), strict=True)]
-
-    mild, strong = 0.0, strongest
-    for _ in range(40):
-        middle = (mild + strong) / 2
-        if cost.macs(_units(graph, kept_at(middle))) <= target_macs:
-            strong = middle
-        else:
-            mild = middle
-    kept = kept_at(strong)
-    shortfall = (wished(strong) - kept) / [o[-1] for o in options]
-    for b in np.argsort(-shortfall, kind="stable"):
-        position = int(np.searchsorted(options[b], kept[b]))
-        if position + 1 < len(options[b]):
-            more = [*kept[:b], int(options[b][position + 1]), *kept[b + 1 :]]
-            if cost.macs(_units(graph, more)) <= target_macs:
-                kept = more
-    return kept
-
-
-def _units(graph: ChannelGraph, kept_steps: Sequence[int]) -> np.ndarray:
-    """Return kept units per group from kept steps per bundle."""
-    units = np.zeros(len(graph.groups), dtype=np.int64)
-    for bundle, steps in zip(graph.bundles, kept_steps, strict=True):
-        for g, per_step in zip(bundle.groups, bundle.per_step, strict=True):
-            units[g] = steps * per_step
-    return units
-
-
-def _to_plan(graph: ChannelGraph, cost: CostModel, kept: np.ndarray, ranked: Sequence[np.ndarray]) -> PrunePlan:
+    cost, kept = CostModel(graph), _units(graph, kept_steps)
     removed: dict[tuple[str, str], set[int]] = {}
-    for group, n, ranking in zip(graph.groups, kept, ranked, strict=True):
+    for group, n, units in zip(graph.groups, kept, order, strict=True):
         for member, table in group.members.items():
-            removed.setdefault(member, set()).update(table[ranking[n:]].ravel().tolist())
+            removed.setdefault(member, set()).update(table[units[n:]].ravel().tolist())
     layers: dict[str, dict[str, list[int]]] = {}
     widths: dict[str, dict[str, int]] = {}
     for path, layer in graph.layers.items():
@@ -161,6 +145,114 @@ def _to_plan(graph: ChannelGraph, cost: CostModel, kept: np.ndarray, ranked: Seq
         imgsz=graph.imgsz,
         locked=graph.locked(),
     )
+
+
+def check_reachable(
+    graph: ChannelGraph,
+    target_macs: float,
+    round_to: int,
+    limits: Limits,
+    dense_widths: Mapping[str, int] | None = None,
+) -> list[np.ndarray]:
+    """Return per bundle the numbers of steps that may be kept, ascending; a locked bundle has one.
+
+    Raises:
+        TargetError: If the network costs more than the target even at the lowest of them.
+    """
+    options = []
+    for bundle in graph.bundles:
+        layer = graph.layers[graph.groups[bundle.groups[0]].name]
+        dense = (dense_widths or {}).get(layer.path, layer.out) / layer.out
+        limit = min(limits(path) for g in bundle.groups for path, side in graph.groups[g].members if side == "out")
+        fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
+        steps = np.arange(1, bundle.steps + 1)
+        allowed = steps[(steps >= fewest) & (steps * bundle.stride % round_to == 0)]
+        everything = np.array([bundle.steps])
+        options.append(everything if bundle.locked else np.union1d(allowed, everything))
+    cost, lowest = CostModel(graph), _units(graph, [o[0] for o in options])
+    if cost.macs(lowest) > target_macs:
+        raise TargetError(_unreachable(graph, cost.macs(), cost.macs(lowest), target_macs))
+    return options
+
+
+class _Allocation:
+    """How many steps each bundle keeps, from all to as few as the target asks."""
+
+    def __init__(
+        self, graph: ChannelGraph, cost: CostModel, options: list[np.ndarray], ranking: Ranking, per_mac: bool
+    ) -> None:
+        self._graph, self._cost, self._options, self._ranking, self._per_mac = graph, cost, options, ranking, per_mac
+        self.steps = [int(o[-1]) for o in options]
+        classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for b, bundle in enumerate(graph.bundles):
+            if not bundle.locked:
+                classes[_structure(graph, bundle)].append(b)
+        self._class_of = {b: members for members in classes.values() for b in members}
+        self._prices: dict[int, float] = {}
+        self._savings = np.zeros(len(graph.groups))
+
+    def shrink(self, target_macs: float, rule: Rule) -> None:
+        """Move by move, let the bundle go that the rule names, until the target is met."""
+        history: list[tuple[int, int]] = []
+        while self._cost.macs(_units(self._graph, self.steps)) > target_macs:
+            self._savings = self._cost.savings(_units(self._graph, self.steps))
+            moves = {b: fewer for b in range(len(self.steps)) if (fewer := self._next(b)) is not None}
+            bundle = min(moves, key=lambda b: rule(b, moves[b]))
+            history.append((bundle, self.steps[bundle]))
+            for changed in (bundle, *self._ranking.remove(bundle, self.steps[bundle] - moves[bundle])):
+                self._prices.pop(changed, None)
+            self.steps[bundle] = moves[bundle]
+        for bundle, before in reversed(history):  # the last moves may have gone further than needed
+            more = [*self.steps[:bundle], before, *self.steps[bundle + 1 :]]
+            if self.steps[bundle] < before and self._cost.macs(_units(self._graph, more)) <= target_macs:
+                self.steps = more
+
+    def _next(self, b: int) -> int | None:
+        """Return how many steps a bundle keeps after its next move, or None if it has none left."""
+        options = self._options[b]
+        level = int(np.searchsorted(options, self.steps[b]))
+        stride = max(1, round(len(options) / MOVES))
+        return int(options[max(level - stride, 0)]) if level else None
+
+    def share(self, b: int, steps: int) -> float:
+        """Return the share of a bundle's steps that would be gone."""
+        return 1 - steps / self._graph.bundles[b].steps
+
+    def price(self, b: int, steps: int) -> float:
+        """Return what a move costs for what it saves."""
+        if b not in self._prices:
+            self._prices[b] = self._ranking.error(b, self.steps[b] - steps)
+        bundle, gone = self._graph.bundles[b], self.steps[b] - steps
+        if not self._per_mac:
+            return self._prices[b] / gone
+        saved = gone * sum(n * self._savings[g] for g, n in zip(bundle.groups, bundle.per_step, strict=True))
+        return self._prices[b] / max(saved, 1e-12)
+
+    def price_in_class(self, b: int, steps: int) -> tuple[float, float]:
+        """Return the share of its class that would be gone, then the price."""
+        members = self._class_of[b]
+        total = sum(self._graph.bundles[m].steps for m in members)
+        kept = sum(self.steps[m] for m in members) - self.steps[b] + steps
+        return 1 - kept / total, self.price(b, steps)
+
+
+def _structure(graph: ChannelGraph, bundle: Bundle) -> tuple[str, ...]:
+    """Return what bundles of the same structure have in common: the kinds of their layers, not their widths."""
+    kinds = []
+    for g in bundle.groups:
+        for path, side in graph.groups[g].members:
+            layer = graph.layers[path]
+            kinds.append(f"{layer.kind} {layer.kernel} {'grouped' if layer.groups > 1 else ''} {side}")
+    return tuple(sorted(kinds))
+
+
+def _units(graph: ChannelGraph, kept_steps: Sequence[int]) -> np.ndarray:
+    """Return kept units per group from kept steps per bundle."""
+    units = np.zeros(len(graph.groups), dtype=np.int64)
+    for bundle, steps in zip(graph.bundles, kept_steps, strict=True):
+        for g, per_step in zip(bundle.groups, bundle.per_step, strict=True):
+            units[g] = steps * per_step
+    return units
 
 
 def _unreachable(graph: ChannelGraph, now: int, least: int, target_macs: float) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 
 from yolo_prune import __version__, startup
-from yolo_prune.config import CLI_PREFIX, PruneConfig
+from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
 from yolo_prune.errors import ConfigError, PruneError
 
 
@@ -46,6 +45,18 @@ def train(arguments: list[str]) -> None:
     entrypoint()
 
 
+def prune(arguments: list[str]) -> None:
+    """Prune without training."""
+    rest = startup.join_assignments(arguments)
+    knobs = startup.take_arguments(rest)
+    if wrong := [argument for argument in rest if "=" not in argument]:
+        raise ConfigError(f"{wrong[0]} is no key=value; e.g. yolo-prune prune model=best.pt data=my.yaml prune=0.15.")
+
+    from yolo_prune.oneshot import prune as run  # loads ultralytics
+
+    run(dict(argument.split("=", 1) for argument in rest), knobs)
+
+
 def demo(arguments: list[str]) -> None:
     """Run the demonstration."""
     from yolo_prune.demo import run  # loads numpy
@@ -60,9 +71,10 @@ def usage(arguments: list[str]) -> None:
         print(f"  {name:<10}{text}")
     print("\nKnobs of train and demo; the stock 'yolo train' takes them too:")
     print(f"  {'prune=':<30}share of the MACs to remove, e.g. 0.5, or a YAML file of knobs without prefix")
-    for knob in fields(PruneConfig):
-        if knob.name != "target":
-            print(f"  {f'{CLI_PREFIX}{knob.name}={_text(knob.default)}':<30}{knob.metadata['help']}")
+    defaults = PruneConfig()
+    for name, text in KNOBS.items():
+        if name != "target":
+            print(f"  {f'{CLI_PREFIX}{name}={_text(getattr(defaults, name))}':<30}{text}")
 
 
 def version(arguments: list[str]) -> None:
@@ -72,6 +84,7 @@ def version(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, "the same arguments as 'yolo train', with pruning: yolo-prune train model=... data=... prune=0.5"),
+    "prune": (prune, "one cut without training: yolo-prune prune model=best.pt data=... prune=0.15"),
     "demo": (demo, "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download"),
     "help": (usage, "print this text"),
     "version": (version, "print the version"),
@@ -80,4 +93,4 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
 
 def _text(default: object) -> str:
     """Return a default as it would be typed."""
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+    return ",".join(default) if isinstance(default, (tuple, dict)) else str(default)

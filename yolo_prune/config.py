@@ -14,9 +14,23 @@ from typing import Any
 
 from yolo_prune.errors import ConfigError
 
-IMPORTANCES = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
-SCOPES = ("local", "global")
+IMPORTANCES = (
+    *("l1", "l2", "bn_scale", "lamp", "fpgm", "random"),
+    *("taylor", "hessian", "activation", "reconstruction"),
+)
+ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity", "search")
+NORMALIZERS = ("mean", "sum", "max", "gaussian", "none")
+SPARSITIES = ("none", "bn_scale", "group_lasso", "growing")
+LEARNING_RATES = ("keep", "rewarm", "rewind")
 SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
+_CHOICES = {
+    "importance": IMPORTANCES,
+    "allocation": ALLOCATIONS,
+    "normalizer": NORMALIZERS,
+    "schedule": SCHEDULES,
+    "sparsity": SPARSITIES,
+    "lr_after_cut": LEARNING_RATES,
+}
 CLI_PREFIX = "prune_"
 """A knob ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
 
@@ -40,8 +54,10 @@ class PruneConfig:
     """
 
     target: float = _knob(0.5, "share of the dense model's MACs to remove, 0 <= target < 1; 0 cuts nothing")
-    importance: str = _knob("l2", f"criterion that ranks channels: {', '.join(IMPORTANCES)}")
-    scope: str = _knob("local", "local: every channel group loses the same share; global: the least important go first")
+    importance: str = _knob("reconstruction", f"criterion that ranks channels: {', '.join(IMPORTANCES)}")
+    allocation: str = _knob("global", f"which layers lose how much: {', '.join(ALLOCATIONS)}")
+    normalizer: str = _knob("mean", f"makes scores of different layers comparable: {', '.join(NORMALIZERS)}")
+    per_mac: bool = _knob(True, "weigh what a channel costs against the MACs that it saves (global, isomorphic)")
     steps: int = _knob(3, "number of cuts, >= 1 (a one-shot schedule has one)")
     start: float = _knob(0.1, "first cut, as a fraction of the run's epochs, 0 <= start < 1")
     end: float = _knob(
@@ -50,22 +66,41 @@ class PruneConfig:
     schedule: str = _knob("cubic", f"how the cuts share the way to the target: {', '.join(SCHEDULES)}")
     round_to: int = _knob(1, "pruned widths are multiples of this number of channels, >= 1")
     max_pruning_ratio: float = _knob(0.9, "largest share of channels that one group may lose over the run, 0 < x < 1")
+    layer_limits: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "the same by name pattern of layers, e.g. model.22.*:0.5,model.0.*:0.2"}
+    )
     ignored_layers: tuple[str, ...] = _knob((), "layers that keep their width, as name patterns, e.g. model.0.*")
-    bn_recalibration: int = _knob(16, "training batches for BatchNorm statistics after a cut; 0 switches it off")
+    calibration: int = _knob(64, "training images for criteria, reconstruction and BatchNorm statistics, >= 4")
+    reconstruction: bool = _knob(True, "solve the weights that stay for what the network made before a cut")
+    bn_recalibration: bool = _knob(True, "BatchNorm statistics anew after a cut")
+    lr_after_cut: str = _knob("keep", f"learning rate after a cut: {', '.join(LEARNING_RATES)}")
+    max_drop: float | None = _knob(
+        None, "largest loss of fitness, as a share of the dense one, e.g. 0.01; a cut that costs more is taken back"
+    )
+    distill: bool | str = _knob(False, "learn from the dense model after the first cut, or from a given checkpoint")
+    sparsity: str = _knob("none", f"regularise until the first cut: {', '.join(SPARSITIES)}")
+    sparsity_strength: float = _knob(1e-4, "weight of that penalty, > 0")
+    rewind: float | None = _knob(
+        None, "after a cut the weights of this fraction of the run come back, 0 <= rewind <= start (lottery ticket)"
+    )
     export: tuple[str, ...] = _knob((), "Ultralytics export formats made and checked at the end, e.g. onnx,openvino")
     verbose: bool = _knob(True, "print one line per cut and the table at the end")
 
     def __post_init__(self) -> None:
         for name in ("ignored_layers", "export"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
-        for name in ("target", "start", "end", "max_pruning_ratio"):
+        object.__setattr__(self, "layer_limits", _shares("layer_limits", self.layer_limits))
+        optional = [name for name in ("max_drop", "rewind") if getattr(self, name) is not None]
+        for name in ("target", "start", "end", "max_pruning_ratio", "sparsity_strength", *optional):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
-        for name, low in (("steps", 1), ("round_to", 1), ("bn_recalibration", 0)):
+        for name, low in (("steps", 1), ("round_to", 1), ("calibration", 4)):
             _whole(name, getattr(self, name), low)
-        for name, allowed in (("importance", IMPORTANCES), ("scope", SCOPES), ("schedule", SCHEDULES)):
+        for name, allowed in _CHOICES.items():
             _choice(name, getattr(self, name), allowed)
-        if not isinstance(self.verbose, bool):
-            raise ConfigError(f"verbose={self.verbose!r} is not a bool; use True or False.")
+        for name in (f.name for f in fields(self) if isinstance(f.default, bool) and f.name != "distill"):
+            _bool(name, getattr(self, name))
+        if not isinstance(self.distill, (bool, str)) or not str(self.distill):
+            raise ConfigError(f"distill={self.distill!r} is neither True, False nor the path of a checkpoint.")
         if not 0 <= self.target < 1:
             raise ConfigError(
                 f"target={self.target:g} is not a share of the MACs to remove in 0 <= target < 1; "
@@ -81,6 +116,16 @@ class PruneConfig:
         if not 0 < self.max_pruning_ratio < 1:
             raise ConfigError(
                 f"max_pruning_ratio={self.max_pruning_ratio:g} is not in 0 < max_pruning_ratio < 1; try 0.9."
+            )
+
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise ConfigError(f"max_drop={self.max_drop:g} is not a share in 0 <= max_drop < 1; 0.01 allows 1 %.")
+        if self.sparsity_strength <= 0:
+            raise ConfigError(f"sparsity_strength={self.sparsity_strength:g} is not > 0; try 1e-4.")
+        if self.rewind is not None and not 0 <= self.rewind <= self.start:
+            raise ConfigError(
+                f"rewind={self.rewind:g} is not in 0 <= rewind <= start with start={self.start:g}: only a state from "
+                "before the first cut can come back."
             )
 
     @classmethod
@@ -162,6 +207,15 @@ class PruneConfig:
         """Return all knobs as plain data: what YAML, JSON and ``from_dict`` take."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def replace(self, **knobs: Any) -> PruneConfig:
+        """Return a configuration with other values for some knobs."""
+        return self.from_dict({**self.to_dict(), **knobs})
+
+    def limit(self, layer: str) -> float:
+        """Return the largest share of its channels that a layer may lose; the first pattern that matches decides."""
+        limits = (share for p, share in self.layer_limits.items() if fnmatch.fnmatchcase(layer, p))
+        return next(limits, self.max_pruning_ratio)
+
     def is_ignored(self, layer: str) -> str | None:
         """Return the pattern of ``ignored_layers`` that matches a layer path, or None."""
         return next((p for p in self.ignored_layers if fnmatch.fnmatchcase(layer, p)), None)
@@ -189,8 +243,15 @@ def _parse(name: str, text: str) -> Any:
     """Read one command-line value with the type of the knob's default."""
     default = next(f.default for f in fields(PruneConfig) if f.name == name)
     text = text.strip()
+    if name == "layer_limits":
+        pairs = (part.partition(":") for part in _split_names(text.strip("{}")))
+        return {pattern.strip(" '\""): _parse("target", share) for pattern, _, share in pairs}
     if isinstance(default, tuple):
         return _split_names(text)
+    if name == "distill":
+        return _bool_or_text(text)
+    if text.lower() == "none" and default is None:
+        return None
     if isinstance(default, bool):
         if text.lower() not in {"true", "false"}:
             raise ConfigError(f"{name}={text} is not a bool; use True or False.")
@@ -219,6 +280,23 @@ def _number(name: str, value: Any) -> float:
 def _whole(name: str, value: Any, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ConfigError(f"{name}={value!r} is not a whole number >= {low}; {KNOBS[name]}.")
+
+
+def _bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is not a bool; use True or False.")
+
+
+def _shares(name: str, value: Any) -> dict[str, float]:
+    if isinstance(value, str):
+        value = _parse(name, value)
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) and k for k in value):
+        raise ConfigError(f"{name}={value!r} does not map name patterns to shares; {KNOBS[name]}.")
+    shares = {pattern: _number(name, share) for pattern, share in value.items()}
+    for pattern, share in shares.items():
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name}: {pattern} has {share:g}, not a share in 0 <= x < 1; {KNOBS[name]}.")
+    return shares
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

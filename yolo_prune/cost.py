@@ -57,7 +57,12 @@ class CostModel:
     def _pairs(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return each layer's output width and its number of (input, output) channel pairs."""
         out = self._fixed_out + self._out @ kept
-        return out, out * (self._per_out + self._reads_all * (self._fixed_in + self._in @ kept))
+        return out, out * self._per_output(kept)
+
+    def _per_output(self, kept: np.ndarray) -> np.ndarray:
+        """Return how many input channels each output channel of a layer reads."""
+        inputs: np.ndarray = self._per_out + self._reads_all * (self._fixed_in + self._in @ kept)
+        return inputs
 
     def macs(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return multiply-adds for one image, with ``kept`` units per group (default: all)."""
@@ -66,6 +71,13 @@ class CostModel:
         return round(
             float((self._kernel * self._positions) @ pairs + self._product_macs @ units + self._fixed_product_macs)
         )
+
+    def savings(self, kept: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return per group the multiply-adds that one unit less saves, with ``kept`` units per group."""
+        units, work = np.asarray(kept), self._kernel * self._positions
+        out = self._fixed_out + self._out @ units
+        savings: np.ndarray = (work * self._per_output(units)) @ self._out + (work * out * self._reads_all) @ self._in
+        return savings + self._product_macs
 
     def params(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return the number of parameters, with ``kept`` units per group (default: all)."""

@@ -1,24 +1,34 @@
-"""One cut without a training run: the same trace, plan and surgery as the callback's."""
+"""One cut without training: the same trace, plan, surgery and reconstruction as in a run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from torch import nn
-from ultralytics.nn.tasks import ClassificationModel
+from ultralytics import YOLO
+from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 
-from yolo_prune.config import PruneConfig
-from yolo_prune.errors import ConfigError
+from yolo_prune.config import KNOBS, PruneConfig
+from yolo_prune.errors import ConfigError, UnsupportedError
+from yolo_prune.host import save_checkpoint, set_up
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import plan_cut
+from yolo_prune.report import Report
+from yolo_prune.session import Session
 from yolo_prune.surgery import network_of
 
-if TYPE_CHECKING:
-    from ultralytics import YOLO
-
-ONE_CUT = ("importance", "scope", "round_to", "max_pruning_ratio", "ignored_layers")
-"""The knobs that mean something without a training run."""
+BY_WEIGHTS = (
+    *("target", "importance", "allocation", "normalizer", "per_mac"),
+    *("round_to", "max_pruning_ratio", "layer_limits", "ignored_layers"),
+)
+"""The knobs that mean something without training and without data."""
+BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "export", "verbose")
+"""The knobs that mean something without training."""
+DATA_FREE = {"importance": "l2", "allocation": "uniform"}
+"""Defaults where there is no data to look at."""
 
 
 @dataclass(frozen=True)
@@ -27,50 +37,119 @@ class PruneResult:
 
     Attributes:
         plan: What was cut, with its cost before and after; ``plan.apply`` does the same to a copy of the network.
+        report: Accuracies, sizes and exports, or None without data.
+        save_dir: The run's folder, with ``weights/best.pt`` and ``pruning/report.json``, or None without data.
     """
 
     plan: PrunePlan
+    report: Report | None = None
+    save_dir: Path | None = None
 
 
 def prune_model(
-    model: YOLO | nn.Module, target: Any = 0.5, *, imgsz: int | tuple[int, int] | None = None, **knobs: Any
+    model: YOLO | nn.Module,
+    target: Any = 0.5,
+    *,
+    data: str | Path | None = None,
+    imgsz: int | tuple[int, int] | None = None,
+    **knobs: Any,
 ) -> PruneResult:
     """Cut a model once, in place, without training.
 
+    With ``data`` channels are chosen, weights reconstructed and BatchNorms matched on a few of its training images, the
+    result is validated, and a run's folder is left like that of a training: about a minute for a nano model on two
+    cores. Without data only the weights decide and nothing makes up for what is cut, so accuracy is lost until the
+    model has been trained again, e.g. with ``PruneCallback(0).attach(model)`` and ``model.train(...)``.
+
     Args:
-        model: A ``YOLO`` or its network (``YOLO(...).model``).
+        model: A ``YOLO``; without data also its network (``YOLO(...).model``).
         target: Share of the multiply-adds to remove; also a PruneConfig, a dict of knobs or a YAML file.
+        data: A data set as Ultralytics takes it, labelled, of the model's classes.
         imgsz: Image size in pixels, or (height, width), for which multiply-adds are counted (default: the model's own,
-            else 640, for classification 224).
-        **knobs: The knobs of a single cut: importance, scope, round_to, max_pruning_ratio, ignored_layers.
+            else 640, for classification 224). With data it is the side of calibration and validation images.
+        **knobs: Knobs of PruneConfig that mean something without training. With data also arguments of Ultralytics'
+            ``train``, such as ``batch``, ``device``, ``project`` and ``name``.
 
     Returns:
-        The plan and the cost before and after. Accuracy falls until the model has been trained again, e.g. with
-        ``PruneCallback(0).attach(model)`` and ``model.train(...)``.
+        The plan, and with data the report and the run's folder.
 
     Raises:
-        ConfigError: If a knob is wrong.
+        ConfigError: If a knob is wrong, or means nothing without training.
         UnsupportedError: If the model is not a YOLO network that can be cut.
         TargetError: If the target is out of reach.
+        CutError: If the cut failed; the model is as it was.
+        ExportError: If an asked export failed; everything else is done and saved.
 
     Example:
-        >>> result = prune_model(YOLO("yolo11n.pt"), 0.5)
-        >>> round(result.plan.macs["after"] / result.plan.macs["before"], 2)
-        0.5
+        >>> result = prune_model(YOLO("best.pt"), 0.15, data="my.yaml")
+        >>> result.report.dense.fitness, result.report.final.fitness
+        (0.585, 0.585)
     """
-    if meaningless := sorted(knobs.keys() - ONE_CUT):
-        raise ConfigError(
-            f"{', '.join(meaningless)}: no knob of a single cut without training. Valid: {', '.join(ONE_CUT)}."
-        )
-    config = PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
+    others = {name: knobs.pop(name) for name in knobs.keys() - KNOBS.keys()} if data is not None else {}
+    allowed = BY_WEIGHTS if data is None else BY_DATA
+    if meaningless := sorted(knobs.keys() - set(allowed)):
+        kind = "a cut without training" if data is not None else "a cut without training and data"
+        raise ConfigError(f"{', '.join(meaningless)}: no knob of {kind}. Valid: {', '.join(allowed[1:])}.")
+    given = target.to_dict() if isinstance(target, PruneConfig) else _knobs(target)
+    config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **given, **knobs})
     network = network_of(model)
     if imgsz is None:
         args = getattr(network, "args", None) or {}
         imgsz = (args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)) or (
             224 if isinstance(network, ClassificationModel) else 640
         )
+    if data is not None:
+        return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     plan = plan_cut(network, config, imgsz)
     plan.apply(network)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
     return PruneResult(plan)
+
+
+def prune(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> PruneResult:
+    """Run ``yolo-prune prune``.
+
+    Args:
+        arguments: Ultralytics' arguments as name -> text, with ``model`` and ``data``.
+        knobs: Prune arguments as name -> text.
+
+    Raises:
+        ConfigError: If one is missing or wrong.
+    """
+    from ultralytics.cfg import smart_value
+
+    values = {name: smart_value(text) for name, text in arguments.items()}
+    for needed, example in (("model", "model=best.pt"), ("data", "data=my.yaml")):
+        if needed not in values:
+            raise ConfigError(f"prune without {needed}: say which, e.g. {example}.")
+    config = PruneConfig.from_cli(knobs)
+    return prune_model(YOLO(values.pop("model")), config, **values)
+
+
+def _knobs(target: Any) -> dict[str, Any]:
+    """Return the knobs that a user has given, without the defaults of the others."""
+    return dict(target) if isinstance(target, Mapping) else {"target": PruneConfig.load(target).target}
+
+
+def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -> PruneResult:
+    """Let a run that never trains make its only cut."""
+    if not isinstance(model, YOLO):
+        raise UnsupportedError(f"data needs a YOLO, not its network ({type(model).__name__}): pass YOLO('….pt').")
+    whole = config.replace(schedule="one-shot", start=0.0)
+    trainer = set_up(model, arguments)
+    try:
+        session = Session(trainer, whole)
+        session.before_epoch(trainer)
+        save_checkpoint(trainer, trainer.best, epoch=0)
+        trainer.final_eval()
+        session.finish(trainer)
+    finally:
+        for loader in (trainer.train_loader, trainer.test_loader):
+            if hasattr(loader, "close"):
+                loader.close()
+    model.model, model.ckpt = load_checkpoint(trainer.best)
+    model.predictor, model.ckpt_path = None, str(trainer.best)
+    plan = PrunePlan.load(trainer.save_dir / "pruning" / "plan-1.json")
+    session.close()
+    return PruneResult(plan, session.report, Path(trainer.save_dir))

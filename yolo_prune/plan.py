@@ -45,6 +45,13 @@ class PrunePlan:
         text = json.dumps({"layers": self.layers, "widths": self.widths}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def removed(self) -> dict[str, dict[str, list[int]]]:
+        """Return what goes: layer path -> side -> channels."""
+        return {
+            path: {side: sorted(set(range(self.widths[path][side])) - set(kept)) for side, kept in sides.items()}
+            for path, sides in self.layers.items()
+        }
+
     def apply(self, model: nn.Module) -> None:
         """Cut a model in place, all or nothing, and let its checkpoints say that it was pruned.
 

@@ -1,17 +1,80 @@
-"""One cut, chosen for a network: trace it, score its channels, and choose what stays."""
+"""One cut, chosen for a network: trace it, rank its channels, and choose what stays."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from torch import nn
 
-from yolo_prune.allocation import make_plan
+from yolo_prune.allocation import ByScore, Ranking, make_plan
+from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
+from yolo_prune.elimination import Elimination
+from yolo_prune.errors import ConfigError
 from yolo_prune.graph import trace
 from yolo_prune.importance import importance_scores
 from yolo_prune.plan import PrunePlan
+from yolo_prune.search import search
+from yolo_prune.sensitivity import scan
+from yolo_prune.statistics import Gradients, LayerStatistics, gradients, layer_statistics
+
+DATA_FREE = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
+"""Criteria that need nothing but weights."""
+BY_GRADIENT = ("taylor", "hessian")
+"""Criteria that need gradients of the parameters, which a run can collect while it trains."""
+MEASURED = ("sensitivity", "search")
+"""Allocations that hold images back to judge by."""
+
+
+@dataclass
+class Evidence:
+    """What is known of a network beside its weights.
+
+    Attributes:
+        model: The network.
+        batches: Preprocessed batches of training images with labels, without augmentation.
+        collected: Gradients that the run has collected already, or None.
+    """
+
+    model: nn.Module
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    collected: Gradients | None = None
+
+    @cached_property
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Moments of activations, and how much the loss cares."""
+        return layer_statistics(self.model, self._data)
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """Gradients of the parameters: the run's own, else those of the batches."""
+        return self.collected if self.collected and self.collected.steps else gradients(self.model, self._data)
+
+    def halves(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the first half of the batches, to calibrate on, and the second half, to judge by.
+
+        Raises:
+            ConfigError: If there are no two batches.
+        """
+        middle = (len(self._data) + 1) // 2
+        if middle == len(self._data):
+            images = len(self._data[0]["img"])
+            raise ConfigError(
+                f"calibration: {images} images make one batch, but the allocations {' and '.join(MEASURED)} need two, "
+                f"one to calibrate on and one to judge by; raise calibration above {images}, lower batch or use "
+                "allocation=global."
+            )
+        return self._data[:middle], self._data[middle:]
+
+    @property
+    def _data(self) -> list[dict[str, Any]]:
+        if not self.batches:
+            raise ConfigError(f"this criterion looks at data; give data, or use one of {', '.join(DATA_FREE)}.")
+        return self.batches
 
 
 def plan_cut(
@@ -20,8 +83,9 @@ def plan_cut(
     imgsz: int | tuple[int, int],
     target_macs: float | None = None,
     dense_widths: Mapping[str, int] | None = None,
+    evidence: Evidence | None = None,
 ) -> PrunePlan:
-    """Trace, score and choose; the network is only read.
+    """Trace, rank and choose; the network is only read.
 
     Args:
         model: The network to cut.
@@ -29,16 +93,62 @@ def plan_cut(
         imgsz: Image size in pixels for which multiply-adds are counted.
         target_macs: What to land on (default: the config's target, as a share of what the network costs now).
         dense_widths: Output width of each layer before the run's first cut.
+        evidence: What criteria and allocations that look at data need.
+
+    Raises:
+        TargetError: If the target is out of reach.
+        ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
     graph = trace(model, imgsz, config.is_ignored)
     if target_macs is None:
         target_macs = CostModel(graph).macs() * (1 - config.target)
+    evidence = evidence or Evidence(model)
+    options: dict[str, Any] = {
+        "per_mac": config.per_mac,
+        "round_to": config.round_to,
+        "limits": config.limit,
+        "dense_widths": dense_widths,
+    }
+    tolerance = None
+    if config.allocation in MEASURED:
+        tolerance = _measured(model, graph, config, evidence, target_macs, options)
     return make_plan(
         graph,
-        importance_scores(model, graph, config.importance),
+        _rankings(model, graph, config, evidence)(),
         target_macs,
-        scope=config.scope,
-        round_to=config.round_to,
-        max_pruning_ratio=config.max_pruning_ratio,
-        dense_widths=dense_widths,
+        allocation="tolerance" if tolerance else config.allocation,
+        tolerance=tolerance,
+        **options,
     )
+
+
+def _measured(
+    model: nn.Module,
+    graph: ChannelGraph,
+    config: PruneConfig,
+    evidence: Evidence,
+    target_macs: float,
+    options: dict[str, Any],
+) -> Callable[[int, float], float]:
+    """Return how much cuts of a bundle hurt, by what half of the images make of the other half's choices."""
+    calibration, held_out = evidence.halves()
+    rankings = _rankings(model, graph, config, Evidence(model, calibration, evidence.collected))
+    if config.allocation == "sensitivity":
+        return scan(model, graph, rankings, calibration, held_out).tolerance
+    found = search(model, graph, rankings, target_macs, calibration, held_out, weights=config.reconstruction, **options)
+    return found.tolerance
+
+
+def _rankings(model: nn.Module, graph: ChannelGraph, config: PruneConfig, evidence: Evidence) -> Callable[[], Ranking]:
+    """Return what makes a fresh ranking, since a plan uses one up."""
+    if config.importance == "reconstruction":
+        return lambda: Elimination(model, graph, evidence.statistics)
+    scores = importance_scores(
+        model,
+        graph,
+        config.importance,
+        normalizer=config.normalizer,
+        gradients=evidence.gradients if config.importance in BY_GRADIENT else None,
+        statistics=evidence.statistics if config.importance == "activation" else None,
+    )
+    return lambda: ByScore(graph, scores)

@@ -90,6 +90,7 @@ class Report:
     cuts: list[CutRecord] = field(default_factory=list)
     final: Stage | None = None
     exports: list[ExportRecord] = field(default_factory=list)
+    guard: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -127,7 +128,7 @@ class Report:
             rows.append((f"cut {n}/{len(self.cuts)}", str(cut.epoch), *self._sizes(cut), *fitness))
         if self.final:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
-        return _aligned(rows)
+        return aligned(rows)
 
     def _sizes(self, stage: Stage | CutRecord) -> tuple[str, str, str]:
         """Return MACs, parameters and file size of a stage, with their change from the dense model."""
@@ -146,7 +147,7 @@ class Report:
         for e in self.exports:
             diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
             rows.append((e.format, "yes" if e.ok else "no", *diffs, e.reason or e.path or ""))
-        return _aligned(rows)
+        return aligned(rows)
 
 
 def versions() -> dict[str, str]:
@@ -160,7 +161,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> str:
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Return rows of cells as lines of text, each column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 

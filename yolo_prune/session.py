@@ -2,7 +2,7 @@
 
 What happens at a cut, in this order and all or nothing:
 
-    plan -> slice model, EMA and optimizer -> recalibrate BatchNorm -> validate -> write last.pt -> retire best.pt
+    plan -> slice model, EMA and optimizer -> reconstruct -> validate -> write last.pt -> retire best.pt
 
 Cuts fall at ``on_train_epoch_start``: after the previous epoch has been validated and saved, before its successor's
 learning rate is set. Whatever fails is undone, and the trainer is as it was.
@@ -11,21 +11,19 @@ learning rate is set. Whatever fails is undone, and the trainer is as it was.
 from __future__ import annotations
 
 import io
-import os
-import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
-from ultralytics.utils.torch_utils import autocast, strip_optimizer, unwrap_model
+from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from yolo_prune import checkpoint
 from yolo_prune.allocation import check_reachable
@@ -34,12 +32,26 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, CutError, ExportError, PruneError, TargetError, UnsupportedError
 from yolo_prune.export import check_formats, export_all
 from yolo_prune.graph import trace
+from yolo_prune.guard import Guard
+from yolo_prune.host import (
+    calibration_batches,
+    kept,
+    preserved_rng,
+    save_checkpoint,
+    validate,
+    validation_images,
+)
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import plan_cut
-from yolo_prune.recalibration import recalibrate
+from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut
+from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import CutRecord, Report, Stage
+from yolo_prune.rewinding import recall, remember, rewind
 from yolo_prune.schedule import Cut as ScheduledCut
 from yolo_prune.schedule import cuts as schedule_cuts
+from yolo_prune.schedule import learning_rate_epoch
+from yolo_prune.snapshot import Snapshot
+from yolo_prune.sparsity import Sparsity
+from yolo_prune.statistics import Gradients
 from yolo_prune.surgery import Cut, cut
 
 if TYPE_CHECKING:
@@ -128,6 +140,11 @@ class Session:
         self.report: Report
         self._complaint: PruneError | None = None
         self._in_epoch = False
+        self._gradients = Gradients()
+        self._sparsity: Sparsity | None = None
+        self._guard: Guard | None = None
+        self._good: Snapshot | None = None
+        self._deadline: int | None = None
         if noted:
             self._continue(noted)
             self._note_recovered(trainer)
@@ -140,7 +157,11 @@ class Session:
         else:
             self.config = config
             self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
-        self.schedule = _schedule(self.config, trainer.epochs)
+        self.schedule = (
+            [ScheduledCut(*c) for c in noted["schedule"]] if noted else _schedule(self.config, trainer.epochs)
+        )
+        if self.schedule and not self.report.cuts:
+            self._listen(trainer)
         if self.schedule and not noted:
             _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
             self._begin(model)
@@ -152,10 +173,26 @@ class Session:
         graph = trace(model, self.imgsz, self.config.is_ignored)
         cost = CostModel(graph)
         target = cost.macs() * (1 - self.config.target)
-        check_reachable(graph, target, self.config.round_to, self.config.max_pruning_ratio)
+        check_reachable(graph, target, self.config.round_to, self.config.limit)
         self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
         self.report.dense = Stage(cost.macs(), cost.params())
         model.yaml = checkpoint.with_run(model.yaml, self._note())
+
+    def _listen(self, trainer: BaseTrainer) -> None:
+        """Collect gradients from the run's own steps, and regularise until the first cut.
+
+        Steps come after Ultralytics has undone AMP's loss scaling and clipped, and those that are skipped do not come.
+        """
+        model = unwrap_model(trainer.model)
+        if self.config.importance in BY_GRADIENT:
+            trainer.optimizer.register_step_pre_hook(lambda *_: self._gradients.add(model.parameters()))
+        if self.config.sparsity != "none":
+            graph, doomed = trace(model, self.imgsz, self.config.is_ignored), None
+            if self.config.sparsity == "growing":
+                by_norm = self.config.replace(importance="l2", allocation="uniform")
+                doomed = plan_cut(model, by_norm, self.imgsz).removed()
+            self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength, doomed)
+            self._sparsity.attach(trainer.optimizer)
 
     def _continue(self, noted: dict[str, Any]) -> None:
         """Take over what an interrupted run noted in its checkpoint."""
@@ -163,6 +200,7 @@ class Session:
             self.config = PruneConfig.from_dict(noted["config"])
             self.dense_widths = dict(noted["dense_widths"])
             self.report = Report.from_dict(noted["report"])
+            self._guard = Guard(**noted["guard"]) if noted["guard"] else None
         except (KeyError, TypeError, ValueError) as e:
             raise CheckpointError(
                 f"what the interrupted run noted in its checkpoint cannot be read ({type(e).__name__}: {e}); resume it "
@@ -177,8 +215,24 @@ class Session:
     def before_epoch(self, trainer: BaseTrainer) -> None:
         """Cut if the schedule says so; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
+        if not self.schedule:
+            return
+        if self.config.rewind is not None and not self.report.cuts and trainer.epoch == self._rewind_epoch(trainer):
+            remember(unwrap_model(trainer.model), self._early_state(trainer))
+        if self._guard and self._deadline is not None and trainer.epoch >= self._deadline:
+            self._judge(trainer)
         if self.pending and trainer.epoch >= self.pending[0].epoch:
             self._cut(trainer, self.pending[0].way)
+        self._prepare_epoch(trainer)
+
+    def _prepare_epoch(self, trainer: BaseTrainer) -> None:
+        """Set what depends on the epoch: the learning rate, what the next cut needs, and the penalty."""
+        if self.report.cuts and self.config.lr_after_cut != "keep":
+            _bend_learning_rate(trainer, self.report.cuts[-1].epoch, self.config.lr_after_cut)
+        self._gradients.clear()  # the epoch before a cut is what counts
+        if self._sparsity:
+            first = self.schedule[0].epoch
+            self._sparsity.progress = min(1.0, (trainer.epoch + 1) / max(first, 1))
 
     def after_epoch(self, trainer: BaseTrainer) -> None:
         """Note the fitness of the stage, and do not let early stopping end the run before the last cut."""
@@ -186,13 +240,14 @@ class Session:
             return  # the final validation fires the event once more
         self._in_epoch = False
         self._note_recovered(trainer)
-        if not self.pending:
-            return
         upcoming, stopper = trainer.epoch + 1, trainer.stopper
-        if trainer.stop and upcoming < trainer.epochs and upcoming - stopper.best_epoch >= stopper.patience:
-            trainer.stop = False
-            self.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.pending[0].way)
-            self._log(f"patience ran out before the last cut: the next one comes early, at epoch {upcoming}")
+        if self.pending and trainer.stop and upcoming < trainer.epochs:
+            if upcoming - stopper.best_epoch >= stopper.patience:
+                trainer.stop = False
+                self.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.pending[0].way)
+                self._log(f"patience ran out before the last cut: the next one comes early, at epoch {upcoming}")
+        elif trainer.stop and self._guard and self._deadline is not None:
+            self._judge(trainer)  # the last chance to hand back something that holds
 
     def finish(self, trainer: BaseTrainer) -> None:
         """After the final validation: export, write the report, print the tables."""
@@ -213,7 +268,7 @@ class Session:
                 "the rest as target, or start anew."
             )
         if self.config.export:
-            self.report.exports = export_all(best, self.config.export, _validation_images(trainer))
+            self.report.exports = export_all(best, self.config.export, validation_images(trainer))
             path = self.report.save(folder)
             self._log(f"exports, largest difference to {best.name}\n{self.report.export_table()}")
             if failed := [f"{e.format}: {e.reason}" for e in self.report.exports if not e.ok]:
@@ -240,12 +295,15 @@ class Session:
         """
         started = time.time()
         done = Cut()
-        with _preserved_rng():
+        with preserved_rng():
             try:
                 if not self.report.cuts:
                     self._note_dense(trainer)
-                plan = self._plan(trainer, way)
-                record = self._apply(trainer, plan, done)
+                if self._guard:
+                    self._good = Snapshot(trainer)
+                batches = calibration_batches(trainer, self.config.calibration)
+                plan = self._plan(trainer, way, batches)
+                record = self._apply(trainer, plan, done, batches)
                 record.seconds = round(time.time() - started, 2)
                 self._keep(trainer, plan, record, done)
             except BaseException as e:  # an interrupt, too, must not leave half a cut
@@ -257,6 +315,12 @@ class Session:
                     f"taken back; {trainer.last} can be resumed. {type(e).__name__}: {e}"
                 ) from e
         trainer.best.unlink(missing_ok=True)  # the model of before this cut
+        if self._sparsity:
+            self._sparsity.detach()
+            self._sparsity = None
+        if self._guard:
+            upcoming = self.pending[0].epoch if self.pending else None
+            self._deadline = self._guard.deadline(trainer.epoch, upcoming, trainer.epochs)
         self._log(
             f"cut {len(self.report.cuts)}/{len(self.schedule)} at epoch {trainer.epoch}: "
             f"MACs {_from_to(plan.macs, 1e9, 'G')}, params {_from_to(plan.params, 1e6, 'M')}, "
@@ -264,22 +328,58 @@ class Session:
             f"{len(record.locked)} layers locked, {record.seconds:.1f} s"
         )
 
-    def _plan(self, trainer: BaseTrainer, way: float) -> PrunePlan:
+    def _judge(self, trainer: BaseTrainer) -> None:
+        """Keep the latest cut, or go back to before it and try less."""
+        assert self._guard is not None and self._good is not None
+        self._deadline = None
+        record, way = self.report.cuts[-1], self.schedule[len(self.report.cuts) - 1].way
+        if self._guard.holds(record.fitness_recovered):
+            self._guard.accept(way)
+            return
+        self._good.restore(trainer)
+        self.report.cuts.pop()
+        less = self._guard.reject(way, record.epoch, record.macs, record.fitness_recovered)
+        upcoming = trainer.epoch + (0 if self._in_epoch else 1)
+        is_possible = less is not None and upcoming < trainer.epochs - 1 and not trainer.stop
+        self.schedule = [*self.schedule[: len(self.report.cuts)]]
+        if less is not None and is_possible:
+            self.schedule.append(ScheduledCut(upcoming, less))
+        self._save(trainer)
+        if trainer.stop and not trainer.best.exists():
+            save_checkpoint(trainer, trainer.best, epoch=trainer.epoch)
+        self._log(
+            f"the cut of epoch {record.epoch} was taken back: fitness came to {record.fitness_recovered:.4f}, "
+            f"max_drop={self._guard.max_drop:g} asks for {self._guard.floor:.4f}; "
+            f"{'a smaller one follows' if is_possible else 'no more cuts, the rest of the run recovers'}"
+        )
+
+    def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         dense = self.report.dense.macs
         assert dense is not None  # counted when the run began
         target = dense * (1 - self.config.target * way)
-        return plan_cut(unwrap_model(trainer.model), self.config, self.imgsz, target, self.dense_widths)
+        model, network = unwrap_model(trainer.model), trainer.ema.ema  # the EMA is what is validated and saved
+        evidence = Evidence(network, batches, self._gradients.of(model, network))
+        return plan_cut(network, self.config, self.imgsz, target, self.dense_widths, evidence)
 
-    def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut) -> CutRecord:
-        """Slice, recalibrate and validate."""
+    def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
+        """Slice, reconstruct and validate."""
         model, ema = unwrap_model(trainer.model), trainer.ema.ema
-        done.extend(cut(plan, [model, ema], trainer.optimizer))
+        early = None
+        weights, norms = self.config.reconstruction, self.config.bn_recalibration
+        if self.config.rewind is not None:
+            early = recall(ema, self._early_state(trainer))
+            weights = norms = False  # early weights make of their inputs what they made then
+        images = [batch["img"] for batch in batches]
+        before = [DenseOutputs(network, images) for network in (model, ema) if weights or norms]
+        done.extend(cut(plan, [model, ema, *([early] if early else [])], trainer.optimizer))
         done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
-        if self.config.bn_recalibration:
-            images = (batch["img"] for batch in _training_batches(trainer, self.config.bn_recalibration))
-            amp = torch.bfloat16 if trainer.args.amp == "bf16" else trainer.amp
-            with autocast(amp, device=trainer.device.type):
-                recalibrate(done, (model, ema), images, trainer.freeze_layer_names)
+        for network, dense in zip((model, ema), before, strict=False):
+            frozen = trainer.freeze_layer_names
+            reconstruct(done, network, plan, dense, weights=weights, norms=norms, frozen=frozen)
+        if early is not None:
+            rewind(done, (model, ema), early)
+            done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
+            remember(early, self._early_state(trainer, cuts=len(self.report.cuts) + 1))
         for name, fresh in (
             ("best_fitness", None),
             ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
@@ -288,7 +388,7 @@ class Session:
         ):
             done.set(trainer, name, fresh)
         if trainer.args.val:
-            trainer.metrics, trainer.fitness = _validate(trainer)
+            trainer.metrics, trainer.fitness = validate(trainer)
         return CutRecord(
             epoch=trainer.epoch,
             macs=plan.macs["after"],
@@ -304,16 +404,34 @@ class Session:
     def _keep(self, trainer: BaseTrainer, plan: PrunePlan, record: CutRecord, done: Cut) -> None:
         """Write down what was cut; from here on an interrupted run continues with the cut network."""
         done.set(self.report, "cuts", [*self.report.cuts, record])
-        model, ema = unwrap_model(trainer.model), trainer.ema.ema
-        yaml = checkpoint.marked(model, self._note())
-        for network in (model, ema):
-            done.set(network, "yaml", yaml)
         folder = trainer.save_dir / "pruning"
         folder.mkdir(parents=True, exist_ok=True)
         plan.save(folder / f"plan-{len(self.report.cuts)}.json")
-        self.report.save(folder)
-        if trainer.args.save and trainer.epoch > 0:
-            _save_checkpoint(trainer, trainer.last, epoch=trainer.epoch - 1)
+        self._save(trainer, done)
+
+    def _save(self, trainer: BaseTrainer, done: Cut | None = None) -> None:
+        """Note in the networks, the report and ``last.pt`` where the run is."""
+        done = done or Cut()
+        model, ema = unwrap_model(trainer.model), trainer.ema.ema
+        if self.report.cuts:
+            yaml = checkpoint.marked(model, self._note())
+        else:
+            yaml = checkpoint.with_run(checkpoint.unmarked(model.yaml), self._note())
+        for network in (model, ema):
+            done.set(network, "yaml", yaml)
+        self.report.guard = self._guard.to_dict() if self._guard else None
+        self.report.save(trainer.save_dir / "pruning")
+        finished = trainer.epoch - 1 if self._in_epoch else trainer.epoch
+        if trainer.args.save and finished >= 0:
+            save_checkpoint(trainer, trainer.last, epoch=finished)
+
+    def _early_state(self, trainer: BaseTrainer, cuts: int | None = None) -> Path:
+        """Return the file of the early state after so many cuts (default: those made so far)."""
+        made = len(self.report.cuts) if cuts is None else cuts
+        return Path(trainer.save_dir) / "pruning" / f"rewind-{made}.pt"
+
+    def _rewind_epoch(self, trainer: BaseTrainer) -> int:
+        return round((self.config.rewind or 0.0) * trainer.epochs)
 
     def _note_recovered(self, trainer: BaseTrainer) -> None:
         """Note the best fitness since the last cut."""
@@ -326,24 +444,28 @@ class Session:
         dense = self.report.dense
         fitness = trainer.best_fitness
         if fitness is None and trainer.args.val:
-            _, fitness = _validate(trainer)
+            _, fitness = validate(trainer)
         path = trainer.wdir / "dense.pt"
         is_of_this_run = trainer.best_fitness is not None and trainer.args.save
         if is_of_this_run and trainer.best.exists():
             strip_optimizer(trainer.best, s=str(path))
         else:
-            with _kept(trainer, "metrics"):
+            with kept(trainer, "metrics"):
                 trainer.metrics = trainer.metrics or {}
-                _save_checkpoint(trainer, path, epoch=trainer.epoch - 1)
+                save_checkpoint(trainer, path, epoch=trainer.epoch - 1)
             strip_optimizer(path)
         dense.fitness = None if fitness is None else float(fitness)
         dense.bytes, dense.checkpoint = path.stat().st_size, str(path)
+        if self.config.max_drop is not None and dense.fitness is not None:
+            self._guard = Guard(self.config.max_drop, dense.fitness)
 
     def _note(self) -> dict[str, Any]:
         """Return what an interrupted run needs to go on."""
         return {
             "config": self.config.to_dict(),
             "dense_widths": self.dense_widths,
+            "schedule": [[c.epoch, c.way] for c in self.schedule],
+            "guard": self._guard.to_dict() if self._guard else None,
             "report": {k: v for k, v in self.report.to_dict().items() if k in {"imgsz", "dense", "config", "cuts"}},
         }
 
@@ -352,34 +474,17 @@ class Session:
             LOGGER.info(f"{PREFIX}{text}")
 
 
-def _save_checkpoint(trainer: BaseTrainer, path: Path, epoch: int) -> None:
-    """Write a training checkpoint with Ultralytics' own code, so that no reader ever sees half of it.
+def _bend_learning_rate(trainer: BaseTrainer, last_cut: int, mode: str) -> None:
+    """Let the run's scheduler read its own curve where `learning_rate_epoch` says."""
+    scheduler, curve = trainer.scheduler, trainer.lf
+    stock = getattr(curve, "stock", curve)
 
-    Args:
-        trainer: What to save.
-        path: Where to; a file that is there stays as it is until the new one is complete.
-        epoch: The last epoch that is finished, counted from 0: a resume starts with the one after it.
-    """
-    draft = path.with_suffix(".part")
-    try:
-        with _kept(trainer, "last", "best", "save_period", "epoch"):
-            trainer.last, trainer.best, trainer.save_period, trainer.epoch = draft, draft, -1, epoch
-            trainer.save_model()
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    def bent(epoch: float) -> float:
+        at, factor = learning_rate_epoch(int(epoch), trainer.epochs, last_cut, mode)
+        return float(factor * stock(at))
 
-
-def _validate(trainer: BaseTrainer) -> tuple[dict[str, float], float]:
-    """Validate the EMA and return (metrics, fitness), without touching the trainer's record of them."""
-    if not hasattr(trainer, "loss_items"):  # before a run's first batch; the validator reads the names of the losses
-        with torch.no_grad():
-            _, trainer.loss_items = trainer.ema.ema.loss(next(_training_batches(trainer, 1)))
-    with _kept(trainer.validator.args, "plots"):
-        trainer.validator.args.plots = False
-        metrics = trainer.validator(trainer)
-    fitness = float(metrics.pop("fitness"))
-    return metrics, fitness
+    bent.stock = stock  # type: ignore[attr-defined]  # the next cut bends the run's own curve, not this one
+    trainer.lf, scheduler.lr_lambdas = bent, [bent] * len(scheduler.lr_lambdas)
 
 
 def _final_stage(best: Path, imgsz: int) -> Stage:
@@ -398,56 +503,7 @@ def _checkpoint_bytes(network: nn.Module) -> int:
     return buffer.tell()
 
 
-def _training_batches(trainer: BaseTrainer, batches: int) -> Iterator[dict[str, Any]]:
-    """Yield preprocessed batches as training sees them, without moving the run's own loader."""
-    loader = trainer.train_loader
-    own = torch.utils.data.DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_size,
-        sampler=torch.utils.data.RandomSampler(
-            loader.dataset, generator=torch.Generator().manual_seed(trainer.args.seed)
-        ),
-        collate_fn=loader.collate_fn,
-    )
-    for _, batch in zip(range(batches), own, strict=False):
-        yield trainer.preprocess_batch(batch)
-
-
-def _validation_images(trainer: BaseTrainer, limit: int = 4) -> torch.Tensor:
-    """Return a few validation images of shape (B, C, imgsz, imgsz), scaled to 0..1, on the CPU."""
-    images = [trainer.test_loader.dataset[i]["img"] for i in range(min(limit, len(trainer.test_loader.dataset)))]
-    size = (trainer.args.imgsz, trainer.args.imgsz)
-    floats = [image.float() / (255 if image.dtype == torch.uint8 else 1) for image in images]
-    return torch.cat([torch.nn.functional.interpolate(x[None], size, mode="bilinear") for x in floats])
-
-
 def _from_to(cost: dict[str, int], unit: float, name: str) -> str:
     """Return ``1.62G -> 1.21G (-25.3%)``."""
     before, after = cost["before"], cost["after"]
     return f"{before / unit:.3g}{name} -> {after / unit:.3g}{name} ({after / before - 1:+.1%})"
-
-
-@contextmanager
-def _kept(owner: Any, *names: str) -> Iterator[None]:
-    """Put attributes back at the end."""
-    old = {name: getattr(owner, name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            setattr(owner, name, value)
-
-
-@contextmanager
-def _preserved_rng() -> Iterator[None]:
-    """Leave all random states as they were: a cut must not change what the run draws next."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from yolo_prune.plan import PrunePlan
 
 _MISSING = object()
+_VALUES = object()
 
 
 class Cut:
@@ -44,6 +45,12 @@ class Cut:
         self._done.append((owner, key, owner[key]))
         del owner[key]
 
+    def overwrite(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
+        """Set the values of a tensor, which stays the same object: an optimizer may hold it."""
+        self._done.append((tensor, _VALUES, tensor.detach().clone()))
+        with torch.no_grad():
+            tensor.copy_(values)
+
     def extend(self, later: Cut) -> None:
         """Take over assignments that were made after these."""
         self._done += later._done
@@ -52,6 +59,9 @@ class Cut:
         """Take everything back, last assignment first."""
         while self._done:
             owner, key, old = self._done.pop()
+            if key is _VALUES:
+                owner.detach().copy_(old)
+                continue
             items = owner if isinstance(owner, (dict, list)) else owner.__dict__
             items[key] = old
             if old is _MISSING:

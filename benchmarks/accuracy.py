@@ -1,0 +1,203 @@
+"""Accuracy after pruning: ours, its ingredients, and what one would do otherwise, trained for equally long.
+
+    python benchmarks/accuracy.py --shared ../shared             # all runs, about six hours on two cores
+    python benchmarks/accuracy.py --only yolov8n-bccd-s0         # runs with this in their names
+    python benchmarks/accuracy.py --table                        # print the tables of what is there
+
+Every case starts from a dense model, fine-tuned for 25 epochs from pretrained weights. The contenders get 25 more:
+
+    dense     the dense model, trained on
+    usual     the usual recipe: one uniform cut by L2 norm, the whole head left as it is, then a new training run
+    ours      yolo_prune with its defaults; or with one ingredient removed or added (see INGREDIENTS)
+
+Two contenders get all 50 epochs at once:
+
+    narrow    the model built with uniformly fewer channels for the same MACs, from random weights
+    one-run   yolo_prune in one run from the pretrained weights, with the cuts inside
+
+Each run writes a file of its own to ``benchmarks/results/accuracy/``; runs whose file is there are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from training import ENVIRONMENT, train
+
+RESULTS = Path(__file__).parent / "results" / "accuracy"
+EPOCHS = 25
+TRAIN = ("batch=16", "workers=0", "plots=False", "imgsz=224")
+INGREDIENTS: dict[str, tuple[str, ...]] = {}
+"""Name -> arguments that take one ingredient away from the defaults, or add one."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dense model and a data set.
+
+    Attributes:
+        model: Ultralytics' name of the model.
+        data: Folder in ``shared/data``.
+        seed: Seed of all its runs.
+    """
+
+    model: str
+    data: str
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.data}-s{self.seed}"
+
+    @property
+    def metric(self) -> str:
+        """Key of Ultralytics' results that is compared."""
+        return "mAP50-95(M)" if self.model.endswith("-seg") else "mAP50-95(B)"
+
+    def pretrained(self, shared: Path) -> tuple[str, ...]:
+        """Return the arguments for the pretrained weights; other tasks than detection take what fits."""
+        weights = shared / "weights" / f"{self.model.partition('-')[0]}-from-int8.pt"
+        return (f"model={self.model}.yaml", f"pretrained={weights}") if "-" in self.model else (f"model={weights}",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        case: Model, data and seed.
+        contender: ``start``, or one of those above; ``ours`` may have an ingredient: ``ours:no-reconstruction``.
+        kept: Percent of the dense model's MACs that are kept.
+    """
+
+    case: Case
+    contender: str
+    kept: int = 100
+
+    @property
+    def name(self) -> str:
+        """Name of its folder and file."""
+        return "-".join((str(self.case), self.contender.replace(":", "-"), *([str(self.kept)] * (self.kept < 100))))
+
+    def arguments(self, shared: Path, runs: Path) -> tuple[str, ...]:
+        """Return what follows ``yolo train``; prepare the checkpoint that it starts from."""
+        epochs, removed = EPOCHS, f"{1 - self.kept / 100:.2f}"
+        start = runs / f"{self.case}-start" / "weights" / "best.pt"
+        model: tuple[str, ...] = (f"model={start}",)
+        prune: tuple[str, ...] = ()
+        kind, _, ingredient = self.contender.partition(":")
+        if kind == "start":
+            model = self.case.pretrained(shared)
+        elif kind in ("usual", "narrow"):
+            prepared = runs / f"{self.name}.pt"
+            here = [sys.executable, __file__, "--prepare", kind, str(start), removed, str(prepared)]
+            subprocess.run(here, check=True, env=ENVIRONMENT)
+            model, prune = (f"model={prepared}",), ("prune=0",)
+            epochs *= 2 if kind == "narrow" else 1
+        elif kind == "one-run":
+            model, prune = self.case.pretrained(shared), (f"prune={removed}",)
+            epochs *= 2
+        elif kind == "ours":
+            prune = (f"prune={removed}", *(INGREDIENTS[ingredient] if ingredient else ()))
+        data = f"data={shared / 'data' / self.case.data / 'data.yaml'}"
+        return (*model, data, f"epochs={epochs}", f"seed={self.case.seed}", *TRAIN, *prune)
+
+
+def planned() -> list[Run]:
+    """Return all runs, in an order in which each finds what it starts from."""
+    contenders = ("dense", "usual", "narrow", "ours", "one-run")
+    main = [Case(model, "bccd", seed) for seed in range(3) for model in ("yolov8n", "yolo11n")]
+    others = [Case("yolo26n", "bccd"), Case("yolov8n", "raccoon"), Case("yolov8n-seg", "nuclei-seg")]
+    runs = []
+    for case in (*main, *others):
+        runs.append(Run(case, "start"))
+        runs += [Run(case, c, 100 if c == "dense" else 50) for c in contenders]
+        if case in main[:2]:
+            runs += [Run(case, c, kept) for kept in (70, 30) for c in contenders if c != "dense"]
+        if case.model == "yolov8n" and case.data == "bccd" and case.seed < 2:
+            runs += [Run(case, f"ours:{name}", 50) for name in INGREDIENTS]
+    return runs
+
+
+def prepare(kind: str, start: str, removed: str, path: str) -> None:
+    """Write the checkpoint that a baseline trains on.
+
+    ``usual`` is what Torch-Pruning's YOLO example does: the same share of every layer's channels by L2 norm, nothing in
+    the head, and nothing done about the weights and statistics that stay.
+    """
+    from ultralytics import YOLO
+
+    from yolo_prune import prune_model
+    from yolo_prune.cost import CostModel
+    from yolo_prune.graph import trace
+
+    model, share = YOLO(start), float(removed)
+    uniform = {"importance": "l2", "allocation": "uniform", "imgsz": 224}
+    if kind == "usual":
+        prune_model(model, share, ignored_layers=[f"model.{len(model.model.model) - 1}.*"], **uniform)
+    else:
+        macs = CostModel(trace(model.model, 224)).macs() * (1 - share)
+        yaml = model.model.yaml
+        model.model = type(model.model)(yaml["yaml_file"], nc=yaml["nc"], verbose=False)
+        prune_model(model, 1 - macs / CostModel(trace(model.model, 224)).macs(), **uniform)
+    model.save(path)
+
+
+def table() -> str:
+    """Return the comparison: per case and share of MACs kept, each contender's accuracy, averaged over the seeds."""
+    contenders = ("dense", "usual", "narrow", "ours", "one-run")
+    lines = [
+        "| model, data | seeds | MACs kept | " + " | ".join(contenders) + " |",
+        "|---" * (3 + len(contenders)) + "|",
+    ]
+    rows: dict[tuple[str, str, int], list[Case]] = {}
+    for run in planned():
+        if run.contender in ("usual", "ours"):
+            cases = rows.setdefault((run.case.model, run.case.data, run.kept), [])
+            cases += [run.case] * (run.case not in cases)
+    for (model, data, kept), cases in rows.items():
+        runs = {c: [Run(case, c, 100 if c == "dense" else kept) for case in cases] for c in contenders}
+        scores = {c: [s for run in runs[c] if (s := score(run)) is not None] for c in contenders}
+        if any(scores.values()):
+            cells = (f"{mean(s):.3f}" if s else "" for s in scores.values())
+            seeds = max(len(s) for s in scores.values())
+            lines.append(f"| {model}, {data} | {seeds} | {kept} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def score(run: Run) -> float | None:
+    """Return a run's accuracy, or None where it has not been made."""
+    file = RESULTS / f"{run.name}.json"
+    return json.loads(file.read_text())["plain_process"]["metrics"][run.case.metric] if file.exists() else None
+
+
+def main() -> None:
+    """Make the runs that are missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder for the runs")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of runs")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--prepare", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.prepare:
+        prepare(*args.prepare)
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shared, runs = args.shared.resolve(), args.runs.resolve()
+    for run in () if args.table else planned():
+        file = RESULTS / f"{run.name}.json"
+        trained = file.exists() and (run.contender != "start" or (runs / run.name).is_dir())
+        if not trained and any(part in run.name for part in args.only):
+            result = train(run.arguments(shared, runs), runs / run.name, shared)
+            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

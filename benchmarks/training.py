@@ -1,0 +1,77 @@
+"""One training with the stock ``yolo`` command, judged by a process that cannot import yolo_prune."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+PLAIN_LOAD = """
+import json, sys
+sys.modules["yolo_prune"] = None  # importing it now raises
+import torch
+from ultralytics import YOLO
+from ultralytics.nn.tasks import torch_safe_load
+checkpoint, data, imgsz = sys.argv[1:]
+torch_safe_load(checkpoint, safe_only=True)
+results = YOLO(checkpoint).val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
+print(json.dumps({key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}))
+"""
+
+
+def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any]:
+    """Train, then look at ``best.pt``.
+
+    Args:
+        arguments: What follows ``yolo train``, with ``data=`` and ``imgsz=``.
+        folder: The run's folder.
+        shared: Folder of the data sets and weights; it is left out of the command in the result.
+
+    Returns:
+        ``command``, ``machine``, ``plain_process`` (metrics and bytes of ``best.pt``), ``seconds`` (of the training and
+        per epoch, validation included) and ``report`` (the run's ``report.json``, empty for a dense run).
+    """
+    yolo = Path(sys.executable).with_name("yolo")
+    where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
+    subprocess.run([yolo, "train", *arguments, *where], check=True, env=ENVIRONMENT)
+    given = dict(a.partition("=")[::2] for a in arguments)
+    best = folder / "weights" / "best.pt"
+    report_file = folder / "pruning" / "report.json"
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as lines:
+        times = [float(row["time"]) for row in csv.DictReader(lines)]
+    return {
+        "command": " ".join(("yolo train", *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "plain_process": {
+            "metrics": validate(best, given["data"], int(given["imgsz"])),
+            "bytes": best.stat().st_size,
+        },
+        "seconds": {"total": round(times[-1]), "per_epoch": round(times[-1] / len(times), 1)},
+        "report": _without_paths(json.loads(report_file.read_text())) if report_file.exists() else {},
+    }
+
+
+def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, float]:
+    """Return Ultralytics' metrics of a checkpoint, found without yolo_prune."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_LOAD, str(checkpoint), data, str(imgsz)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _without_paths(value: Any) -> Any:
+    """Drop what only means something on the machine that trained."""
+    if isinstance(value, dict):
+        return {k: _without_paths(v) for k, v in value.items() if k not in {"checkpoint", "path"}}
+    return [_without_paths(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from nets import build, graph_of, labelled_batches
+
+from yolo_prune.allocation import make_plan
+from yolo_prune.cost import CostModel
+from yolo_prune.elimination import Elimination, _Consumer
+from yolo_prune.statistics import layer_statistics
+
+
+def consumer(
+    outputs: int = 5, inputs: int = 6, samples: int = 4000, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights and correlated inputs."""
+    draw = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(inputs, inputs, generator=draw, dtype=torch.double)
+    x = torch.randn(samples, inputs, generator=draw, dtype=torch.double) @ mixed
+    return torch.randn(outputs, inputs, 1, generator=draw, dtype=torch.double), x - x.mean(0)
+
+
+def least_squares_error(weight: torch.Tensor, x: torch.Tensor, kept: list[int]) -> float:
+    """Return the mean squared error of the best weights that read only some inputs."""
+    y = x @ weight[..., 0].T
+    best = torch.linalg.lstsq(x[:, kept], y).solution
+    return float((x[:, kept] @ best - y).square().sum() / len(x))
+
+
+@pytest.mark.parametrize("first", range(6))
+def test_the_error_is_that_of_least_squares_also_after_removals(first: int) -> None:
+    weight, x = consumer()
+    reader = _Consumer(weight.clone(), x.T @ x / len(x))
+    kept = list(range(6))
+    for gone in (first, (first + 2) % 6, (first + 5) % 6):
+        before = least_squares_error(weight, x, kept)
+        kept.remove(gone)
+        expected = least_squares_error(weight, x, kept) - before
+        assert reader.errors()[gone] == pytest.approx(expected, rel=0.05)
+        reader.drop_inputs(np.array([gone]))
+
+
+def test_outputs_that_are_gone_do_not_count() -> None:
+    weight, x = consumer()
+    whole, part = (_Consumer(w.clone(), x.T @ x / len(x)) for w in (weight, weight[:3]))
+    whole.drop_outputs(np.array([3, 4]))
+    np.testing.assert_allclose(whole.errors(), part.errors())
+
+
+def test_a_channel_that_another_can_replace_costs_little_until_that_one_is_gone() -> None:
+    model, graph = build("yolov8n"), graph_of("yolov8n")
+    conv, norm = model.model[1].conv, model.model[1].bn
+    for tensor in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensor.data[9] = tensor.data[8]  # two channels carry the same
+    ranking = Elimination(model, graph, layer_statistics(model, labelled_batches(2)))
+    g = next(i for i, group in enumerate(graph.groups) if group.name == "model.1.conv")
+    b = next(i for i, bundle in enumerate(graph.bundles) if g in bundle.groups)
+    errors = ranking._unit_errors(g)
+    assert errors[8] == pytest.approx(errors[9], rel=0.1)
+    while 9 not in ranking.order()[g][ranking._alive[g].sum() :] and 8 in np.flatnonzero(ranking._alive[g]):
+        ranking.remove(b, 1)
+    left = ({8, 9} & set(np.flatnonzero(ranking._alive[g]).tolist())).pop()
+    assert ranking._unit_errors(g)[left] > 3 * errors[left]  # nothing can replace it any more
+
+
+def test_prices_of_other_bundles_follow_what_is_gone() -> None:
+    model, graph = build("yolov8n"), graph_of("yolov8n")
+    statistics = layer_statistics(model, labelled_batches())
+    ranking = Elimination(model, graph, statistics)
+    free = [b for b, bundle in enumerate(graph.bundles) if not bundle.locked]
+    before = {b: ranking.error(b, 1) for b in free}
+    changed = set(ranking.remove(free[0], graph.bundles[free[0]].steps // 2))
+    after = {b: ranking.error(b, 1) for b in free}
+    assert free[0] in changed and len(changed) < len(free)
+    assert all(before[b] == after[b] for b in free if b not in changed)
+    assert any(before[b] != after[b] for b in changed & set(free))
+
+
+@pytest.mark.parametrize("family", ["yolo11n", "yolo26n"])
+@pytest.mark.parametrize("allocation", ["global", "uniform", "isomorphic"])
+def test_a_plan_by_reconstruction_error_lands_on_its_target_and_is_repeatable(family: str, allocation: str) -> None:
+    model, graph = build(family), graph_of(family)
+    statistics = layer_statistics(model, labelled_batches())
+    target = CostModel(graph).macs() * 0.5
+    plans = [make_plan(graph, Elimination(model, graph, statistics), target, allocation=allocation) for _ in range(2)]
+    assert 0.48 <= plans[0].macs["after"] / plans[0].macs["before"] <= 0.5
+    assert plans[0].sha256 == plans[1].sha256

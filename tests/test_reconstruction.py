@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from nets import Chain, assert_same_tensors, build, make, state
+from torch import nn
+from ultralytics.nn.modules import block, conv
+
+from yolo_prune import reconstruction
+from yolo_prune.plan import PrunePlan
+from yolo_prune.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.statistics import calibrating
+from yolo_prune.surgery import Cut, cut
+from yolo_prune.verification import largest_difference, outputs
+
+
+def images(n: int = 8, size: int = 32, seed: int = 0, dtype: torch.dtype = torch.double) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def plan_for(model: nn.Module, removed: dict[str, dict[str, list[int]]]) -> PrunePlan:
+    """Return a plan that removes channels, written by hand."""
+    layers, widths = {}, {}
+    for path, sides in removed.items():
+        layer = model.get_submodule(path)
+        has = {"out": getattr(layer, "out_channels", None) or layer.num_features}
+        if hasattr(layer, "in_channels"):
+            has["in"] = layer.in_channels
+        widths[path] = has
+        layers[path] = {s: [i for i in range(n) if i not in sides.get(s, [])] for s, n in has.items()}
+    same = {"before": 1, "after": 1}
+    return PrunePlan(layers, widths, same, same, (32, 32))
+
+
+class Plain(nn.Module):
+    """Three convolutions without anything between them, so that channels can be linear combinations of others."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)
+
+
+def combined(middle: nn.Module, first: nn.Module | None = None) -> Plain:
+    """Return a network whose first layer's channels 6 and 7 are linear combinations of the others."""
+    torch.manual_seed(0)
+    first = first or nn.Conv2d(3, 8, 3, padding=1)
+    for tensor in (first.weight, first.bias):
+        tensor.data[6] = 2 * tensor.data[0] - tensor.data[3]
+        tensor.data[7] = 0.5 * tensor.data[1] + tensor.data[6]
+    return Plain(first, middle).double()
+
+
+MIDDLES: dict[str, Any] = {
+    "1x1": lambda: nn.Conv2d(8, 5, 1),
+    "3x3": lambda: nn.Conv2d(8, 5, 3, padding=1),
+    "strided 3x3": lambda: nn.Conv2d(8, 5, 3, stride=2, padding=1),
+    "dilated, not square": lambda: nn.Conv2d(8, 5, (3, 5), padding=(2, 4), dilation=2, bias=False),
+    "reflected": lambda: nn.Conv2d(8, 5, 3, padding=1, padding_mode="reflect"),
+    "transposed": lambda: nn.ConvTranspose2d(8, 5, 2, stride=2),
+}
+
+
+@pytest.mark.parametrize("kind", MIDDLES)
+@pytest.mark.parametrize("limit", [reconstruction.MOST_INPUTS, 0])
+def test_removing_linear_combinations_of_what_stays_changes_no_output(
+    kind: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_padded = kind not in ("1x1", "transposed")
+    if limit == 0 and is_padded:
+        pytest.skip("tap by tap is exact only where a single tap can make up for what is gone")
+    monkeypatch.setattr(reconstruction, "MOST_INPUTS", limit)
+    model = combined(MIDDLES[kind]())
+    dense, x = copy.deepcopy(model), images()
+    plan = plan_for(model, {"model.0": {"out": [6, 7]}, "model.1": {"in": [6, 7]}})
+    seen = DenseOutputs(model, [x])
+    done = cut(plan, [model])
+    fresh = images(seed=1)
+    assert largest_difference([model(fresh)], [dense(fresh)]) > 0.01
+    reconstruct(done, model, plan, seen)
+    assert largest_difference([model(fresh)], [dense(fresh)]) < 1e-6
+
+
+def test_a_bias_makes_up_for_the_mean_of_what_is_gone() -> None:
+    first = nn.Conv2d(3, 8, 3, padding=1)
+    model = combined(nn.Conv2d(8, 5, 1), first)
+    model.model[0].weight.data[7], model.model[0].bias.data[7] = 0, 3.0  # a constant channel
+    dense, x = copy.deepcopy(model), images()
+    plan = plan_for(model, {"model.0": {"out": [7]}, "model.1": {"in": [7]}})
+    seen = DenseOutputs(model, [x])
+    done = cut(plan, [model])
+    reconstruct(done, model, plan, seen)
+    assert largest_difference([model(x)], [dense(x)]) < 1e-6
+
+
+def test_depthwise_layers_are_solved_group_by_group() -> None:
+    torch.manual_seed(0)
+    model = Plain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 2, 1)).double()
+    dense, x = copy.deepcopy(model), images()
+    seen = DenseOutputs(model, [x])
+    model.model[0].weight.data *= 2  # what the depthwise layer takes has changed, and it can make up for that
+    model.model[0].bias.data *= 2
+    plan = plan_for(model, {"model.2": {}})
+    reconstruct(Cut(), model, plan, seen)
+    assert largest_difference([model(x)], [dense(x)]) < 1e-6
+
+
+def test_a_batchnorm_makes_of_its_inputs_what_it_made_before() -> None:
+    torch.manual_seed(0)
+    model = Chain(8, conv.Conv(8, 8, 3)).double()
+    dense, x = copy.deepcopy(model), images()
+    seen = DenseOutputs(model, [x])
+    norm, before = model.model[1].bn, {}
+    model.model[1].conv.weight.data *= 3
+    hook = norm.register_forward_hook(lambda *_: before.update(out=_[2]))
+    with calibrating(dense), calibrating(model), torch.no_grad():
+        dense_out = dense.model[1].bn(dense.model[1].conv(dense.model[0](x)))
+        reconstruct(Cut(), model, plan_for(model, {"model.0.conv": {}}), seen, weights=False)
+        model(x)
+    hook.remove()
+    torch.testing.assert_close(before["out"], dense_out)
+
+
+def test_a_solution_is_never_worse_than_the_slice_on_the_layers_own_target() -> None:
+    model = build("yolov8n")
+    x = images(4, 64, dtype=torch.float)
+    plan = make(model, 0.5)
+    sliced, solved = copy.deepcopy(model), model
+    seen = DenseOutputs(model, [x])
+    with calibrating(model), torch.no_grad():
+        target = torch.cat([t.flatten() for t in outputs(model, x)])
+    cut(plan, [sliced])
+    reconstruct(cut(plan, [solved]), solved, plan, seen)
+
+    def error(network: nn.Module) -> float:
+        with calibrating(network), torch.no_grad():
+            return float((torch.cat([t.flatten() for t in outputs(network, x)]) - target).square().mean())
+
+    assert error(solved) < 0.5 * error(sliced)
+
+
+@pytest.mark.parametrize("family", ["yolov8n-seg", "yolo11n", "yolo26n", "yolo12n", "yolo11n-cls", "yolov10n"])
+def test_undo_brings_back_the_dense_network_bit_for_bit(family: str) -> None:
+    model, x = build(family), images(4, 64, dtype=torch.float)
+    before, flags = state(model), [m.training for m in model.modules()]
+    plan = make(model, 0.5)
+    seen = DenseOutputs(model, [x])
+    assert_same_tensors(before, state(model))
+    done = cut(plan, [model])
+    reconstruct(done, model, plan, seen)
+    assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+    assert flags == [m.training for m in model.modules()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    done.undo()
+    assert_same_tensors(before, state(model))
+
+
+def test_tensors_keep_their_identity_since_an_optimizer_holds_them() -> None:
+    model, x = build("yolov8n"), images(4, 64, dtype=torch.float)
+    plan, seen = make(model, 0.5), DenseOutputs(model, [x])
+    done = cut(plan, [model])
+    held = [id(p) for p in model.parameters()]
+    reconstruct(done, model, plan, seen)
+    assert held == [id(p) for p in model.parameters()]
+
+
+def test_constant_layers_stay_constant() -> None:
+    model, x = build("yolov8n"), images(4, 64, dtype=torch.float)
+    plan, seen = make(model, 0.5), DenseOutputs(model, [x])
+    assert isinstance(model.model[-1].dfl, block.DFL)
+    before = model.model[-1].dfl.conv.weight.clone()
+    reconstruct(cut(plan, [model]), model, plan, seen)
+    assert torch.equal(before, model.model[-1].dfl.conv.weight)
+
+
+def test_a_plan_that_removes_nothing_changes_nothing() -> None:
+    model, x = build("yolov8n"), images(4, 64, dtype=torch.float)
+    before, same = state(model), {"before": 1, "after": 1}
+    reconstruct(Cut(), model, PrunePlan({}, {}, same, same, (64, 64)), DenseOutputs(model, [x]))
+    assert_same_tensors(before, state(model))
+
+
+def test_images_of_different_shapes_are_padded_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("yolov8n")
+    seen = DenseOutputs(model, [torch.zeros(2, 3, 32, 64), torch.zeros(3, 3, 64, 32)])
+    assert seen.images.shape == (5, 3, 64, 64)
+    assert seen.images[0, 0, 40, 0] == pytest.approx(114 / 255)
+    monkeypatch.setattr(reconstruction, "MOST_PIXELS", 0)
+    assert len(DenseOutputs(model, [torch.zeros(9, 3, 64, 64)]).images) == 4

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from nets import assert_same_tensors, build, make, state
+
+from yolo_prune.errors import CheckpointError
+from yolo_prune.rewinding import recall, remember, rewind
+from yolo_prune.surgery import Cut, cut
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo12n"])
+def test_what_comes_back_is_the_early_network_after_the_same_cuts(family: str, tmp_path: Path) -> None:
+    early, later = build(family, seed=0), build(family, seed=1)
+    remember(early, tmp_path / "pruning" / "rewind.pt")
+    back = recall(later, tmp_path / "pruning" / "rewind.pt")
+    for share in (0.3, 0.2):
+        plan = make(later, share)
+        cut(plan, [early, later, back])
+    before, done = state(later), Cut()
+    rewind(done, [later], back)
+    assert_same_tensors(state(early), state(later))
+    done.undo()
+    assert_same_tensors(before, state(later))
+
+
+def test_a_missing_or_foreign_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"rewind\.pt, the state to rewind to, cannot be used: .*No such file"):
+        recall(build("yolov8n"), tmp_path / "rewind.pt")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "rewind.pt")
+    with pytest.raises(CheckpointError, match=r"cannot be used: Error\(s\) in loading state_dict .* without rewind\."):
+        recall(build("yolov8n"), tmp_path / "rewind.pt")

@@ -1,0 +1,82 @@
+"""The state of a live run, to go back to: networks, optimizer and the trainer's records.
+
+Going back keeps the objects that others hold (the trainer's model, the EMA, the optimizer) and replaces what is in
+them.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from ultralytics.utils.torch_utils import unwrap_model
+
+if TYPE_CHECKING:
+    from ultralytics.engine.trainer import BaseTrainer
+
+_RECORDS = ("best_fitness", "fitness", "metrics", "stopper")
+"""What a trainer remembers of the networks that it has seen."""
+
+
+class Snapshot:
+    """A copy of everything that a cut and the epochs after it change.
+
+    Args:
+        trainer: A live run between two epochs.
+    """
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        self._networks = [_copy_of(network) for network in _networks(trainer)]
+        self._optimizer = deepcopy(trainer.optimizer.state_dict()["state"])
+        self._updates = trainer.ema.updates
+        self._records = {name: deepcopy(getattr(trainer, name)) for name in _RECORDS}
+        self._best = trainer.best.read_bytes() if trainer.best.exists() else None
+
+    def restore(self, trainer: BaseTrainer) -> None:
+        """Put a run back, every tensor of it; epoch, learning rate and random state go on."""
+        live, _ = _networks(trainer)
+        old = list(live.parameters())
+        for network, kept in zip(_networks(trainer), self._networks, strict=True):
+            _adopt(network, _copy_of(kept))
+        new = dict(zip(old, live.parameters(), strict=True))
+        optimizer = trainer.optimizer
+        for group in optimizer.param_groups:
+            group["params"] = [new[p] for p in group["params"]]
+        everything = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.state.clear()
+        for i, state in deepcopy(self._optimizer).items():
+            optimizer.state[everything[i]] = state
+        trainer.ema.updates, trainer.ema._pairs = self._updates, None  # it caches the old tensors
+        for name, value in self._records.items():
+            setattr(trainer, name, deepcopy(value))
+        if self._best is None:
+            trainer.best.unlink(missing_ok=True)
+        else:
+            _write(trainer.best, self._best)
+
+
+def _networks(trainer: BaseTrainer) -> tuple[nn.Module, nn.Module]:
+    return unwrap_model(trainer.model), trainer.ema.ema
+
+
+def _copy_of(network: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {id(getattr(network, "criterion", None)): None}  # a loss with references of its own
+    copy: nn.Module = deepcopy(network, memo)
+    return copy
+
+
+def _adopt(network: nn.Module, other: nn.Module) -> None:
+    """Let each module of a network hold what the same module of the other one holds."""
+    for module, source in zip(network.modules(), other.modules(), strict=True):
+        for name, value in source.__dict__.items():
+            if name not in ("_modules", "criterion") and "hook" not in name:
+                module.__dict__[name] = value
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file so that a reader never sees half of it."""
+    draft = path.with_suffix(".part")
+    draft.write_bytes(content)
+    draft.replace(path)
