@@ -47,7 +47,7 @@ def test_only_two_rooms_know_torch_pruning() -> None:
 
 def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
     engine = {r for r in ROOMS if any(n.startswith("ultralytics.engine") for n in imports(r, only_at_import=False))}
-    assert engine <= {"session", "host", "snapshot", "callback", "export"}
+    assert engine <= {"session", "host", "snapshot", "distillation", "callback", "export"}
 
 
 ORDER = (
@@ -57,7 +57,7 @@ ORDER = (
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
     ("layers", "statistics", "plan", "allocation", "surgery", "graph", "export"),
     ("importance", "elimination", "reconstruction", "sparsity", "sensitivity", "search", "planner"),
-    ("checkpoint", "verification", "rewinding", "snapshot", "host"),
+    ("checkpoint", "verification", "rewinding", "snapshot", "distillation", "host"),
     ("session", "oneshot"),
     ("callback",),
     ("startup",),

@@ -163,7 +163,8 @@ def check_reachable(
     for bundle in graph.bundles:
         layer = graph.layers[graph.groups[bundle.groups[0]].name]
         dense = (dense_widths or {}).get(layer.path, layer.out) / layer.out
-        limit = min(limits(path) for g in bundle.groups for path, side in graph.groups[g].members if side == "out")
+        makers = [path for g in bundle.groups for path, side in graph.groups[g].members if side == "out"]
+        limit = min(map(limits, makers), default=0.0)
         fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
         steps = np.arange(1, bundle.steps + 1)
         allowed = steps[(steps >= fewest) & (steps * bundle.stride % round_to == 0)]

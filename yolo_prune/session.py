@@ -25,11 +25,20 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from yolo_prune import checkpoint
+from yolo_prune import checkpoint, distillation
 from yolo_prune.allocation import check_reachable
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
-from yolo_prune.errors import CheckpointError, CutError, ExportError, PruneError, TargetError, UnsupportedError
+from yolo_prune.distillation import student_of, wrapped_plan
+from yolo_prune.errors import (
+    CheckpointError,
+    ConfigError,
+    CutError,
+    ExportError,
+    PruneError,
+    TargetError,
+    UnsupportedError,
+)
 from yolo_prune.export import check_formats, export_all
 from yolo_prune.graph import trace
 from yolo_prune.guard import Guard
@@ -66,7 +75,6 @@ _REFUSED: dict[str, tuple[Callable[[BaseTrainer], bool], str]] = {
         lambda t: bool(t.args.compile),
         "train with compile=False; the pruned model can be compiled afterwards",
     ),
-    "distill_model": (lambda t: t.args.distill_model is not None, "distil in a second run: prune=0 with distill_model"),
     "quantize=8 (QAT)": (lambda t: t.args.quantize == 8, "train without it and quantize the pruned best.pt at export"),
     "time": (lambda t: bool(t.args.time), "give epochs instead: cuts are scheduled in epochs"),
 }
@@ -85,6 +93,10 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> None:
     if config is not None:
         check_formats(config.export)
         _schedule(config, trainer.epochs)
+        if config.distill and not trainer.resume:
+            distillation.prepare(trainer, config.distill)
+        if config.max_drop is not None and not trainer.args.val:
+            raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
     trainer.get_model = partial(_get_model, trainer.get_model)
 
 
@@ -132,7 +144,7 @@ class Session:
     """
 
     def __init__(self, trainer: BaseTrainer, config: PruneConfig | None) -> None:
-        model = unwrap_model(trainer.model)
+        model = student_of(trainer.model)
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
         self.imgsz: int = trainer.args.imgsz
         self.dense_widths: dict[str, int] = {}
@@ -160,30 +172,35 @@ class Session:
         self.schedule = (
             [ScheduledCut(*c) for c in noted["schedule"]] if noted else _schedule(self.config, trainer.epochs)
         )
+        if self.config.distill:
+            distillation.check_distillable(model)
+            distillation.keep_columns(trainer)
         if self.schedule and not self.report.cuts:
             self._listen(trainer)
         if self.schedule and not noted:
             _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
-            self._begin(model)
+            self._begin(trainer)
             for stale in (trainer.save_dir / "pruning").glob("*.json"):
                 stale.unlink()  # an earlier run with exist_ok=True may have made more cuts
 
-    def _begin(self, model: nn.Module) -> None:
+    def _begin(self, trainer: BaseTrainer) -> None:
         """Look at the dense network, and refuse a target that it cannot reach."""
+        model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
         cost = CostModel(graph)
         target = cost.macs() * (1 - self.config.target)
         check_reachable(graph, target, self.config.round_to, self.config.limit)
         self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
         self.report.dense = Stage(cost.macs(), cost.params())
-        model.yaml = checkpoint.with_run(model.yaml, self._note())
+        for network in {model, unwrap_model(trainer.model)}:
+            network.yaml = checkpoint.with_run(model.yaml, self._note())
 
     def _listen(self, trainer: BaseTrainer) -> None:
         """Collect gradients from the run's own steps, and regularise until the first cut.
 
         Steps come after Ultralytics has undone AMP's loss scaling and clipped, and those that are skipped do not come.
         """
-        model = unwrap_model(trainer.model)
+        model = student_of(trainer.model)
         if self.config.importance in BY_GRADIENT:
             trainer.optimizer.register_step_pre_hook(lambda *_: self._gradients.add(model.parameters()))
         if self.config.sparsity != "none":
@@ -218,7 +235,7 @@ class Session:
         if not self.schedule:
             return
         if self.config.rewind is not None and not self.report.cuts and trainer.epoch == self._rewind_epoch(trainer):
-            remember(unwrap_model(trainer.model), self._early_state(trainer))
+            remember(student_of(trainer.model), self._early_state(trainer))
         if self._guard and self._deadline is not None and trainer.epoch >= self._deadline:
             self._judge(trainer)
         if self.pending and trainer.epoch >= self.pending[0].epoch:
@@ -357,13 +374,16 @@ class Session:
         dense = self.report.dense.macs
         assert dense is not None  # counted when the run began
         target = dense * (1 - self.config.target * way)
-        model, network = unwrap_model(trainer.model), trainer.ema.ema  # the EMA is what is validated and saved
+        model, network = (
+            student_of(trainer.model),
+            student_of(trainer.ema.ema),
+        )  # the EMA is what is validated and saved
         evidence = Evidence(network, batches, self._gradients.of(model, network))
         return plan_cut(network, self.config, self.imgsz, target, self.dense_widths, evidence)
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
         """Slice, reconstruct and validate."""
-        model, ema = unwrap_model(trainer.model), trainer.ema.ema
+        model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         early = None
         weights, norms = self.config.reconstruction, self.config.bn_recalibration
         if self.config.rewind is not None:
@@ -371,15 +391,19 @@ class Session:
             weights = norms = False  # early weights make of their inputs what they made then
         images = [batch["img"] for batch in batches]
         before = [DenseOutputs(network, images) for network in (model, ema) if weights or norms]
-        done.extend(cut(plan, [model, ema, *([early] if early else [])], trainer.optimizer))
+        live, averaged = unwrap_model(trainer.model), trainer.ema.ema
+        done.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
         done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
         for network, dense in zip((model, ema), before, strict=False):
             frozen = trainer.freeze_layer_names
             reconstruct(done, network, plan, dense, weights=weights, norms=norms, frozen=frozen)
         if early is not None:
+            cut(plan, [early])
             rewind(done, (model, ema), early)
             done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
             remember(early, self._early_state(trainer, cuts=len(self.report.cuts) + 1))
+        if self.config.distill is True and not self.report.cuts:
+            distillation.begin(done, trainer, trainer.wdir / "dense.pt")
         for name, fresh in (
             ("best_fitness", None),
             ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
@@ -412,12 +436,12 @@ class Session:
     def _save(self, trainer: BaseTrainer, done: Cut | None = None) -> None:
         """Note in the networks, the report and ``last.pt`` where the run is."""
         done = done or Cut()
-        model, ema = unwrap_model(trainer.model), trainer.ema.ema
+        model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         if self.report.cuts:
             yaml = checkpoint.marked(model, self._note())
         else:
             yaml = checkpoint.with_run(checkpoint.unmarked(model.yaml), self._note())
-        for network in (model, ema):
+        for network in {model, ema, unwrap_model(trainer.model), trainer.ema.ema}:  # a wrapper has its own
             done.set(network, "yaml", yaml)
         self.report.guard = self._guard.to_dict() if self._guard else None
         self.report.save(trainer.save_dir / "pruning")

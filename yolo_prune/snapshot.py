@@ -28,7 +28,10 @@ class Snapshot:
     """
 
     def __init__(self, trainer: BaseTrainer) -> None:
-        self._networks = [_copy_of(network) for network in _networks(trainer)]
+        self._model, self._ema = trainer.model, trainer.ema.ema
+        self._copies = [_copy_of(network) for network in (unwrap_model(trainer.model), trainer.ema.ema)]
+        position = {p: i for i, p in enumerate(unwrap_model(trainer.model).parameters())}
+        self._groups = [[position[p] for p in group["params"]] for group in trainer.optimizer.param_groups]
         self._optimizer = deepcopy(trainer.optimizer.state_dict()["state"])
         self._updates = trainer.ema.updates
         self._records = {name: deepcopy(getattr(trainer, name)) for name in _RECORDS}
@@ -36,14 +39,12 @@ class Snapshot:
 
     def restore(self, trainer: BaseTrainer) -> None:
         """Put a run back, every tensor of it; epoch, learning rate and random state go on."""
-        live, _ = _networks(trainer)
-        old = list(live.parameters())
-        for network, kept in zip(_networks(trainer), self._networks, strict=True):
-            _adopt(network, _copy_of(kept))
-        new = dict(zip(old, live.parameters(), strict=True))
-        optimizer = trainer.optimizer
-        for group in optimizer.param_groups:
-            group["params"] = [new[p] for p in group["params"]]
+        trainer.model, trainer.ema.ema = self._model, self._ema
+        for network, copy in zip((unwrap_model(self._model), self._ema), self._copies, strict=True):
+            _adopt(network, _copy_of(copy))
+        parameters, optimizer = list(unwrap_model(self._model).parameters()), trainer.optimizer
+        for group, positions in zip(optimizer.param_groups, self._groups, strict=True):
+            group["params"] = [parameters[i] for i in positions]
         everything = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.state.clear()
         for i, state in deepcopy(self._optimizer).items():
@@ -55,10 +56,6 @@ class Snapshot:
             trainer.best.unlink(missing_ok=True)
         else:
             _write(trainer.best, self._best)
-
-
-def _networks(trainer: BaseTrainer) -> tuple[nn.Module, nn.Module]:
-    return unwrap_model(trainer.model), trainer.ema.ema
 
 
 def _copy_of(network: nn.Module) -> nn.Module:

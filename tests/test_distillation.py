@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import copy
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from nets import assert_same_tensors, build, labelled_batches, make, state
+from task_data import as_task
+from ultralytics import YOLO
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.tasks import load_checkpoint
+
+from yolo_prune import PruneCallback
+from yolo_prune.distillation import check_distillable, prepare, student_of, wrapped_plan
+from yolo_prune.errors import ConfigError, UnsupportedError
+from yolo_prune.surgery import cut
+
+
+def distilled(family: str) -> DistillationModel:
+    model = build(family).train()
+    model.args.imgsz = 64
+    return DistillationModel(teacher_model=copy.deepcopy(model), student_model=model).train()
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo11n", "yolo26n", "yolov8n-seg"])
+def test_projectors_follow_a_cut_of_the_student(family: str) -> None:
+    model = distilled(family)
+    teacher, projectors = state(model.teacher_model), copy.deepcopy(model.projector)
+    plan = make(student_of(model), 0.5)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    done = cut(wrapped_plan(plan, model), [model], optimizer)
+    head = len(model.student_model.model) - 1
+    for level, (projector, old) in enumerate(zip(model.projector, projectors, strict=True)):
+        kept = plan.layers[f"model.{head}.cv2.{level}.0.conv"]["in"]
+        assert torch.equal(projector[0].weight, old[0].weight[:, kept])
+        assert torch.equal(projector[2].weight, old[2].weight)
+    assert_same_tensors(teacher, state(model.teacher_model))
+    if family == "yolov8n":
+        loss, items = model.loss(labelled_batches()[0])
+        loss.sum().backward()
+        assert items["dis_loss"] > 0
+        optimizer.step()  # it holds the projectors that are trained
+    done.undo()
+    assert {k: v.shape for k, v in state(projectors).items()} == {k: v.shape for k, v in state(model.projector).items()}
+
+
+def test_without_distillation_the_plan_is_the_plan() -> None:
+    model = build("yolov8n")
+    plan = make(model, 0.5)
+    assert wrapped_plan(plan, model) is plan and student_of(model) is model
+
+
+@pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
+def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
+    own_folder: Path, tiny_data: Path, task: str
+) -> None:
+    suffix = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}[task]
+    data = tiny_data if task == "detect" else as_task(tiny_data, task, own_folder / "data")
+    yolo = YOLO(f"yolov8n{suffix}.yaml")
+    PruneCallback(0.5, steps=2, start=0.34, end=0.67, calibration=4, distill=True, max_drop=0.99).attach(yolo)
+    seen: list[tuple[int, bool, float]] = []
+    yolo.add_callback(
+        "on_train_epoch_end",
+        lambda t: seen.append((t.epoch, isinstance(t.model, DistillationModel), float(t.tloss.get("dis_loss", 0)))),
+    )
+    yolo.train(data=str(data), epochs=3, imgsz=64, batch=4, workers=0, plots=True, project=str(own_folder), name="run")
+    assert [wrapped for _, wrapped, _ in seen] == [False, True, True]
+    assert seen[0][2] == 0 and all(loss > 0 for _, _, loss in seen[1:])
+    slim, _ = load_checkpoint(own_folder / "run" / "weights" / "best.pt")
+    assert not isinstance(slim, DistillationModel)
+    assert sum(p.numel() for p in slim.parameters()) < 0.6 * sum(
+        p.numel() for p in load_checkpoint(own_folder / "run" / "weights" / "dense.pt")[0].parameters()
+    )
+    with (own_folder / "run" / "results.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [None in row for row in rows] == [False] * 3  # as many cells as columns
+    assert [float(row["train/dis_loss"]) > 0 for row in rows] == [False, True, True]
+    assert (own_folder / "run" / "results.png").is_file()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_distilled_run_resumes_with_its_teacher(own_folder: Path, tiny_data: Path, given: bool) -> None:
+    arguments: dict[str, Any] = {"data": str(tiny_data), "imgsz": 64, "batch": 4, "workers": 0}
+    teacher = own_folder / "teacher.pt"
+    YOLO("yolov8n.yaml").save(teacher)
+
+    def stop(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            raise Interrupted
+
+    yolo = YOLO("yolov8n.yaml")
+    PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, distill=str(teacher) if given else True).attach(
+        yolo
+    )
+    yolo.add_callback("on_fit_epoch_end", stop)
+    with pytest.raises(Interrupted):
+        yolo.train(**arguments, epochs=4, plots=False, project=str(own_folder), name="run")
+    again = YOLO(own_folder / "run" / "weights" / "last.pt")
+    PruneCallback(None).attach(again)
+    kinds: list[type] = []
+    again.add_callback("on_train_epoch_end", lambda t: kinds.append(type(t.model)))
+    again.train(resume=True)
+    assert kinds == [DistillationModel] * 2
+    with (own_folder / "run" / "results.csv").open(newline="") as lines:
+        assert [float(row["train/dis_loss"]) > 0 for row in csv.DictReader(lines)] == [given, True, True, True]
+
+
+def host(task: str = "detect", distill_model: str | None = None) -> Any:
+    return SimpleNamespace(args=SimpleNamespace(task=task, distill_model=distill_model))
+
+
+def test_what_cannot_be_distilled_is_refused(own_folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="distils detect, segment, pose, obb, and this run's task is classify"):
+        prepare(host("classify"), True)
+    with pytest.raises(UnsupportedError, match="this one has a RTDETRDecoder; use distill=False"):
+        check_distillable(SimpleNamespace(model=[type("RTDETRDecoder", (), {})()]))
+    with pytest.raises(ConfigError, match=r"distill=nowhere\.pt: there is no such file; give the path of a \.pt file"):
+        prepare(host(), "nowhere.pt")
+    with pytest.raises(ConfigError, match=r"distill=True and distill_model=big\.pt both name a teacher"):
+        prepare(host(distill_model="big.pt"), True)
