@@ -1,6 +1,6 @@
 """Accuracy after pruning: ours, its ingredients, and what one would do otherwise, trained for equally long.
 
-    python benchmarks/accuracy.py --shared ../shared             # all runs, about six hours on two cores
+    python benchmarks/accuracy.py --shared ../shared             # all runs: most of a day on two cores
     python benchmarks/accuracy.py --only yolov8n-bccd-s0         # runs with this in their names
     python benchmarks/accuracy.py --table                        # print the tables of what is there
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,8 +34,22 @@ from training import ENVIRONMENT, train
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 EPOCHS = 25
 TRAIN = ("batch=16", "workers=0", "plots=False", "imgsz=224")
-INGREDIENTS: dict[str, tuple[str, ...]] = {}
-"""Name -> arguments that take one ingredient away from the defaults, or add one."""
+INGREDIENTS: dict[str, tuple[str, ...]] = {
+    "without reconstruction": ("prune_reconstruction=False",),
+    "without recalibration": ("prune_bn_recalibration=False",),
+    "one cut": ("prune_schedule=one-shot",),
+    "same share everywhere": ("prune_allocation=uniform",),
+    "isomorphic": ("prune_allocation=isomorphic",),
+    "Taylor": ("prune_importance=taylor", "prune_allocation=isomorphic"),
+    "L2, same share": ("prune_importance=l2", "prune_allocation=uniform"),
+    "whole head left": ("prune_ignored_layers=model.22.*",),
+    "searched allocation": ("prune_allocation=search",),
+    "distillation": ("prune_distill=True",),
+    "sparsity learning": ("prune_sparsity=group_lasso",),
+    "re-warmed learning rate": ("prune_lr_after_cut=rewarm",),
+    "rewound learning rate": ("prune_lr_after_cut=rewind",),
+}
+"""Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Run:
 
     Attributes:
         case: Model, data and seed.
-        contender: ``start``, or one of those above; ``ours`` may have an ingredient: ``ours:no-reconstruction``.
+        contender: ``start``, or one of those above; ``ours`` may have an ingredient: ``ours:one cut``.
         kept: Percent of the dense model's MACs that are kept.
     """
 
@@ -82,7 +97,8 @@ class Run:
     @property
     def name(self) -> str:
         """Name of its folder and file."""
-        return "-".join((str(self.case), self.contender.replace(":", "-"), *([str(self.kept)] * (self.kept < 100))))
+        plain = re.sub(r"[^a-z]+", "-", self.contender.lower())
+        return "-".join((str(self.case), plain, *([str(self.kept)] * (self.kept < 100))))
 
     def arguments(self, shared: Path, runs: Path) -> tuple[str, ...]:
         """Return what follows ``yolo train``; prepare the checkpoint that it starts from."""
@@ -110,15 +126,16 @@ class Run:
 
 def planned() -> list[Run]:
     """Return all runs, in an order in which each finds what it starts from."""
-    contenders = ("dense", "usual", "narrow", "ours", "one-run")
     main = [Case(model, "bccd", seed) for seed in range(3) for model in ("yolov8n", "yolo11n")]
     others = [Case("yolo26n", "bccd"), Case("yolov8n", "raccoon"), Case("yolov8n-seg", "nuclei-seg")]
     runs = []
     for case in (*main, *others):
         runs.append(Run(case, "start"))
-        runs += [Run(case, c, 100 if c == "dense" else 50) for c in contenders]
+        runs += [Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", "usual", "narrow"))]
+        if case in main:
+            runs.append(Run(case, "one-run", 50))
         if case in main[:2]:
-            runs += [Run(case, c, kept) for kept in (70, 30) for c in contenders if c != "dense"]
+            runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", "usual", "narrow")]
         if case.model == "yolov8n" and case.data == "bccd" and case.seed < 2:
             runs += [Run(case, f"ours:{name}", 50) for name in INGREDIENTS]
     return runs
@@ -170,6 +187,24 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def ablation() -> str:
+    """Return what each ingredient brings: the change from the defaults, averaged over the seeds."""
+    lines = ["| ours at 50 % of the MACs | seeds | mAP50-95 | change |", "|---|---|---|---|"]
+    cases = [run.case for run in planned() if run.contender == f"ours:{next(iter(INGREDIENTS))}"]
+    for name in ("", *INGREDIENTS):
+        pairs = [
+            (changed, default)
+            for case in cases
+            if (changed := score(Run(case, f"ours:{name}" if name else "ours", 50))) is not None
+            and (default := score(Run(case, "ours", 50))) is not None
+        ]
+        if pairs:
+            change = mean(a - b for a, b in pairs)
+            cell = f"{change:+.3f}" if name else ""
+            lines.append(f"| {name or 'defaults'} | {len(pairs)} | {mean(a for a, _ in pairs):.3f} | {cell} |")
+    return "\n".join(lines)
+
+
 def score(run: Run) -> float | None:
     """Return a run's accuracy, or None where it has not been made."""
     file = RESULTS / f"{run.name}.json"
@@ -196,7 +231,7 @@ def main() -> None:
         if not trained and any(part in run.name for part in args.only):
             result = train(run.arguments(shared, runs), runs / run.name, shared)
             file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table())
+    print(table(), ablation(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from nets import IMGSZ, build
+from task_data import as_task
 from torch import nn
 from ultralytics import YOLO
 
-from yolo_prune import PruneConfig, checkpoint, prune_model
+from yolo_prune import PruneConfig, checkpoint, cli, prune_model
 from yolo_prune.errors import ConfigError, TargetError, UnsupportedError
+from yolo_prune.plan import PrunePlan
 from yolo_prune.verification import outputs
 
 
@@ -60,3 +63,83 @@ def test_wrong_knobs_and_targets_are_refused_before_anything_changes() -> None:
     with pytest.raises(TargetError, match="is the least that can be reached"):
         prune_model(model, 0.99)
     assert sum(p.numel() for p in model.parameters()) == before
+
+
+@pytest.mark.parametrize("task", ["detect", "segment", "classify"])
+def test_a_model_is_pruned_on_data_without_training(own_folder: Path, tiny_data: Path, task: str) -> None:
+    suffix = {"detect": "", "segment": "-seg", "classify": "-cls"}[task]
+    data = tiny_data if task == "detect" else as_task(tiny_data, task, own_folder / "data")
+    yolo = YOLO(f"yolov8n{suffix}.yaml")
+    short = {"data": str(data), "imgsz": 64, "batch": 4, "workers": 0, "project": str(own_folder / "runs")}
+    yolo.train(**short, epochs=1, plots=False)
+    result = prune_model(yolo, 0.3, **short, calibration=8, export=("torchscript",), verbose=False)
+    assert result.save_dir == own_folder / "runs" / "prune" and result.report is not None
+    written = json.loads((result.save_dir / "pruning" / "report.json").read_text())
+    assert 0.68 <= written["final"]["macs"] / written["dense"]["macs"] <= 0.7
+    assert written["final"]["fitness"] == pytest.approx(written["cuts"][0]["fitness_cut"], abs=0.02)  # but for FP16
+    assert written["exports"][0]["ok"] and written["guard"] is None
+    assert PrunePlan.load(result.save_dir / "pruning" / "plan-1.json") == result.plan
+    assert (result.save_dir / "weights" / "dense.pt").is_file()
+    slim = YOLO(result.save_dir / "weights" / "best.pt")
+    params = sum(p.numel() for p in slim.model.parameters())
+    assert params == written["final"]["params"] == sum(p.numel() for p in yolo.model.parameters())
+    x = torch.rand(1, 3, 64, 64)
+    a, b = (outputs(network.float().eval(), x) for network in (yolo.model, slim.model))
+    assert all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+
+
+def test_pruning_on_data_needs_a_model_of_the_same_classes(own_folder: Path, tiny_data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.yaml has 3 classes, the model 80: give the data set that it was"):
+        prune_model(YOLO("yolov8n.yaml"), 0.3, data=tiny_data, imgsz=64, workers=0, project=str(own_folder))
+    with pytest.raises(UnsupportedError, match="data needs a YOLO, not its network"):
+        prune_model(build("yolov8n"), 0.3, data=tiny_data, imgsz=64)
+    with pytest.raises(ConfigError, match=r"distill, steps: no knob of a cut without training\. Valid: importance"):
+        prune_model(YOLO("yolov8n.yaml"), 0.3, data=tiny_data, steps=2, distill=True)
+
+
+def test_criteria_that_look_at_data_need_data() -> None:
+    with pytest.raises(ConfigError, match="this criterion looks at data; give data, or use one of l1, l2"):
+        prune_model(build("yolov8n"), 0.3, imgsz=IMGSZ, importance="reconstruction")
+
+
+def test_the_command_line_prunes_without_training(own_folder: Path, tiny_data: Path) -> None:
+    model = YOLO("yolov8n.yaml")
+    model.model = build("yolov8n")
+    model.save("start.pt")
+    run = ["prune", "model=start.pt", f"data={tiny_data}", "prune=0.3", "prune_calibration=8", "imgsz=64", "workers=0"]
+    assert cli.main([*run, f"project={own_folder / 'runs'}", "batch=4"]) == 0
+    written = json.loads((own_folder / "runs" / "prune" / "pruning" / "report.json").read_text())
+    assert written["config"]["calibration"] == 8 and written["final"]["macs"] <= 0.7 * written["dense"]["macs"]
+
+
+def test_the_command_line_measures_which_layers_are_sensitive(
+    own_folder: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = YOLO("yolov8n.yaml")
+    model.model = build("yolov8n")
+    model.save("start.pt")
+    run = ["sensitivity", "model=start.pt", f"data={tiny_data}", "calibration=4", "imgsz=64", "workers=0", "batch=2"]
+    assert cli.main([*run, f"project={own_folder / 'runs'}"]) == 0
+    folder = own_folder / "runs" / "sensitivity"
+    rows = json.loads((folder / "sensitivity.json").read_text())["rows"]
+    assert {row["layer"] for row in rows} >= {"model.0.conv", "model.22.cv2.0.0.conv"}
+    assert (folder / "sensitivity.png").stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "model.0.conv" in printed and str(folder / "sensitivity.png") in printed
+    assert cli.main(["sensitivity", "model=a.pt", "data=a.yaml", "prune=0.5"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=a.pt", "prune=0.3"], "prune without data: say which, e.g. data=my.yaml."),
+        (["data=a.yaml", "prune=0.3"], "prune without model: say which, e.g. model=best.pt."),
+        (["model=a.pt", "data=a.yaml"], "no argument without prune: say how much to remove, e.g. prune=0.5."),
+        (["a.pt", "prune=0.3"], "a.pt is no key=value; e.g. yolo-prune prune model=best.pt data=my.yaml prune=0.15."),
+    ],
+)
+def test_a_wrong_command_line_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["prune", *arguments]) == 2
+    assert capsys.readouterr().err == f"yolo-prune: {message}\n"

@@ -47,14 +47,29 @@ def train(arguments: list[str]) -> None:
 
 def prune(arguments: list[str]) -> None:
     """Prune without training."""
+    knobs, values = _assignments(arguments, "prune model=best.pt data=my.yaml prune=0.15")
+    from yolo_prune.oneshot import prune_command  # loads ultralytics
+
+    prune_command(values, knobs)
+
+
+def sensitivity(arguments: list[str]) -> None:
+    """Measure which layers are sensitive."""
+    knobs, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
+    if knobs:
+        raise ConfigError(f"{', '.join(knobs)}: sensitivity cuts nothing for good and takes no prune argument.")
+    from yolo_prune.oneshot import sensitivity_command  # loads ultralytics
+
+    sensitivity_command(values)
+
+
+def _assignments(arguments: list[str], example: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the prune arguments and the others of a command as name -> text."""
     rest = startup.join_assignments(arguments)
     knobs = startup.take_arguments(rest)
     if wrong := [argument for argument in rest if "=" not in argument]:
-        raise ConfigError(f"{wrong[0]} is no key=value; e.g. yolo-prune prune model=best.pt data=my.yaml prune=0.15.")
-
-    from yolo_prune.oneshot import prune as run  # loads ultralytics
-
-    run(dict(argument.split("=", 1) for argument in rest), knobs)
+        raise ConfigError(f"{wrong[0]} is no key=value; e.g. yolo-prune {example}.")
+    return knobs, dict(argument.split("=", 1) for argument in rest)
 
 
 def demo(arguments: list[str]) -> None:
@@ -68,7 +83,7 @@ def usage(arguments: list[str]) -> None:
     """Print all commands and all knobs with their defaults."""
     print("Usage: yolo-prune COMMAND [key=value ...]\n\nCommands:")
     for name, (_, text) in COMMANDS.items():
-        print(f"  {name:<10}{text}")
+        print(f"  {name:<13}{text}")
     print("\nKnobs of train and demo; the stock 'yolo train' takes them too:")
     print(f"  {'prune=':<30}share of the MACs to remove, e.g. 0.5, or a YAML file of knobs without prefix")
     defaults = PruneConfig()
@@ -85,6 +100,10 @@ def version(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, "the same arguments as 'yolo train', with pruning: yolo-prune train model=... data=... prune=0.5"),
     "prune": (prune, "one cut without training: yolo-prune prune model=best.pt data=... prune=0.15"),
+    "sensitivity": (
+        sensitivity,
+        "measure what narrowing a layer costs: yolo-prune sensitivity model=best.pt data=...",
+    ),
     "demo": (demo, "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download"),
     "help": (usage, "print this text"),
     "version": (version, "print the version"),

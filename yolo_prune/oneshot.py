@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 
 from yolo_prune.config import KNOBS, PruneConfig
 from yolo_prune.errors import ConfigError, UnsupportedError
-from yolo_prune.host import save_checkpoint, set_up
+from yolo_prune.graph import trace
+from yolo_prune.host import calibration_batches, save_checkpoint, set_up
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import plan_cut
+from yolo_prune.planner import Evidence, plan_cut, rankings
 from yolo_prune.report import Report
+from yolo_prune.sensitivity import Sensitivity, scan
 from yolo_prune.session import Session
 from yolo_prune.surgery import network_of
 
@@ -93,11 +97,7 @@ def prune_model(
     given = target.to_dict() if isinstance(target, PruneConfig) else _knobs(target)
     config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **given, **knobs})
     network = network_of(model)
-    if imgsz is None:
-        args = getattr(network, "args", None) or {}
-        imgsz = (args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)) or (
-            224 if isinstance(network, ClassificationModel) else 640
-        )
+    imgsz = imgsz or _own_imgsz(network)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     plan = plan_cut(network, config, imgsz)
@@ -107,7 +107,34 @@ def prune_model(
     return PruneResult(plan)
 
 
-def prune(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> PruneResult:
+def sensitivity(
+    model: YOLO, data: str | Path, *, imgsz: int | None = None, calibration: int = 64, **arguments: Any
+) -> tuple[Sensitivity, Path]:
+    """Measure layer by layer what narrowing it costs, on held-out training images; the model stays as it is.
+
+    Args:
+        model: A ``YOLO``.
+        data: A data set as Ultralytics takes it, labelled, of the model's classes.
+        imgsz: Side of the images in pixels (default: the model's own).
+        calibration: Training images; half of them judge.
+        **arguments: Arguments of Ultralytics' ``train``, such as ``batch``, ``device``, ``project`` and ``name``.
+
+    Returns:
+        What was measured, and the run's folder with ``sensitivity.json`` and ``sensitivity.png``.
+
+    Raises:
+        ConfigError: If there are too few images, or the data set has other classes.
+    """
+    given = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": imgsz or _own_imgsz(model.model)}
+    with _never_training(model, given) as trainer:
+        network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
+        evidence = Evidence(network, calibration_batches(trainer, calibration))
+        measured = scan(network, graph, rankings(network, graph, PruneConfig(), evidence), *evidence.halves())
+        measured.save(Path(trainer.save_dir))
+        return measured, Path(trainer.save_dir)
+
+
+def prune_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
     """Run ``yolo-prune prune``.
 
     Args:
@@ -117,14 +144,44 @@ def prune(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> PruneResult
     Raises:
         ConfigError: If one is missing or wrong.
     """
-    from ultralytics.cfg import smart_value
+    model, values = _read(arguments, "prune")
+    config = PruneConfig.from_cli(knobs)
+    prune_model(YOLO(model), config, **values)
 
+
+def sensitivity_command(arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune sensitivity`` and print the table; arguments as in `prune_command`."""
+    model, values = _read(arguments, "sensitivity")
+    measured, folder = sensitivity(YOLO(model), **values)
+    print(f"{measured.table()}\n{folder / 'sensitivity.json'}, {folder / 'sensitivity.png'}")
+
+
+def _read(arguments: Mapping[str, str], command: str) -> tuple[str, dict[str, Any]]:
+    """Return the model, and the other values."""
     values = {name: smart_value(text) for name, text in arguments.items()}
     for needed, example in (("model", "model=best.pt"), ("data", "data=my.yaml")):
         if needed not in values:
-            raise ConfigError(f"prune without {needed}: say which, e.g. {example}.")
-    config = PruneConfig.from_cli(knobs)
-    return prune_model(YOLO(values.pop("model")), config, **values)
+            raise ConfigError(f"{command} without {needed}: say which, e.g. {example}.")
+    return values.pop("model"), values
+
+
+def _own_imgsz(network: nn.Module) -> int | tuple[int, int]:
+    """Return the image size that a network was trained for."""
+    args = getattr(network, "args", None) or {}
+    own = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
+    return own or (224 if isinstance(network, ClassificationModel) else 640)
+
+
+@contextmanager
+def _never_training(model: YOLO, arguments: dict[str, Any]) -> Iterator[Any]:
+    """Give a trainer that holds a model, and close what it has opened."""
+    trainer = set_up(model, arguments)
+    try:
+        yield trainer
+    finally:
+        for loader in (trainer.train_loader, trainer.test_loader):
+            if hasattr(loader, "close"):
+                loader.close()
 
 
 def _knobs(target: Any) -> dict[str, Any]:
@@ -137,17 +194,12 @@ def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -
     if not isinstance(model, YOLO):
         raise UnsupportedError(f"data needs a YOLO, not its network ({type(model).__name__}): pass YOLO('….pt').")
     whole = config.replace(schedule="one-shot", start=0.0)
-    trainer = set_up(model, arguments)
-    try:
+    with _never_training(model, arguments) as trainer:
         session = Session(trainer, whole)
         session.before_epoch(trainer)
         save_checkpoint(trainer, trainer.best, epoch=0)
         trainer.final_eval()
         session.finish(trainer)
-    finally:
-        for loader in (trainer.train_loader, trainer.test_loader):
-            if hasattr(loader, "close"):
-                loader.close()
     model.model, model.ckpt = load_checkpoint(trainer.best)
     model.predictor, model.ckpt_path = None, str(trainer.best)
     plan = PrunePlan.load(trainer.save_dir / "pruning" / "plan-1.json")

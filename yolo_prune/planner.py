@@ -114,7 +114,7 @@ def plan_cut(
         tolerance = _measured(model, graph, config, evidence, target_macs, options)
     return make_plan(
         graph,
-        _rankings(model, graph, config, evidence)(),
+        rankings(model, graph, config, evidence)(),
         target_macs,
         allocation="tolerance" if tolerance else config.allocation,
         tolerance=tolerance,
@@ -132,14 +132,14 @@ def _measured(
 ) -> Callable[[int, float], float]:
     """Return how much cuts of a bundle hurt, by what half of the images make of the other half's choices."""
     calibration, held_out = evidence.halves()
-    rankings = _rankings(model, graph, config, Evidence(model, calibration, evidence.collected))
+    fresh = rankings(model, graph, config, Evidence(model, calibration, evidence.collected))
     if config.allocation == "sensitivity":
-        return scan(model, graph, rankings, calibration, held_out).tolerance
-    found = search(model, graph, rankings, target_macs, calibration, held_out, weights=config.reconstruction, **options)
+        return scan(model, graph, fresh, calibration, held_out).tolerance
+    found = search(model, graph, fresh, target_macs, calibration, held_out, weights=config.reconstruction, **options)
     return found.tolerance
 
 
-def _rankings(model: nn.Module, graph: ChannelGraph, config: PruneConfig, evidence: Evidence) -> Callable[[], Ranking]:
+def rankings(model: nn.Module, graph: ChannelGraph, config: PruneConfig, evidence: Evidence) -> Callable[[], Ranking]:
     """Return what makes a fresh ranking, since a plan uses one up."""
     if config.importance == "reconstruction":
         return lambda: Elimination(model, graph, evidence.statistics)

@@ -272,12 +272,16 @@ class Session:
         self.report.final = final = _final_stage(best, self.imgsz)
         fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
         final.fitness = None if fitness is None else float(fitness)
-        if not self.schedule:
+        if not self.schedule and not self._guard:
             self.report.dense = final  # nothing was cut
         folder = trainer.save_dir / "pruning"
+        self.report.guard = self._guard.to_dict() if self._guard else None
         path = self.report.save(folder)
-        if self.schedule:
+        if self.schedule or self._guard:
             self._log(f"done\n{self.report.table()}")
+        if self._guard and self._guard.failures:
+            outcome = "this is the smallest model that held" if self.report.cuts else "no cut held, so this is dense"
+            self._log(f"max_drop={self._guard.max_drop:g} asks for fitness {self._guard.floor:.4f}: {outcome}")
         if self.pending:
             self._complaint = TargetError(
                 f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs} with {len(self.pending)} of "
@@ -314,7 +318,7 @@ class Session:
         done = Cut()
         with preserved_rng():
             try:
-                if not self.report.cuts:
+                if self.report.dense.checkpoint is None:
                     self._note_dense(trainer)
                 if self._guard:
                     self._good = Snapshot(trainer)

@@ -16,6 +16,9 @@ from torch import nn
 
 from yolo_prune.layers import is_grouped, named_layers
 
+ROUNDING = 1e-6
+"""Relative error of sums of products in single precision."""
+
 
 @dataclass
 class LayerStatistics:
@@ -40,9 +43,11 @@ class LayerStatistics:
     sensitivity: Any = 0.0
 
     def covariance(self) -> torch.Tensor:
-        """Return the covariance of the inputs, shape (in, in)."""
-        mean = self.inputs / self.positions
-        return self.products / self.positions - torch.outer(mean, mean)
+        """Return the covariance of the inputs, shape (in, in), with what rounding adds to it on the diagonal."""
+        mean, moments = self.inputs / self.positions, self.products / self.positions
+        rounding = ROUNDING * moments.diagonal().mean() * torch.eye(len(mean), dtype=torch.double)
+        covariance: torch.Tensor = moments - torch.outer(mean, mean) + rounding
+        return covariance
 
     def variance(self) -> torch.Tensor:
         """Return the variance of the outputs, shape (out,)."""

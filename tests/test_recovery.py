@@ -1,0 +1,161 @@
+"""Whole runs with what helps a network to recover: the guard, learning rates, rewinding, sparsity, gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nets import narrow_yaml, state
+from ultralytics import YOLO
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune import PruneCallback, session
+from yolo_prune.errors import ConfigError
+
+
+def train(own_folder: Path, data: Path, prune: PruneCallback, *watch: tuple[str, Any], **arguments: Any) -> Any:
+    """Train the narrow YOLOv8n for four short epochs and return the trainer."""
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    prune.attach(yolo)
+    for event, function in watch:
+        yolo.add_callback(event, function)
+    short = {"data": str(data), "epochs": 4, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "nbs": 4}
+    yolo.train(**{**short, "project": str(own_folder / "runs"), **arguments})
+    return yolo.trainer
+
+
+def report_of(trainer: Any) -> dict[str, Any]:
+    return json.loads((trainer.save_dir / "pruning" / "report.json").read_text())
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, holds: float) -> None:
+    """Let a network reach a fitness of 0.5 as long as it has this share of its parameters, and else of 0.3."""
+    dense: list[int] = []
+
+    def validate(trainer: Any) -> tuple[dict[str, float], float]:
+        params = sum(p.numel() for p in unwrap_model(trainer.model).parameters())
+        dense.append(params)
+        fitness = 0.5 if params >= holds * dense[0] else 0.3
+        trainer.best_fitness = max(trainer.best_fitness or 0.0, fitness)
+        return {**trainer.metrics}, fitness
+
+    monkeypatch.setattr(BaseTrainer, "validate", validate)
+    monkeypatch.setattr(session, "validate", validate)
+
+
+@pytest.mark.parametrize(("holds", "failures"), [(1.0, 3), (0.7, 1)])
+def test_a_guarded_run_ends_with_a_model_that_holds(
+    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, holds: float, failures: int
+) -> None:
+    pretend(monkeypatch, holds)
+    even = {"importance": "l2", "allocation": "uniform"}
+    prune = PruneCallback(0.5, schedule="one-shot", start=0.1, calibration=4, max_drop=0.01, **even)
+    trainer = train(own_folder, tiny_data, prune, epochs=16)
+    report = report_of(trainer)
+    params = sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters())
+    assert params == report["final"]["params"] == sum(p.numel() for p in trainer.ema.ema.parameters())
+    assert [round(f["way"], 3) for f in report["guard"]["failures"]] == [1.0, 0.5, 0.25][:failures]
+    if holds == 1.0:
+        assert params == report["dense"]["params"] and report["cuts"] == []
+    else:
+        assert holds * report["dense"]["params"] <= params < report["dense"]["params"]
+        assert report["guard"]["held"] == 0.5 and len(report["cuts"]) == 1
+
+
+def test_a_cut_that_does_not_hold_at_the_end_of_the_run_is_not_handed_over(
+    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, 1.0)
+    prune = PruneCallback(0.5, schedule="one-shot", start=0.75, calibration=4, max_drop=0.01)
+    trainer = train(own_folder, tiny_data, prune)
+    assert report_of(trainer)["final"]["params"] == report_of(trainer)["dense"]["params"]
+    assert (
+        sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters()) == report_of(trainer)["dense"]["params"]
+    )
+
+
+def test_a_guard_without_validation_is_refused(own_folder: Path, tiny_data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_drop=0\.01 needs validation after each epoch; give val=True\."):
+        train(own_folder, tiny_data, PruneCallback(0.5, max_drop=0.01), val=False, epochs=10)
+
+
+def test_a_rewound_learning_rate_starts_over_at_the_cut(own_folder: Path, tiny_data: Path) -> None:
+    rates: dict[str, list[float]] = {}
+    for mode in ("keep", "rewind", "rewarm"):
+        prune = PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, lr_after_cut=mode)
+        seen = rates.setdefault(mode, [])
+        watch = ("on_train_epoch_end", lambda t, seen=seen: seen.append(t.optimizer.param_groups[-1]["lr"]))
+        train(own_folder, tiny_data, prune, watch, epochs=8, warmup_epochs=0, optimizer="SGD", lr0=0.01)
+    assert rates["keep"][:4] == rates["rewind"][:4] == rates["rewarm"][:4]
+    assert rates["rewind"][4] == pytest.approx(rates["keep"][0]) and rates["rewind"][5] == pytest.approx(
+        rates["keep"][2]
+    )
+    assert rates["rewarm"][4] == pytest.approx(rates["keep"][4] / 3)
+    assert rates["rewarm"][6:] == pytest.approx(rates["keep"][6:])
+
+
+def test_rewinding_brings_the_early_weights_back_at_each_cut(own_folder: Path, tiny_data: Path) -> None:
+    early: dict[str, torch.Tensor] = {}
+    after: list[dict[str, torch.Tensor]] = []
+
+    def look(trainer: Any) -> None:
+        if trainer.epoch == 0:
+            early.update(state(unwrap_model(trainer.model)))
+        elif trainer.epoch in (1, 2):
+            after.append(state(unwrap_model(trainer.model)))
+            assert not trainer.optimizer.state
+
+    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, rewind=0.0)
+    trainer = train(own_folder, tiny_data, prune, ("on_train_epoch_start", look))
+    kept = {n: json.loads((trainer.save_dir / "pruning" / f"plan-{n}.json").read_text())["layers"] for n in (1, 2)}
+    left = early["model.0.conv.weight"]
+    for n, weights in enumerate(after, 1):
+        if "model.0.conv" in kept[n]:
+            left = left[kept[n]["model.0.conv"]["out"]]
+        assert torch.equal(weights["model.0.conv.weight"], left)
+
+
+@pytest.mark.parametrize("kind", ["bn_scale", "group_lasso", "growing"])
+def test_a_penalty_acts_until_the_first_cut(own_folder: Path, tiny_data: Path, kind: str) -> None:
+    hooks: list[int] = []
+    watch = ("on_train_epoch_end", lambda t: hooks.append(len(t.optimizer._optimizer_step_pre_hooks)))
+    plain, weights = (
+        PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, sparsity=sparsity, sparsity_strength=0.1)
+        for sparsity in ("none", kind)
+    )
+    norms = []
+    for prune in (plain, weights):
+        dense: list[torch.Tensor] = []
+        look = (
+            "on_fit_epoch_end",
+            lambda t, dense=dense: dense.append(unwrap_model(t.model).model[4].cv2.bn.weight.norm()),
+        )
+        train(own_folder, tiny_data, prune, watch, look, optimizer="SGD", lr0=0.1, warmup_epochs=0)
+        norms.append(float(dense[1].detach()))
+    assert hooks[4:] == [1, 1, 0, 0] and hooks[:4] == [0, 0, 0, 0]
+    assert norms[1] < norms[0]
+
+
+@pytest.mark.parametrize("importance", ["taylor", "hessian"])
+def test_gradients_of_the_epoch_before_a_cut_are_collected_for_free(
+    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, importance: str
+) -> None:
+    steps: list[int] = []
+    stock = session.plan_cut
+
+    def plan_cut(model: Any, config: Any, imgsz: Any, target: Any, widths: Any, evidence: Any) -> Any:
+        steps.append(evidence.collected.steps)
+        assert evidence.gradients is evidence.collected
+        assert set(evidence.collected.first) <= set(model.parameters())
+        return stock(model, config, imgsz, target, widths, evidence)
+
+    monkeypatch.setattr(session, "plan_cut", plan_cut)
+    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, importance=importance)
+    trainer = train(own_folder, tiny_data, prune, warmup_epochs=0)
+    assert steps == [2, 2]  # eight images in batches of four
+    assert report_of(trainer)["final"]["macs"] <= 0.5 * report_of(trainer)["dense"]["macs"]
