@@ -1,9 +1,11 @@
-"""What pruning costs in time: planning and cutting, and the hooks between cuts.
+"""What pruning costs in time: planning and cutting, reconstruction, gradients, and the hooks between cuts.
 
     python benchmarks/overhead.py
 
-Times, on random weights at 640 px, one plan (trace, score, choose) and one cut (model, EMA and AdamW state) of yolo11n
-and yolo11x, and the hooks that run in every epoch and batch without a cut. Writes ``results/overhead.json``.
+Times, on random weights at 640 px, one plan by weights alone (trace, score, choose) and one cut (model, EMA and AdamW
+state) of yolo11n and yolo11x; the hooks that run in every epoch and batch without a cut; on 64 noise images of 224 px,
+what data adds to a cut of yolov8n with default settings; and gradient collection as a share of an optimizer step's
+batches. Writes ``results/overhead.json``.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_prune.config import PruneConfig
-from yolo_prune.planner import plan_cut
+from yolo_prune.oneshot import DATA_FREE
+from yolo_prune.planner import Evidence, plan_cut
+from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.session import Session
+from yolo_prune.statistics import Gradients
 from yolo_prune.surgery import cut
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
@@ -40,6 +46,8 @@ def main() -> None:
         "repeats": REPEATS,
         "seconds": {name: plan_and_cut(name) for name in ("yolo11n", "yolo11x")},
         "hooks_per_epoch_seconds": hooks(),
+        "data_seconds": on_data(),
+        "gradient_collection": gradient_collection(),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
@@ -55,7 +63,7 @@ def plan_and_cut(name: str) -> dict[str, float]:
         optimizer = torch.optim.AdamW(model.parameters())
         for p in model.parameters():
             optimizer.state[p] = {"step": torch.ones(()), "exp_avg": p.data * 0, "exp_avg_sq": p.data * 0}
-        seconds, plan = timed(lambda model=model: plan_cut(model, PruneConfig(target=0.5), 640))
+        seconds, plan = timed(lambda model=model: plan_cut(model, PruneConfig(target=0.5, **DATA_FREE), 640))
         plans.append(seconds)
         cuts.append(timed(lambda m=model, e=ema, o=optimizer, p=plan: cut(p, [m, e], o))[0])
     median = {"plan": statistics.median(plans[1:]), "cut": statistics.median(cuts[1:])}
@@ -76,6 +84,45 @@ def hooks() -> float:
             session.after_epoch(trainer)
 
     return timed(epochs)[0] / rounds
+
+
+def noise(images: int) -> dict[str, torch.Tensor]:
+    """Return a batch of noise at 224 px with a made-up box in each image."""
+    return {
+        "img": torch.rand(images, 3, 224, 224),
+        "cls": torch.zeros(images, 1),
+        "bboxes": torch.full((images, 4), 0.5),
+        "batch_idx": torch.arange(images).float(),
+    }
+
+
+def on_data() -> dict[str, float]:
+    """Return the seconds that each use of data takes at a cut of yolov8n; a run reconstructs model and EMA."""
+    model = DetectionModel("yolov8n.yaml", verbose=False)
+    model.args = get_cfg()
+    batches = [noise(16) for _ in range(4)]
+    plan_seconds, plan = timed(lambda: plan_cut(model, PruneConfig(target=0.5), 224, evidence=Evidence(model, batches)))
+    observed, dense = timed(lambda: DenseOutputs(model, [batch["img"] for batch in batches]))
+    done = cut(plan, [model])
+    solved, _ = timed(lambda: reconstruct(done, model, plan, dense))
+    return {"plan": round(plan_seconds, 2), "reconstruction": round(observed + solved, 2)}
+
+
+def gradient_collection() -> dict[str, float]:
+    """Return the seconds of a batch of 16 (forward, backward, step) of yolov8n, and of collecting its gradients."""
+    model = DetectionModel("yolov8n.yaml", verbose=False).train()
+    model.args = get_cfg()
+    optimizer, collected, batch = torch.optim.AdamW(model.parameters()), Gradients(), noise(16)
+
+    def step() -> None:
+        model(batch)[0].sum().backward()
+        optimizer.step()
+
+    step()
+    collected.add(model.parameters())
+    seconds = statistics.median(timed(step)[0] for _ in range(5))
+    collecting = statistics.median(timed(lambda: collected.add(model.parameters()))[0] for _ in range(20))
+    return {"batch": round(seconds, 3), "collecting": round(collecting, 4), "share": round(collecting / seconds, 4)}
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -20,11 +20,13 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import main_job
     import support
+    import without_training
 
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert main_job.table() in readme
     assert support.table(SUPPORT) in readme
-    for name in ("main_job", "support"):
+    assert without_training.table() in readme
+    for name in ("main_job", "support", "without_training", "accuracy", "training"):
         sys.modules.pop(name)
 
 
@@ -53,3 +55,12 @@ def test_every_committed_run_is_on_target_and_its_export_agrees(path: Path) -> N
 def test_planning_and_cutting_took_less_than_promised() -> None:
     seconds = json.loads((RESULTS / "overhead.json").read_text(encoding="utf-8"))["seconds"]
     assert seconds["yolo11n"]["total"] < 2 and seconds["yolo11x"]["total"] < 10
+
+
+def test_accuracy_without_training_is_what_was_promised() -> None:
+    promised = {0.85: 0.95, 0.7: 0.88, 0.5: 0.7}
+    rows = json.loads((RESULTS / "without_training.json").read_text(encoding="utf-8"))["rows"]
+    judged = [row for row in rows if round(row["macs_kept"], 2) in promised]
+    assert len(judged) == 2 * len(promised)
+    for row in judged:
+        assert row["pruned"] / row["dense"] >= promised[round(row["macs_kept"], 2)]
