@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from ultralytics import YOLO
+from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 
@@ -191,7 +191,7 @@ def _knobs(target: Any) -> dict[str, Any]:
 
 def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -> PruneResult:
     """Let a run that never trains make its only cut."""
-    if not isinstance(model, YOLO):
+    if not isinstance(model, (YOLO, RTDETR)):
         raise UnsupportedError(f"data needs a YOLO, not its network ({type(model).__name__}): pass YOLO('….pt').")
     whole = config.replace(schedule="one-shot", start=0.0)
     with _never_training(model, arguments) as trainer:

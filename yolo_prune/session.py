@@ -175,7 +175,7 @@ class Session:
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
-        if self.schedule and not self.report.cuts:
+        if self.pending:
             self._listen(trainer)
         if self.schedule and not noted:
             _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
@@ -201,9 +201,14 @@ class Session:
         Steps come after Ultralytics has undone AMP's loss scaling and clipped, and those that are skipped do not come.
         """
         model = student_of(trainer.model)
+
+        def collect(*_: Any) -> None:
+            if self.pending:
+                self._gradients.add(model.parameters())
+
         if self.config.importance in BY_GRADIENT:
-            trainer.optimizer.register_step_pre_hook(lambda *_: self._gradients.add(model.parameters()))
-        if self.config.sparsity != "none":
+            trainer.optimizer.register_step_pre_hook(collect)
+        if self.config.sparsity != "none" and not self.report.cuts:
             graph, doomed = trace(model, self.imgsz, self.config.is_ignored), None
             if self.config.sparsity == "growing":
                 by_norm = self.config.replace(importance="l2", allocation="uniform")
@@ -234,7 +239,8 @@ class Session:
         self._in_epoch = True
         if not self.schedule:
             return
-        if self.config.rewind is not None and not self.report.cuts and trainer.epoch == self._rewind_epoch(trainer):
+        rewind_epoch = None if self.config.rewind is None else round(self.config.rewind * trainer.epochs)
+        if trainer.epoch == rewind_epoch and not self.report.cuts:
             remember(student_of(trainer.model), self._early_state(trainer))
         if self._guard and self._deadline is not None and trainer.epoch >= self._deadline:
             self._judge(trainer)
@@ -244,8 +250,9 @@ class Session:
 
     def _prepare_epoch(self, trainer: BaseTrainer) -> None:
         """Set what depends on the epoch: the learning rate, what the next cut needs, and the penalty."""
-        if self.report.cuts and self.config.lr_after_cut != "keep":
-            _bend_learning_rate(trainer, self.report.cuts[-1].epoch, self.config.lr_after_cut)
+        if self.config.lr_after_cut != "keep":
+            last = self.report.cuts[-1].epoch if self.report.cuts else None
+            _bend_learning_rate(trainer, last, self.config.lr_after_cut)
         self._gradients.clear()  # the epoch before a cut is what counts
         if self._sparsity:
             first = self.schedule[0].epoch
@@ -358,6 +365,7 @@ class Session:
             self._guard.accept(way)
             return
         self._good.restore(trainer)
+        (trainer.save_dir / "pruning" / f"plan-{len(self.report.cuts)}.json").unlink()
         self.report.cuts.pop()
         less = self._guard.reject(way, record.epoch, record.macs, record.fitness_recovered)
         upcoming = trainer.epoch + (0 if self._in_epoch else 1)
@@ -378,12 +386,9 @@ class Session:
         dense = self.report.dense.macs
         assert dense is not None  # counted when the run began
         target = dense * (1 - self.config.target * way)
-        model, network = (
-            student_of(trainer.model),
-            student_of(trainer.ema.ema),
-        )  # the EMA is what is validated and saved
-        evidence = Evidence(network, batches, self._gradients.of(model, network))
-        return plan_cut(network, self.config, self.imgsz, target, self.dense_widths, evidence)
+        model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
+        evidence = Evidence(ema, batches, self._gradients.of(model, ema))
+        return plan_cut(ema, self.config, self.imgsz, target, self.dense_widths, evidence)  # what is saved is judged
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
         """Slice, reconstruct and validate."""
@@ -458,9 +463,6 @@ class Session:
         made = len(self.report.cuts) if cuts is None else cuts
         return Path(trainer.save_dir) / "pruning" / f"rewind-{made}.pt"
 
-    def _rewind_epoch(self, trainer: BaseTrainer) -> int:
-        return round((self.config.rewind or 0.0) * trainer.epochs)
-
     def _note_recovered(self, trainer: BaseTrainer) -> None:
         """Note the best fitness since the last cut."""
         if self.report.cuts:
@@ -502,7 +504,7 @@ class Session:
             LOGGER.info(f"{PREFIX}{text}")
 
 
-def _bend_learning_rate(trainer: BaseTrainer, last_cut: int, mode: str) -> None:
+def _bend_learning_rate(trainer: BaseTrainer, last_cut: int | None, mode: str) -> None:
     """Let the run's scheduler read its own curve where `learning_rate_epoch` says."""
     scheduler, curve = trainer.scheduler, trainer.lf
     stock = getattr(curve, "stock", curve)
