@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the sdist has no b
 
 def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import accuracy
     import main_job
     import support
     import without_training
@@ -26,6 +27,7 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     assert main_job.table() in readme
     assert support.table(SUPPORT) in readme
     assert without_training.table() in readme
+    assert accuracy.table() in readme
     for name in ("main_job", "support", "without_training", "accuracy", "training"):
         sys.modules.pop(name)
 
