@@ -434,7 +434,6 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
     ({"compile": True}, {}, UnsupportedError, "pruning cannot be combined with compile yet: train with compile=False"),
     ({"time": 0.1}, {}, UnsupportedError, "pruning cannot be combined with time yet: give epochs instead"),
     ({"quantize": 8}, {}, UnsupportedError, r"pruning cannot be combined with quantize=8 \(QAT\) yet"),
-    ({"distill_model": "x.pt"}, {}, UnsupportedError, "pruning cannot be combined with distill_model yet"),
     ({"epochs": 3}, {"end": 0.3}, ConfigError, "2 cuts between start=0.25 and end=0.3 do not fit epochs=3"),
     ({}, {"export": ("onxx",)}, ConfigError, "export='onxx' is no export format of Ultralytics: did you mean onnx?"),
     ({}, {"target": 0.999}, TargetError, "is the least that can be reached"),
