@@ -51,7 +51,7 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 
 
 ORDER = (
-    ("errors", "channels"),
+    ("errors", "files", "channels"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),

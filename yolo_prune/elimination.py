@@ -35,8 +35,6 @@ class Elimination:
         statistics: What its layers take and make.
     """
 
-    commensurable = True
-
     def __init__(self, model: nn.Module, graph: ChannelGraph, statistics: Mapping[str, LayerStatistics]) -> None:
         self._graph = graph
         self._consumers: dict[str, _Consumer] = {}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.files import replacing
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -56,14 +56,9 @@ def save_checkpoint(trainer: BaseTrainer, path: Path, epoch: int) -> None:
         path: Where to; a file that is there stays as it is until the new one is complete.
         epoch: The last epoch that is finished, counted from 0: a resume starts with the one after it.
     """
-    draft = path.with_suffix(".part")
-    try:
-        with kept(trainer, "last", "best", "save_period", "epoch"):
-            trainer.last, trainer.best, trainer.save_period, trainer.epoch = draft, draft, -1, epoch
-            trainer.save_model()
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, kept(trainer, "last", "best", "save_period", "epoch"):
+        trainer.last, trainer.best, trainer.save_period, trainer.epoch = draft, draft, -1, epoch
+        trainer.save_model()
 
 
 def validate(trainer: BaseTrainer) -> tuple[dict[str, float], float]:

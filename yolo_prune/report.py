@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from yolo_prune.files import replacing
 
 SCHEMA = 1
 
@@ -110,9 +111,8 @@ class Report:
         """Write ``report.json`` into a folder; a reader never sees half of it."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
-        draft = path.with_suffix(".json.part")
-        draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        os.replace(draft, path)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         return path
 
     def table(self) -> str:

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from yolo_prune.errors import CheckpointError
+from yolo_prune.files import replacing
 from yolo_prune.surgery import Cut
 
 
 def remember(network: nn.Module, path: Path) -> None:
     """Write the state of a network, so that no reader ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    torch.save(network.state_dict(), draft)
-    draft.replace(path)
+    with replacing(path) as draft:
+        torch.save(network.state_dict(), draft)
 
 
 def recall(network: nn.Module, path: Path) -> nn.Module:

@@ -10,7 +10,6 @@ Neural Networks", section 5, use them.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from torch import nn
 
 from yolo_prune.allocation import MOVES, Ranking, plan_of
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.files import replacing
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import aligned
 from yolo_prune.statistics import calibrating, loss_of, trainable_copy
@@ -149,11 +149,9 @@ class Sensitivity:
         """
         folder.mkdir(parents=True, exist_ok=True)
         path, picture = folder / "sensitivity.json", folder / "sensitivity.png"
-        drafts = {target: target.with_name(f"{target.name}.part") for target in (path, picture)}
-        drafts[path].write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        self._draw(drafts[picture])
-        for target, draft in drafts.items():
-            os.replace(draft, target)
+        with replacing(path) as figures, replacing(picture) as drawing:
+            figures.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            self._draw(drawing)
         return path
 
     def _draw(self, path: Path) -> None:

@@ -7,11 +7,13 @@ them.
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune.files import replacing
+from yolo_prune.statistics import copy_of
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -29,7 +31,7 @@ class Snapshot:
 
     def __init__(self, trainer: BaseTrainer) -> None:
         self._model, self._ema = trainer.model, trainer.ema.ema
-        self._copies = [_copy_of(network) for network in (unwrap_model(trainer.model), trainer.ema.ema)]
+        self._copies = [copy_of(network) for network in (unwrap_model(trainer.model), trainer.ema.ema)]
         position = {p: i for i, p in enumerate(unwrap_model(trainer.model).parameters())}
         self._groups = [[position[p] for p in group["params"]] for group in trainer.optimizer.param_groups]
         self._optimizer = deepcopy(trainer.optimizer.state_dict()["state"])
@@ -41,7 +43,7 @@ class Snapshot:
         """Put a run back, every tensor of it; epoch, learning rate and random state go on."""
         trainer.model, trainer.ema.ema = self._model, self._ema
         for network, copy in zip((unwrap_model(self._model), self._ema), self._copies, strict=True):
-            _adopt(network, _copy_of(copy))
+            _adopt(network, copy_of(copy))
         parameters, optimizer = list(unwrap_model(self._model).parameters()), trainer.optimizer
         for group, positions in zip(optimizer.param_groups, self._groups, strict=True):
             group["params"] = [parameters[i] for i in positions]
@@ -55,13 +57,8 @@ class Snapshot:
         if self._best is None:
             trainer.best.unlink(missing_ok=True)
         else:
-            _write(trainer.best, self._best)
-
-
-def _copy_of(network: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {id(getattr(network, "criterion", None)): None}  # a loss with references of its own
-    copy: nn.Module = deepcopy(network, memo)
-    return copy
+            with replacing(trainer.best) as draft:
+                draft.write_bytes(self._best)
 
 
 def _adopt(network: nn.Module, other: nn.Module) -> None:
@@ -70,10 +67,3 @@ def _adopt(network: nn.Module, other: nn.Module) -> None:
         for name, value in source.__dict__.items():
             if name not in ("_modules", "criterion") and "hook" not in name:
                 module.__dict__[name] = value
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that a reader never sees half of it."""
-    draft = path.with_suffix(".part")
-    draft.write_bytes(content)
-    draft.replace(path)

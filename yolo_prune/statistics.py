@@ -177,8 +177,14 @@ def _backward(copy: nn.Module, batches: Iterable[dict[str, Any]]) -> Iterator[No
 
 def trainable_copy(model: nn.Module) -> nn.Module:
     """Return a copy in single precision whose parameters all take gradients."""
-    memo: dict[int, object] = {id(getattr(model, "criterion", None)): None}  # a loss with references of its own
-    return deepcopy(model, memo).float().requires_grad_(True)
+    return copy_of(model).float().requires_grad_(True)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a network without its loss, which has references of its own."""
+    memo: dict[int, Any] = {id(getattr(model, "criterion", None)): None}
+    copy: nn.Module = deepcopy(model, memo)
+    return copy
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
