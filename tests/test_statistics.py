@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from nets import assert_same_tensors, build, labelled_batches, state
 from torch import nn
@@ -20,6 +21,30 @@ def test_moments_are_those_of_all_positions_of_all_batches() -> None:
     assert seen.images == 4
     torch.testing.assert_close(seen.products, x @ x.T, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(seen.inputs, x.sum(1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 4, 3, stride=2, padding=1), (2, 3, 8, 6)),
+        (nn.ConvTranspose2d(3, 4, 2, stride=2), (2, 3, 8, 6)),
+        (nn.Linear(3, 4), (2, 8, 3)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_inputs_and_outputs_are_counted_apart(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    class Net(nn.Sequential):
+        def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
+            return self(batch["img"]).square().sum(), None
+
+    batches = [{"img": torch.randn(shape) + 3} for _ in range(2)]
+    net = Net(layer)
+    seen = layer_statistics(net, batches)["0"]
+    x = torch.cat([batch["img"] for batch in batches])
+    y = net(x).detach()
+    by_channel = [v.movedim(1 if v.ndim == 4 else -1, 0).flatten(1) for v in (x, y)]
+    torch.testing.assert_close(seen.covariance(), by_channel[0].double().cov(correction=0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(seen.variance(), by_channel[1].double().var(1, correction=0), rtol=1e-3, atol=1e-4)
 
 
 def test_an_output_that_the_loss_does_not_see_has_no_sensitivity() -> None:

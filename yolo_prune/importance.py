@@ -45,7 +45,7 @@ class _ActivationImportance(tp.importance.GroupMagnitudeImportance):
         for member in group:
             seen = self.statistics.get(member.dep.layer)
             if seen is not None and member.dep.pruning_fn in _TAKES:
-                scores.append((seen.products.diagonal() / seen.positions).sqrt()[member.idxs])
+                scores.append((seen.products.diagonal() / seen.taken).sqrt()[member.idxs])
                 roots.append(member.root_idxs)
         return self._normalize(self._reduce(scores, roots), self.normalizer) if scores else None
 

@@ -25,7 +25,8 @@ class LayerStatistics:
     """Sums over all images and positions of what one layer takes and makes.
 
     Attributes:
-        positions: How many there were.
+        taken: Input positions seen; a strided convolution has more of them than it makes.
+        made: Output positions seen.
         images: Images seen.
         inputs: Sum of the inputs, shape (in,).
         products: Sum of the products of two inputs, shape (in, in); None for a grouped convolution.
@@ -34,7 +35,8 @@ class LayerStatistics:
         sensitivity: Sum of the squared gradients of the loss with respect to the outputs, shape (out,).
     """
 
-    positions: int = 0
+    taken: int = 0
+    made: int = 0
     images: int = 0
     inputs: Any = 0.0
     products: Any = None
@@ -44,14 +46,14 @@ class LayerStatistics:
 
     def covariance(self) -> torch.Tensor:
         """Return the covariance of the inputs, shape (in, in), with what rounding adds to it on the diagonal."""
-        mean, moments = self.inputs / self.positions, self.products / self.positions
+        mean, moments = self.inputs / self.taken, self.products / self.taken
         rounding = ROUNDING * moments.diagonal().mean() * torch.eye(len(mean), dtype=torch.double)
         covariance: torch.Tensor = moments - torch.outer(mean, mean) + rounding
         return covariance
 
     def variance(self) -> torch.Tensor:
         """Return the variance of the outputs, shape (out,)."""
-        return (self.squares / self.positions - (self.outputs / self.positions) ** 2).clamp_min(0)
+        return (self.squares / self.made - (self.outputs / self.made) ** 2).clamp_min(0)
 
     def fisher(self) -> torch.Tensor:
         """Return the squared gradient of each output per image, summed over positions: the diagonal Fisher, (out,)."""
@@ -112,7 +114,8 @@ def layer_statistics(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dic
             x, y = _rows(inputs[0]), _rows(output)
             if not is_grouped(layer):
                 seen.products = (0 if seen.products is None else seen.products) + (x @ x.T).double().cpu()
-            seen.positions += y.shape[1]
+            seen.taken += x.shape[1]
+            seen.made += y.shape[1]
             seen.images += len(output)
             seen.inputs = seen.inputs + x.double().sum(1).cpu()
             seen.outputs = seen.outputs + y.double().sum(1).cpu()
