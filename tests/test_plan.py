@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import build, make
+from nets import build, make, state
 
 from yolo_prune.errors import PlanError, PruneError
 from yolo_prune.plan import PrunePlan
@@ -33,6 +34,23 @@ def test_the_json_form_round_trips_with_an_equal_hash(plan: PrunePlan, tmp_path:
 def test_the_same_network_gives_the_same_plan(plan: PrunePlan) -> None:
     assert make(build("yolov8n")).sha256 == plan.sha256
     assert make(build("yolov8n", seed=1)).sha256 != plan.sha256
+
+
+@pytest.mark.parametrize("family", ["yolov8n", "yolo11n", "yolo12n"])
+def test_two_plans_in_one_do_what_they_do_one_after_the_other(family: str) -> None:
+    model, at_once = build(family), build(family)
+    first = make(model, 0.2, importance="random")
+    first.apply(model)
+    second = make(model, 0.3)
+    second.apply(model)
+    both = first.then(second)
+    both.apply(at_once)
+    assert both.macs == {"before": first.macs["before"], "after": second.macs["after"]}
+    assert PrunePlan.from_dict(both.to_dict()) == both
+    expected, got = state(model), state(at_once)
+    assert expected.keys() == got.keys()
+    for name in expected:  # what follows from widths is scaled once instead of twice
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=0)
 
 
 DAMAGE: list[tuple[dict[str, Any], str]] = [

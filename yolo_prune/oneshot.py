@@ -129,7 +129,7 @@ def sensitivity(
     with _never_training(model, given) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
         evidence = Evidence(network, calibration_batches(trainer, calibration))
-        measured = scan(network, graph, rankings(network, graph, PruneConfig(), evidence), *evidence.halves())
+        measured = scan(network, graph, rankings(graph, PruneConfig(), evidence), *evidence.halves())
         measured.save(Path(trainer.save_dir))
         return measured, Path(trainer.save_dir)
 

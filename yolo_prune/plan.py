@@ -52,6 +52,21 @@ class PrunePlan:
             for path, sides in self.layers.items()
         }
 
+    def then(self, later: PrunePlan) -> PrunePlan:
+        """Return the one plan that does what this and then a later one do.
+
+        Args:
+            later: Made for the network that this plan leaves.
+        """
+        layers, widths = dict(self.layers), dict(self.widths)
+        for path, sides in later.layers.items():
+            widths.setdefault(path, later.widths[path])
+            present = layers.get(path) or {side: list(range(n)) for side, n in widths[path].items()}
+            layers[path] = {side: [present[side][i] for i in kept] for side, kept in sides.items()}
+        macs = {"before": self.macs["before"], "after": later.macs["after"]}
+        params = {"before": self.params["before"], "after": later.params["after"]}
+        return PrunePlan(layers, widths, macs, params, self.imgsz, self.locked)
+
     def apply(self, model: nn.Module) -> None:
         """Cut a model in place, all or nothing, and let its checkpoints say that it was pruned.
 

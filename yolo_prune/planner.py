@@ -1,15 +1,20 @@
-"""One cut, chosen for a network: trace it, rank its channels, and choose what stays."""
+"""One cut, chosen for a network: trace it, rank its channels, and choose what stays.
+
+What statistics tell of a network does not hold far away from it. So a large cut by reconstruction error is planned in
+strides: a copy is cut a little and reconstructed, and what it shows then decides what goes next.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 from torch import nn
 
-from yolo_prune.allocation import ByScore, Ranking, make_plan
+from yolo_prune.allocation import ByScore, Ranking, check_reachable, make_plan
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
@@ -18,9 +23,11 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.graph import trace
 from yolo_prune.importance import importance_scores
 from yolo_prune.plan import PrunePlan
+from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.search import search
 from yolo_prune.sensitivity import scan
-from yolo_prune.statistics import Gradients, LayerStatistics, gradients, layer_statistics
+from yolo_prune.statistics import Gradients, LayerStatistics, gradients, layer_statistics, trainable_copy
+from yolo_prune.surgery import cut
 
 DATA_FREE = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
 """Criteria that need nothing but weights."""
@@ -28,6 +35,8 @@ BY_GRADIENT = ("taylor", "hessian")
 """Criteria that need gradients of the parameters, which a run can collect while it trains."""
 MEASURED = ("sensitivity", "search")
 """Allocations that hold images back to judge by."""
+STRIDE = 0.22
+"""Share of the multiply-adds that goes in one stride."""
 
 
 @dataclass
@@ -70,6 +79,13 @@ class Evidence:
             )
         return self._data[:middle], self._data[middle:]
 
+    def after(self, plan: PrunePlan, config: PruneConfig) -> Evidence:
+        """Return what is known of the network that a cut would leave."""
+        network, images = trainable_copy(self.model), [batch["img"] for batch in self._data]
+        dense, done = DenseOutputs(network, images), cut(plan, [network])
+        reconstruct(done, network, plan, dense, weights=config.reconstruction, norms=config.bn_recalibration)
+        return Evidence(network, self.batches)
+
     @property
     def _data(self) -> list[dict[str, Any]]:
         if not self.batches:
@@ -100,9 +116,32 @@ def plan_cut(
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
     graph = trace(model, imgsz, config.is_ignored)
-    if target_macs is None:
-        target_macs = CostModel(graph).macs() * (1 - config.target)
+    present = CostModel(graph).macs()
+    target_macs = present * (1 - config.target) if target_macs is None else target_macs
+    dense_widths = dense_widths or {path: layer.out for path, layer in graph.layers.items()}
+    check_reachable(graph, target_macs, config.round_to, config.limit, dense_widths)
+    in_strides = config.importance == "reconstruction" and config.allocation not in MEASURED
     evidence = evidence or Evidence(model)
+    plans: list[PrunePlan] = []
+    for target in _stages(present, target_macs) if in_strides else [target_macs]:
+        if plans:
+            evidence = evidence.after(plans[-1], config)
+            graph = trace(evidence.model, imgsz, config.is_ignored)
+        plans.append(_stride(graph, config, target, dense_widths, evidence))
+    return reduce(PrunePlan.then, plans)
+
+
+def _stages(present: float, target: float) -> list[float]:
+    """Return the multiply-adds after each stride, equal shares of what is there, the target last."""
+    kept = target / present
+    strides = max(1, math.ceil(math.log(kept) / math.log(1 - STRIDE))) if 0 < kept < 1 else 1
+    return [*(present * kept ** (i / strides) for i in range(1, strides)), target]
+
+
+def _stride(
+    graph: ChannelGraph, config: PruneConfig, target_macs: float, dense_widths: Mapping[str, int], evidence: Evidence
+) -> PrunePlan:
+    """Choose what goes of a network as it is."""
     options: dict[str, Any] = {
         "per_mac": config.per_mac,
         "round_to": config.round_to,
@@ -111,10 +150,10 @@ def plan_cut(
     }
     tolerance = None
     if config.allocation in MEASURED:
-        tolerance = _measured(model, graph, config, evidence, target_macs, options)
+        tolerance = _measured(graph, config, evidence, target_macs, options)
     return make_plan(
         graph,
-        rankings(model, graph, config, evidence)(),
+        rankings(graph, config, evidence)(),
         target_macs,
         allocation="tolerance" if tolerance else config.allocation,
         tolerance=tolerance,
@@ -123,7 +162,6 @@ def plan_cut(
 
 
 def _measured(
-    model: nn.Module,
     graph: ChannelGraph,
     config: PruneConfig,
     evidence: Evidence,
@@ -131,16 +169,17 @@ def _measured(
     options: dict[str, Any],
 ) -> Callable[[int, float], float]:
     """Return how much cuts of a bundle hurt, by what half of the images make of the other half's choices."""
-    calibration, held_out = evidence.halves()
-    fresh = rankings(model, graph, config, Evidence(model, calibration, evidence.collected))
+    model, (calibration, held_out) = evidence.model, evidence.halves()
+    fresh = rankings(graph, config, Evidence(model, calibration, evidence.collected))
     if config.allocation == "sensitivity":
         return scan(model, graph, fresh, calibration, held_out).tolerance
     found = search(model, graph, fresh, target_macs, calibration, held_out, weights=config.reconstruction, **options)
     return found.tolerance
 
 
-def rankings(model: nn.Module, graph: ChannelGraph, config: PruneConfig, evidence: Evidence) -> Callable[[], Ranking]:
+def rankings(graph: ChannelGraph, config: PruneConfig, evidence: Evidence) -> Callable[[], Ranking]:
     """Return what makes a fresh ranking, since a plan uses one up."""
+    model = evidence.model
     if config.importance == "reconstruction":
         return lambda: Elimination(model, graph, evidence.statistics)
     scores = importance_scores(

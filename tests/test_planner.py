@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from nets import IMGSZ, assert_same_tensors, build, labelled_batches, state
+from torch import nn
+
+from yolo_prune import planner
+from yolo_prune.config import PruneConfig
+from yolo_prune.plan import PrunePlan
+from yolo_prune.planner import STRIDE, Evidence, plan_cut
+
+
+def planned(model: nn.Module, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> tuple[PrunePlan, list[Evidence]]:
+    """Return a plan, and what its strides looked at."""
+    seen: list[Evidence] = []
+    stock = planner._stride
+
+    def stride(graph: Any, config: Any, target: Any, widths: Any, evidence: Evidence) -> PrunePlan:
+        seen.append(evidence)
+        return stock(graph, config, target, widths, evidence)
+
+    monkeypatch.setattr(planner, "_stride", stride)
+    config = PruneConfig(**{"importance": "reconstruction", "allocation": "global", **knobs})
+    return plan_cut(model, config, IMGSZ, evidence=Evidence(model, labelled_batches(2))), seen
+
+
+@pytest.mark.parametrize(("target", "strides"), [(0.1, 1), (0.2, 1), (0.25, 2), (0.3, 2), (0.5, 3), (0.7, 5)])
+def test_a_large_cut_is_planned_in_strides_of_equal_shares(target: float, strides: int) -> None:
+    stages = planner._stages(1000, 1000 * (1 - target))
+    assert len(stages) == strides and stages[-1] == 1000 * (1 - target)
+    shares = [after / before for before, after in zip([1000, *stages], stages, strict=False)]
+    assert max(shares) == pytest.approx(min(shares))
+    assert min(shares) >= 1 - STRIDE
+
+
+@pytest.mark.parametrize(("present", "target"), [(10, 10), (10, 0), (10, 12)])
+def test_what_is_no_cut_has_one_stride(present: float, target: float) -> None:
+    assert planner._stages(present, target) == [target]
+
+
+def test_each_stride_looks_at_what_the_one_before_would_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("yolo11n")
+    before = state(model)
+    plan, seen = planned(model, monkeypatch, target=0.5)
+    assert_same_tensors(before, state(model))
+    assert len(seen) == 3 and seen[0].model is model
+    sizes = [sum(p.numel() for p in evidence.model.parameters()) for evidence in seen]
+    assert sizes[0] > sizes[1] > sizes[2] > plan.params["after"]
+    assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
+    plan.apply(model)
+    assert sum(p.numel() for p in model.parameters()) == plan.params["after"]
+
+
+def test_limits_and_multiples_hold_over_all_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("yolov8n")
+    plan, seen = planned(model, monkeypatch, target=0.5, max_pruning_ratio=0.6, round_to=4)
+    assert len(seen) > 1
+    for path, sides in plan.layers.items():
+        if "out" in sides and path.endswith("conv"):
+            width, kept = plan.widths[path]["out"], len(sides["out"])
+            assert kept >= math.floor(width * 0.4) and (kept % 4 == 0 or kept == width), path
+
+
+@pytest.mark.parametrize("knobs", [{"importance": "l2"}, {"importance": "taylor"}, {"allocation": "search"}])
+def test_what_does_not_look_again_takes_one_stride(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, str]) -> None:
+    if "allocation" in knobs:
+        monkeypatch.setattr(planner, "_measured", lambda *_: lambda bundle, share: share)
+    _, seen = planned(build("yolov8n"), monkeypatch, target=0.5, **knobs)
+    assert len(seen) == 1
