@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nets import FAMILIES, IMGSZ, build, graph_of, make
 
-from yolo_prune.allocation import ByScore, make_plan
+from yolo_prune.allocation import ByScore, check_reachable, make_plan
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph import trace
@@ -19,7 +19,11 @@ def test_a_plan_lands_on_its_target_from_below(family: str, allocation: str, rou
     graph = graph_of(family)
     scores = importance_scores(build(family), graph, "l2")
     plan = make_plan(
-        graph, ByScore(graph, scores), CostModel(graph).macs() * (1 - target), allocation=allocation, round_to=round_to
+        graph,
+        ByScore(graph, scores),
+        {"macs": CostModel(graph).macs() * (1 - target)},
+        allocation=allocation,
+        round_to=round_to,
     )
     kept = plan.macs["after"] / plan.macs["before"]
     assert 1 - target - 0.02 <= kept <= 1 - target
@@ -47,7 +51,11 @@ def test_global_allocation_takes_the_least_important_units_first() -> None:
     favourite = next(i for i, g in enumerate(graph.groups) if g.name == "model.5.conv")
     scores[favourite] = np.r_[np.zeros(64), np.full(64, 2.0)]
     plan = make_plan(
-        graph, ByScore(graph, scores), CostModel(graph).macs() * 0.9, allocation="global", limits=lambda layer: 0.5
+        graph,
+        ByScore(graph, scores),
+        {"macs": CostModel(graph).macs() * 0.9},
+        allocation="global",
+        limits=lambda layer: 0.5,
     )
     assert plan.layers["model.5.conv"]["out"] == list(range(64, 128))
 
@@ -55,7 +63,7 @@ def test_global_allocation_takes_the_least_important_units_first() -> None:
 def test_what_stays_is_what_scores_highest() -> None:
     graph = graph_of("yolov8n")
     scores = [np.arange(g.width, dtype=float) for g in graph.groups]
-    plan = make_plan(graph, ByScore(graph, scores), CostModel(graph).macs() * 0.5)
+    plan = make_plan(graph, ByScore(graph, scores), {"macs": CostModel(graph).macs() * 0.5})
     kept = plan.layers["model.5.conv"]["out"]
     assert kept == list(range(128 - len(kept), 128))
 
@@ -79,7 +87,7 @@ def test_no_group_loses_more_than_the_largest_ratio_over_several_cuts() -> None:
         make_plan(
             graph,
             ByScore(graph, scores),
-            start * share,
+            {"macs": start * share},
             allocation="global",
             limits=lambda layer: 0.6,
             dense_widths=dense,
@@ -98,6 +106,55 @@ def test_an_unreachable_target_names_the_least_and_what_is_locked() -> None:
 def test_a_target_already_met_removes_nothing(allocation: str) -> None:
     graph = trace(build("yolov8n"), IMGSZ, ignored=lambda path: path)  # everything is locked
     plan = make_plan(
-        graph, ByScore(graph, [np.ones(g.width) for g in graph.groups]), CostModel(graph).macs(), allocation=allocation
+        graph,
+        ByScore(graph, [np.ones(g.width) for g in graph.groups]),
+        {"macs": CostModel(graph).macs()},
+        allocation=allocation,
     )
     assert plan.layers == {} and plan.macs["before"] == plan.macs["after"]
+
+
+@pytest.mark.parametrize("quantity", ["params", "bytes"])
+@pytest.mark.parametrize("allocation", ["uniform", "global", "isomorphic"])
+def test_a_plan_lands_on_a_target_for_another_quantity(quantity: str, allocation: str) -> None:
+    model, graph = build("yolo11n"), graph_of("yolo11n")
+    asked = CostModel(graph).amount(quantity) * 0.5
+    ranking = ByScore(graph, importance_scores(model, graph, "l2"))
+    make_plan(graph, ranking, {quantity: asked}, allocation=allocation).apply(model)
+    assert 0.98 * asked <= CostModel(trace(model, IMGSZ)).amount(quantity) <= asked
+
+
+def test_several_targets_hold_together_and_none_is_missed_by_far() -> None:
+    model, graph = build("yolov8n"), graph_of("yolov8n")
+    budget = {"macs": CostModel(graph).macs() * 0.6, "params": CostModel(graph).params() * 0.6}
+    ranking = ByScore(graph, importance_scores(model, graph, "l2"))
+    make_plan(graph, ranking, budget, allocation="global").apply(model)
+    cost = CostModel(trace(model, IMGSZ))
+    shares = [cost.amount(q) / most for q, most in budget.items()]
+    assert all(0.8 <= share <= 1 for share in shares) and max(shares) > 0.98
+
+
+def test_global_allocation_cuts_where_the_asked_quantity_is() -> None:
+    graph, left = graph_of("yolov8n"), {}
+    for quantity in ("macs", "params"):
+        model = build("yolov8n")
+        ranking = ByScore(graph, [np.ones(g.width) for g in graph.groups])
+        asked = {quantity: CostModel(graph).amount(quantity) * 0.6}
+        make_plan(graph, ranking, asked, allocation="global").apply(model)
+        left[quantity] = CostModel(trace(model, IMGSZ))
+    assert left["params"].params() < left["macs"].params()
+    assert left["macs"].macs() < left["params"].macs()
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"params": 10.0}, r"10 params asked, but .*k params is the least that can be reached from 3\.01M params \(-"),
+        ({"bytes": 1e3}, r"0\.001 MB asked, but .* MB is the least that can be reached"),
+        ({"macs": 1e12, "params": 10.0}, "10 params asked"),
+    ],
+)
+def test_each_unreachable_quantity_is_told_in_its_unit(budget: dict[str, float], message: str) -> None:
+    graph = graph_of("yolov8n")
+    with pytest.raises(TargetError, match=message):
+        check_reachable(graph, budget, 1, lambda layer: 0.9)

@@ -32,7 +32,8 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "room", ["allocation", "channels", "config", "cost", "errors", "guard", "plan", "report", "schedule", "startup"]
+    "room",
+    ["allocation", "channels", "config", "cost", "errors", "guard", "plan", "report", "schedule", "startup", "targets"],
 )
 def test_plain_data_rooms_import_neither_torch_nor_ultralytics(room: str) -> None:
     heavy = {
@@ -51,12 +52,12 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 
 
 ORDER = (
-    ("errors", "files", "channels"),
+    ("errors", "files", "channels", "targets"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
     ("layers", "statistics", "plan", "allocation", "surgery", "graph", "export"),
-    ("importance", "elimination", "reconstruction", "sparsity", "sensitivity", "search", "planner"),
+    ("importance", "elimination", "reconstruction", "sparsity", "sensitivity", "search", "budget", "planner"),
     ("checkpoint", "verification", "rewinding", "snapshot", "distillation", "host"),
     ("session", "oneshot"),
     ("callback",),

@@ -153,7 +153,7 @@ def test_every_block_is_cut_right(kind: type[nn.Module], allocation: str) -> Non
         0.1 if kind in {*LOCKED, block.C3TR} else 0.3,
         importance="random",
         allocation=allocation,
-        per_mac=False,  # the first layer is cheap
+        per_cost=False,  # the first layer is cheap
         ignored_layers=("model.3.*",),
     )
     assert any(path.startswith("model.1") for path in plan.layers) == (kind not in WITHOUT_OWN_WIDTH)

@@ -39,6 +39,33 @@ def test_the_predicted_cost_of_a_cut_is_what_torch_counts_after_it(family: str, 
     assert plan.params["after"] == sum(p.numel() for p in model.parameters())
 
 
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Count the tensors of a checkpoint as Ultralytics ships it."""
+    half = copy.deepcopy(model).half()
+    return sum(t.numel() * t.element_size() for t in (*half.parameters(), *half.buffers()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bytes_are_those_of_the_tensors_before_and_after_a_cut(family: str) -> None:
+    model, graph = build(family), graph_of(family)
+    assert CostModel(graph).bytes() == checkpoint_bytes(model)
+    plan = make(model, 0.4, allocation="global")
+    plan.apply(model)
+    assert CostModel(trace(model, IMGSZ)).bytes() == checkpoint_bytes(model)
+
+
+@pytest.mark.parametrize("quantity", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("family", ["yolov8n", "yolo11n", "yolo12n"])
+def test_savings_are_what_one_unit_less_saves(family: str, quantity: str) -> None:
+    cost = CostModel(graph_of(family))
+    kept = np.maximum(cost.widths // 2, 1)
+    savings = cost.savings(quantity, kept)
+    for g in range(len(kept)):
+        one_less = kept - np.eye(len(kept), dtype=int)[g]
+        saved = cost.amount(quantity, kept) - cost.amount(quantity, one_less)
+        assert savings[g] == pytest.approx(saved, rel=0.12, abs=2)  # a layer that a group is on both sides of is curved
+
+
 def test_the_end_to_end_head_costs_the_same_whichever_branch_is_deployed() -> None:
     model = build("yolo26n")
     make(model, 0.5, allocation="global").apply(model)

@@ -13,7 +13,7 @@ from yolo_prune.schedule import Cut, cuts, learning_rate_epoch
 
 
 def plan(epochs: int = 60, **changes: object) -> list[Cut]:
-    knobs = {"target": 0.5, "start": 0.1, "end": 0.4, "steps": 3, "schedule": "linear"} | changes
+    knobs = {"removed": 0.5, "start": 0.1, "end": 0.4, "steps": 3, "schedule": "linear"} | changes
     return cuts(epochs=epochs, **knobs)  # type: ignore[arg-type]  # a table of mixed knobs
 
 
@@ -42,7 +42,7 @@ def test_a_single_step_cuts_at_the_start() -> None:
 
 
 def test_nothing_to_remove_needs_no_cut_even_in_a_run_too_short_for_one() -> None:
-    assert plan(epochs=1, target=0.0) == []
+    assert plan(epochs=1, removed=0.0) == []
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,17 @@ def test_cuts_that_do_not_fit_the_run_are_refused(epochs: int, changes: dict[str
 
 @given(
     epochs=st.integers(1, 500),
-    target=st.floats(0.01, 0.99),
+    removed=st.floats(0.01, 0.99),
     start=st.floats(0, 0.5),
     span=st.floats(0, 0.45),
     steps=st.integers(1, 10),
     schedule=st.sampled_from(SCHEDULES),
 )
 def test_cuts_go_strictly_forward_and_the_last_one_goes_the_whole_way(
-    epochs: int, target: float, start: float, span: float, steps: int, schedule: str
+    epochs: int, removed: float, start: float, span: float, steps: int, schedule: str
 ) -> None:
     try:
-        got = plan(epochs, target=target, start=start, end=start + span, steps=steps, schedule=schedule)
+        got = plan(epochs, removed=removed, start=start, end=start + span, steps=steps, schedule=schedule)
     except ConfigError:
         assume(False)
     assert all(a.epoch < b.epoch and a.way < b.way for a, b in pairwise(got))

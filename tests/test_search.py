@@ -19,7 +19,7 @@ from yolo_prune.sensitivity import Judge
 def searched(**options: Any) -> SearchResult:
     model, batches = imitation()
     graph = traced(model)
-    target = CostModel(graph).macs() * 0.5
+    target = {"macs": CostModel(graph).macs() * 0.5}
     return search(model, graph, lambda: by_l2(model, graph), target, batches[:2], batches[2:], **options)
 
 
@@ -33,7 +33,7 @@ def test_the_same_seed_finds_the_same_and_another_seed_something_else() -> None:
 def test_what_is_found_is_never_worse_than_what_the_search_starts_from() -> None:
     model, batches = imitation()
     graph = traced(model)
-    target = CostModel(graph).macs() * 0.5
+    target = {"macs": CostModel(graph).macs() * 0.5}
     found = searched(candidates=8)
     judge = Judge(model, batches[:2], batches[2:])
     uniform, by_price = (
@@ -52,7 +52,7 @@ def test_a_bundle_of_twice_the_strength_loses_twice_the_share() -> None:
     plan = make_plan(
         graph,
         ByScore(graph, [np.ones(g.width) for g in graph.groups]),
-        CostModel(graph).macs() * 0.5,
+        {"macs": CostModel(graph).macs() * 0.5},
         allocation="tolerance",
         tolerance=SearchResult(tuple(strengths), 0.0, ()).tolerance,
     )
@@ -73,7 +73,9 @@ def test_a_search_leaves_the_network_as_it_was_and_takes_a_fresh_ranking_each_ti
         made.append(by_l2(model, graph))
         return made[-1]
 
-    found = search(model, graph, ranking, CostModel(graph).macs() * 0.6, batches[:2], batches[2:], candidates=3)
+    found = search(
+        model, graph, ranking, {"macs": CostModel(graph).macs() * 0.6}, batches[:2], batches[2:], candidates=3
+    )
     assert len(made) == 1 + len(found.history) == 4
     assert_same_tensors(before, state(model))
 

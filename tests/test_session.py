@@ -17,7 +17,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, checkpoint, session
+from yolo_prune import PruneCallback, budget, checkpoint, session
 from yolo_prune.config import PruneConfig
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, TargetError, UnsupportedError
 from yolo_prune.plan import PrunePlan
@@ -42,7 +42,7 @@ def run(own_folder: Path, tiny_data: Path) -> Run:
     return train
 
 
-def soon(target: float = 0.5, **knobs: Any) -> PruneCallback:
+def soon(target: Any = 0.5, **knobs: Any) -> PruneCallback:
     """Two cuts, before epochs 1 and 2 of four."""
     return PruneCallback(target, **{"steps": 2, "start": 0.25, "end": 0.5, "calibration": 4, **knobs})
 
@@ -104,6 +104,32 @@ def final_weights(trainer: Any) -> list[dict[str, torch.Tensor]]:
 def test_with_nothing_to_cut_the_run_is_the_same_bit_for_bit(run: Run) -> None:
     for a, b in zip(final_weights(run()), final_weights(run(prune=PruneCallback(0))), strict=True):
         assert_same_tensors(a, b)
+
+
+def test_a_run_lands_on_targets_in_the_users_units(run: Run) -> None:
+    trainer = run(prune=soon("40% params, 0.9 MB"))
+    report = report_of(trainer)
+    dense, final = report["dense"], report["final"]
+    assert report["config"]["target"] == "40% params, 0.9 MB"
+    assert final["params"] <= 0.6 * dense["params"] and final["bytes"] <= 0.9e6
+    assert final["params"] > 0.58 * dense["params"] or final["bytes"] > 0.8e6
+    first, second = (cut["params"] for cut in report["cuts"])
+    assert dense["params"] > first > second == final["params"]
+
+
+def test_a_target_that_holds_already_cuts_nothing(run: Run) -> None:
+    trainer = run(prune=soon("5000 GMACs"))
+    report = report_of(trainer)
+    assert not report["cuts"] and report["final"] == report["dense"]
+
+
+def test_a_file_that_is_larger_than_asked_is_an_error_after_saving(
+    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "NOTES", -400_000)  # as if a checkpoint shrank by what is noted in it
+    with pytest.raises(TargetError, match=r"best.pt has 1\.\d+ MB, 0\.9 MB were asked for: ask for a little less"):
+        run(prune=soon("0.9 MB"))
+    assert (own_folder / "runs" / "train" / "weights" / "best.pt").exists()
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])

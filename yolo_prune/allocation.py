@@ -17,9 +17,13 @@ from yolo_prune.channels import Bundle, ChannelGraph
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.plan import PrunePlan
+from yolo_prune.targets import in_units
 
 MOVES = 64
 """A bundle goes from its full width to nothing in about so many moves, so that wide networks take no longer."""
+
+Budget = Mapping[str, float]
+"""Quantity (`targets.QUANTITIES`) -> how much of it may stay; all of them must hold."""
 
 Limits = Callable[[str], float]
 """Layer path -> largest share of its dense width that the layer may lose."""
@@ -76,10 +80,10 @@ class ByScore:
 def make_plan(
     graph: ChannelGraph,
     ranking: Ranking,
-    target_macs: float,
+    budget: Budget,
     *,
     allocation: str = "uniform",
-    per_mac: bool = True,
+    per_cost: bool = True,
     tolerance: Callable[[int, float], float] | None = None,
     round_to: int = 1,
     limits: Limits = lambda layer: 0.9,
@@ -90,11 +94,11 @@ def make_plan(
     Args:
         graph: The network's channel groups.
         ranking: The order of the units; it is used up.
-        target_macs: Multiply-adds to land on, from below and as close as whole channels allow.
+        budget: What to land on, from below and as close as whole channels allow.
         allocation: ``uniform`` gives every bundle the same ratio, ``global`` takes what costs least wherever it lies,
             ``isomorphic`` does so among bundles of the same structure and takes the same ratio of every structure (Fang
             et al. 2024, "Isomorphic Pruning for Vision Models", section 3), ``tolerance`` follows ``tolerance``.
-        per_mac: Whether what a unit costs is divided by the multiply-adds that it saves, or by its channels.
+        per_cost: Whether what a unit is worth is divided by what it saves of the budget, or by its channels.
         tolerance: (bundle, share of its steps that is gone) -> how much that hurts; where it hurts least goes next.
         round_to: Kept widths are multiples of this.
         limits: Largest share of its dense width that each layer may lose.
@@ -104,15 +108,15 @@ def make_plan(
         TargetError: If the target lies below what the free channels allow; the message names what is locked.
     """
     cost = CostModel(graph)
-    options = check_reachable(graph, target_macs, round_to, limits, dense_widths)
-    kept = _Allocation(graph, cost, options, ranking, per_mac)
+    options = check_reachable(graph, budget, round_to, limits, dense_widths)
+    kept = _Allocation(graph, cost, options, ranking, per_cost)
     rules: dict[str, Rule] = {
         "uniform": kept.share,
         "global": kept.price,
         "isomorphic": kept.price_in_class,
         "tolerance": lambda b, steps: (tolerance or (lambda b, share: share))(b, kept.share(b, steps)),
     }
-    kept.shrink(target_macs, rules[allocation])
+    kept.shrink(budget, rules[allocation])
     return plan_of(graph, kept.steps, ranking.order())
 
 
@@ -149,7 +153,7 @@ def plan_of(graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.n
 
 def check_reachable(
     graph: ChannelGraph,
-    target_macs: float,
+    budget: Budget,
     round_to: int,
     limits: Limits,
     dense_widths: Mapping[str, int] | None = None,
@@ -171,8 +175,9 @@ def check_reachable(
         everything = np.array([bundle.steps])
         options.append(everything if bundle.locked else np.union1d(allowed, everything))
     cost, lowest = CostModel(graph), _units(graph, [o[0] for o in options])
-    if cost.macs(lowest) > target_macs:
-        raise TargetError(_unreachable(graph, cost.macs(), cost.macs(lowest), target_macs))
+    for quantity, most in budget.items():
+        if (least := cost.amount(quantity, lowest)) > most:
+            raise TargetError(_unreachable(graph, quantity, cost.amount(quantity), least, most))
     return options
 
 
@@ -180,9 +185,9 @@ class _Allocation:
     """How many steps each bundle keeps, from all to as few as the target asks."""
 
     def __init__(
-        self, graph: ChannelGraph, cost: CostModel, options: list[np.ndarray], ranking: Ranking, per_mac: bool
+        self, graph: ChannelGraph, cost: CostModel, options: list[np.ndarray], ranking: Ranking, per_cost: bool
     ) -> None:
-        self._graph, self._cost, self._options, self._ranking, self._per_mac = graph, cost, options, ranking, per_mac
+        self._graph, self._cost, self._options, self._ranking, self._per_cost = graph, cost, options, ranking, per_cost
         self.steps = [int(o[-1]) for o in options]
         classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for b, bundle in enumerate(graph.bundles):
@@ -192,11 +197,13 @@ class _Allocation:
         self._prices: dict[int, float] = {}
         self._savings = np.zeros(len(graph.groups))
 
-    def shrink(self, target_macs: float, rule: Rule) -> None:
-        """Move by move, let the bundle go that the rule names, until the target is met."""
+    def shrink(self, budget: Budget, rule: Rule) -> None:
+        """Move by move, let the bundle go that the rule names, until the budget holds."""
         history: list[tuple[int, int]] = []
-        while self._cost.macs(_units(self._graph, self.steps)) > target_macs:
-            self._savings = self._cost.savings(_units(self._graph, self.steps))
+        while excess := self._excess(self.steps, budget):
+            units = _units(self._graph, self.steps)
+            savings = [self._cost.savings(q, units) / amount for q, amount in excess.items()]
+            self._savings = np.sum(savings, axis=0)
             moves = {b: fewer for b in range(len(self.steps)) if (fewer := self._next(b)) is not None}
             bundle = min(moves, key=lambda b: rule(b, moves[b]))
             history.append((bundle, self.steps[bundle]))
@@ -205,8 +212,14 @@ class _Allocation:
             self.steps[bundle] = moves[bundle]
         for bundle, before in reversed(history):  # the last moves may have gone further than needed
             more = [*self.steps[:bundle], before, *self.steps[bundle + 1 :]]
-            if self.steps[bundle] < before and self._cost.macs(_units(self._graph, more)) <= target_macs:
+            if self.steps[bundle] < before and not self._excess(more, budget):
                 self.steps = more
+
+    def _excess(self, steps: Sequence[int], budget: Budget) -> dict[str, float]:
+        """Return how much of each quantity is beyond the budget; nothing where it holds."""
+        units = _units(self._graph, steps)
+        amounts = {q: self._cost.amount(q, units) for q in budget}
+        return {q: amounts[q] - most for q, most in budget.items() if amounts[q] > most}
 
     def _next(self, b: int) -> int | None:
         """Return how many steps a bundle keeps after its next move, or None if it has none left."""
@@ -220,11 +233,11 @@ class _Allocation:
         return 1 - steps / self._graph.bundles[b].steps
 
     def price(self, b: int, steps: int) -> float:
-        """Return what a move costs for what it saves."""
+        """Return what a move costs for what it saves; several quantities count by how far each is from its target."""
         if b not in self._prices:
             self._prices[b] = self._ranking.error(b, self.steps[b] - steps)
         bundle, gone = self._graph.bundles[b], self.steps[b] - steps
-        if not self._per_mac:
+        if not self._per_cost:
             return self._prices[b] / gone
         saved = gone * sum(n * self._savings[g] for g, n in zip(bundle.groups, bundle.per_step, strict=True))
         return self._prices[b] / max(saved, 1e-12)
@@ -256,13 +269,14 @@ def _units(graph: ChannelGraph, kept_steps: Sequence[int]) -> np.ndarray:
     return units
 
 
-def _unreachable(graph: ChannelGraph, now: int, least: int, target_macs: float) -> str:
+def _unreachable(graph: ChannelGraph, quantity: str, now: float, least: float, most: float) -> str:
     reasons: dict[str, list[str]] = {}
     for entry in graph.locked():
         reasons.setdefault(entry["why"], []).append(entry["layer"])
     locked = "; ".join(f"{', '.join(layers)} ({why})" for why, layers in reasons.items())
+    asked, reachable, has = (in_units(quantity, amount) for amount in (most, least, now))
     return (
-        f"{target_macs / 1e6:.1f}M MACs asked, but {least / 1e6:.1f}M is the least that can be reached from "
-        f"{now / 1e6:.1f}M ({least / now - 1:+.1%}): ask for less, raise max_pruning_ratio, lower round_to or ignore "
-        f"fewer layers. Locked: {locked or 'nothing'}."
+        f"{asked} asked, but {reachable} is the least that can be reached from {has} ({least / now - 1:+.1%}): ask for "
+        "less, raise max_pruning_ratio, lower round_to or ignore fewer layers. "
+        f"Locked: {locked or 'nothing'}."
     )

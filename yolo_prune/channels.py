@@ -27,6 +27,7 @@ class Layer:
         kernel: Weights per (input, output) channel pair; 0 for a layer without such weights.
         positions: How often the weights are applied for one image at the graph's ``imgsz``.
         params_per_out: Parameters per output channel beside the kernel: a bias, or a normalisation's scale and shift.
+        buffers_per_out: Values per output channel that are no parameters: a normalisation's running mean and variance.
         deployed: False for layers that a deployed network drops: one of the two branches of an end-to-end head.
     """
 
@@ -38,6 +39,7 @@ class Layer:
     kernel: int = 0
     positions: int = 0
     params_per_out: int = 0
+    buffers_per_out: int = 0
     deployed: bool = True
 
     @property
@@ -118,6 +120,7 @@ class ChannelGraph:
         kept: Path of a block -> why nothing in it was traced, so that its widths stay.
         other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
         other_params: Parameters that belong to no layer, such as embeddings and layer normalisations.
+        other_bytes: Bytes of an FP16 checkpoint's tensors beside parameters and ``buffers_per_out``, such as counters.
     """
 
     imgsz: tuple[int, int]
@@ -128,6 +131,7 @@ class ChannelGraph:
     kept: dict[str, str] = field(default_factory=dict)
     other_macs: int = 0
     other_params: int = 0
+    other_bytes: int = 0
 
     def locked(self) -> list[dict[str, str]]:
         """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""

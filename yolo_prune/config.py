@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.errors import ConfigError
+from yolo_prune.targets import Target, canonical, read_targets
 
 IMPORTANCES = (
     *("l1", "l2", "bn_scale", "lamp", "fpgm", "random"),
@@ -53,11 +54,15 @@ class PruneConfig:
         ConfigError: If a knob has a wrong name, type or value. The message names the knob, the value and the way out.
     """
 
-    target: float = _knob(0.5, "share of the dense model's MACs to remove, 0 <= target < 1; 0 cuts nothing")
+    target: float | str = _knob(
+        0.5,
+        "what goes as a share, of the MACs (0.5, 50%) or of params, size or latency (50% params), or what may stay "
+        "(3.2 GMACs, 1.2M params, 2 MB, 8 ms, 2x as fast); several must all hold; 0 cuts nothing",
+    )
     importance: str = _knob("reconstruction", f"criterion that ranks channels: {', '.join(IMPORTANCES)}")
     allocation: str = _knob("global", f"which layers lose how much: {', '.join(ALLOCATIONS)}")
     normalizer: str = _knob("mean", f"makes scores of different layers comparable: {', '.join(NORMALIZERS)}")
-    per_mac: bool = _knob(True, "weigh what a channel costs against the MACs that it saves (global, isomorphic)")
+    per_cost: bool = _knob(True, "weigh a channel against what it saves of the target (global, isomorphic)")
     steps: int = _knob(3, "number of cuts, >= 1 (a one-shot schedule has one)")
     start: float = _knob(0.1, "first cut, as a fraction of the run's epochs, 0 <= start < 1")
     end: float = _knob(
@@ -91,7 +96,8 @@ class PruneConfig:
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "layer_limits", _shares("layer_limits", self.layer_limits))
         optional = [name for name in ("max_drop", "rewind") if getattr(self, name) is not None]
-        for name in ("target", "start", "end", "max_pruning_ratio", "sparsity_strength", *optional):
+        object.__setattr__(self, "target", canonical(read_targets(self.target)))
+        for name in ("start", "end", "max_pruning_ratio", "sparsity_strength", *optional):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name, low in (("steps", 1), ("round_to", 1), ("calibration", 4)):
             _whole(name, getattr(self, name), low)
@@ -101,11 +107,6 @@ class PruneConfig:
             _bool(name, getattr(self, name))
         if not isinstance(self.distill, (bool, str)) or not str(self.distill):
             raise ConfigError(f"distill={self.distill!r} is neither True, False nor the path of a checkpoint.")
-        if not 0 <= self.target < 1:
-            raise ConfigError(
-                f"target={self.target:g} is not a share of the MACs to remove in 0 <= target < 1; "
-                "0.5 removes half of the MACs, 0 cuts nothing."
-            )
         if not 0 <= self.start < 1:
             raise ConfigError(f"start={self.start:g} is not a fraction of the run in 0 <= start < 1; try start=0.1.")
         if self.schedule != "one-shot" and not self.start <= self.end < 1:
@@ -128,12 +129,18 @@ class PruneConfig:
                 "before the first cut can come back."
             )
 
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What has to hold in the end; nothing where nothing is cut."""
+        return read_targets(self.target)
+
     @classmethod
     def load(cls, value: Any) -> PruneConfig:
         """Make a configuration from whatever a user may pass as ``prune``.
 
         Args:
-            value: A target as a number (``0.5``), a dict of knobs, a path to a YAML file, or a PruneConfig.
+            value: A target (``0.5``, ``"2 MB"``, ``["50%", "8 ms"]``), a dict of knobs, a path to a YAML file, or a
+                PruneConfig.
 
         Raises:
             ConfigError: If the value is none of these or has a wrong knob.
@@ -144,14 +151,11 @@ class PruneConfig:
             return cls.from_dict(value)
         if isinstance(value, bool):
             raise ConfigError(f"prune={value} does not say how much to remove; use prune=0.5 for half of the MACs.")
-        if isinstance(value, (int, float)):
-            return cls(target=value)
-        if isinstance(value, (str, Path)):
-            text = str(value)
-            if text.lower().endswith((".yaml", ".yml")):
-                return cls.from_yaml(text)
-            return cls(target=_parse("target", text))
-        raise ConfigError(f"prune={value!r} is a {type(value).__name__}; use a number, a dict or a YAML file.")
+        if isinstance(value, (str, Path)) and str(value).lower().endswith((".yaml", ".yml")):
+            return cls.from_yaml(value)
+        if isinstance(value, (int, float, str, list, tuple)):
+            return cls(target=value)  # type: ignore[arg-type]  # it reads all of these
+        raise ConfigError(f"prune={value!r} is a {type(value).__name__}; use a target, a dict or a YAML file.")
 
     @classmethod
     def from_dict(cls, knobs: Mapping[str, Any]) -> PruneConfig:
@@ -243,9 +247,11 @@ def _parse(name: str, text: str) -> Any:
     """Read one command-line value with the type of the knob's default."""
     default = next(f.default for f in fields(PruneConfig) if f.name == name)
     text = text.strip()
+    if name == "target":
+        return text
     if name == "layer_limits":
         pairs = (part.partition(":") for part in _split_names(text.strip("{}")))
-        return {pattern.strip(" '\""): _parse("target", share) for pattern, _, share in pairs}
+        return {pattern.strip(" '\""): _parse("max_pruning_ratio", share) for pattern, _, share in pairs}
     if isinstance(default, tuple):
         return _split_names(text)
     if name == "distill":
@@ -262,8 +268,7 @@ def _parse(name: str, text: str) -> Any:
     try:
         return int(text) if isinstance(default, int) else float(text)
     except ValueError:
-        way_out = " or a .yaml file" if name == "target" else ""
-        raise ConfigError(f"{name}={text} is not a {kind}{way_out}; the default is {default}.") from None
+        raise ConfigError(f"{name}={text} is not a {kind}; the default is {default}.") from None
 
 
 def _split_names(text: str) -> tuple[str, ...]:

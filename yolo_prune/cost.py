@@ -1,9 +1,10 @@
-"""Multiply-adds and parameters of any set of widths, without building the network.
+"""Multiply-adds, parameters and bytes of any set of widths, without building the network.
 
-Counted are convolutions, linear layers and matrix products, for one image of the graph's size, in the network as it
-is deployed: ``fuse()`` drops one of the two branches of an end-to-end head and merges branches of re-parameterised
-convolutions, so only one counts (the parameters of all count, since the checkpoint holds them). Ultralytics prints
-GFLOPs, which are two per multiply-add.
+Multiply-adds counted are convolutions, linear layers and matrix products, for one image of the graph's size, in the
+network as it is deployed: ``fuse()`` drops one of the two branches of an end-to-end head and merges branches of
+re-parameterised convolutions, so only one counts (the parameters of all count, since the checkpoint holds them).
+Ultralytics prints GFLOPs, which are two per multiply-add. Bytes are those of the tensors of a checkpoint as Ultralytics
+ships it, in FP16.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.targets import BYTES, MACS, PARAMS
+
+FP16 = 2
+"""Bytes of a number in half precision."""
 
 
 class CostModel:
@@ -40,7 +45,16 @@ class CostModel:
         self._positions = np.array([layer.positions * layer.deployed for layer in layers], dtype=np.float64)
         self._other_params = graph.other_params
         self._params_per_out = np.array([layer.params_per_out for layer in layers], dtype=np.float64)
+        self._buffers_per_out = np.array([layer.buffers_per_out for layer in layers], dtype=np.float64)
+        self._other_bytes = graph.other_bytes
         self._product_macs, self._fixed_product_macs = self._products(graph)
+        self._amounts = {MACS: self.macs, PARAMS: self.params, BYTES: self.bytes}
+        per_out, nothing = self._params_per_out, np.zeros(len(graph.groups))
+        self._rates = {  # of each pair of channels of a layer, of each output channel, of each unit
+            MACS: (self._kernel * self._positions, np.zeros(len(layers)), self._product_macs),
+            PARAMS: (self._kernel, per_out, nothing),
+            BYTES: (FP16 * self._kernel, FP16 * (per_out + self._buffers_per_out), nothing),
+        }
 
     def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
         per_unit, fixed = np.zeros(len(graph.groups)), float(graph.other_macs)
@@ -72,14 +86,25 @@ class CostModel:
             float((self._kernel * self._positions) @ pairs + self._product_macs @ units + self._fixed_product_macs)
         )
 
-    def savings(self, kept: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return per group the multiply-adds that one unit less saves, with ``kept`` units per group."""
-        units, work = np.asarray(kept), self._kernel * self._positions
-        out = self._fixed_out + self._out @ units
-        savings: np.ndarray = (work * self._per_output(units)) @ self._out + (work * out * self._reads_all) @ self._in
-        return savings + self._product_macs
-
     def params(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return the number of parameters, with ``kept`` units per group (default: all)."""
         out, pairs = self._pairs(self.widths if kept is None else np.asarray(kept))
         return round(float(self._kernel @ pairs + self._params_per_out @ out)) + self._other_params
+
+    def bytes(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
+        """Return the bytes of an FP16 checkpoint's tensors, with ``kept`` units per group (default: all)."""
+        out, pairs = self._pairs(self.widths if kept is None else np.asarray(kept))
+        values = self._kernel @ pairs + (self._params_per_out + self._buffers_per_out) @ out
+        return FP16 * (round(float(values)) + self._other_params) + self._other_bytes
+
+    def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
+        """Return what the network has of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
+        return self._amounts[quantity](kept)
+
+    def savings(self, quantity: str, kept: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return per group how much of a quantity one unit less saves, with ``kept`` units per group."""
+        units = np.asarray(kept)
+        per_pair, per_out, per_unit = self._rates[quantity]
+        out = self._fixed_out + self._out @ units
+        savings: np.ndarray = (per_pair * self._per_output(units) + per_out) @ self._out
+        return savings + (per_pair * out * self._reads_all) @ self._in + per_unit

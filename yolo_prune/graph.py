@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
+from yolo_prune.cost import FP16
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.layers import AnyLayer, is_grouped, named_layers, widths
 
@@ -58,10 +59,12 @@ def trace(
         (height, width), layers, groups, _bundles(groups, lanes, shadow.ties), products, dict(shadow.kept)
     )
     in_layers = {id(p) for _, layer in named_layers(model) for p in _parameters(layer)}
+    per_channel = sum(layer.buffers_per_out * layer.out for layer in layers.values())
     return replace(
         graph,
         other_macs=_other_macs(graph, run, shadow.idle),
         other_params=sum(p.numel() for p in model.parameters() if id(p) not in in_layers),
+        other_bytes=sum(_bytes(b) for b in model.buffers()) - FP16 * per_channel,
     )
 
 
@@ -184,6 +187,7 @@ def _layers(model: nn.Module, positions: dict[str, int], idle: Iterable[str]) ->
             kernel=math.prod(weight.shape[2:]) if has_kernel else 0,
             positions=positions.get(path, 0),
             params_per_out=sum(p.numel() for p in apart) // sides["out"],
+            buffers_per_out=sum(b.numel() // sides["out"] for b in _buffers(layer) if b.is_floating_point()),
             deployed=not path.startswith(tuple(idle)),
         )
     return layers
@@ -191,6 +195,15 @@ def _layers(model: nn.Module, positions: dict[str, int], idle: Iterable[str]) ->
 
 def _parameters(layer: AnyLayer) -> list[nn.Parameter]:
     return [layer] if isinstance(layer, nn.Parameter) else list(layer.parameters())
+
+
+def _buffers(layer: AnyLayer) -> list[torch.Tensor]:
+    return [] if isinstance(layer, nn.Parameter) else list(layer.buffers())
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Return how large a tensor is in a checkpoint, where floating-point numbers have half precision."""
+    return tensor.numel() * (FP16 if tensor.is_floating_point() else tensor.element_size())
 
 
 @dataclass

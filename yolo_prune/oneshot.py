@@ -25,7 +25,7 @@ from yolo_prune.session import Session
 from yolo_prune.surgery import network_of
 
 BY_WEIGHTS = (
-    *("target", "importance", "allocation", "normalizer", "per_mac"),
+    *("target", "importance", "allocation", "normalizer", "per_cost"),
     *("round_to", "max_pruning_ratio", "layer_limits", "ignored_layers"),
 )
 """The knobs that mean something without training and without data."""

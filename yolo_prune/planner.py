@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from yolo_prune.allocation import ByScore, Ranking, check_reachable, make_plan
+from yolo_prune.allocation import Budget, ByScore, Ranking, check_reachable, make_plan
+from yolo_prune.budget import Goal
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
@@ -97,7 +98,7 @@ def plan_cut(
     model: nn.Module,
     config: PruneConfig,
     imgsz: int | tuple[int, int],
-    target_macs: float | None = None,
+    budget: Budget | None = None,
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
 ) -> PrunePlan:
@@ -107,7 +108,7 @@ def plan_cut(
         model: The network to cut.
         config: The knobs.
         imgsz: Image size in pixels for which multiply-adds are counted.
-        target_macs: What to land on (default: the config's target, as a share of what the network costs now).
+        budget: What to land on (default: the config's targets, shares being of what the network is now).
         dense_widths: Output width of each layer before the run's first cut.
         evidence: What criteria and allocations that look at data need.
 
@@ -116,45 +117,46 @@ def plan_cut(
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
     graph = trace(model, imgsz, config.is_ignored)
-    present = CostModel(graph).macs()
-    target_macs = present * (1 - config.target) if target_macs is None else target_macs
+    cost = CostModel(graph)
+    budget = Goal.of(config.targets, cost, model).at(1.0) if budget is None else budget
     dense_widths = dense_widths or {path: layer.out for path, layer in graph.layers.items()}
-    check_reachable(graph, target_macs, config.round_to, config.limit, dense_widths)
+    check_reachable(graph, budget, config.round_to, config.limit, dense_widths)
     in_strides = config.importance == "reconstruction" and config.allocation not in MEASURED
     evidence = evidence or Evidence(model)
     plans: list[PrunePlan] = []
-    for target in _stages(present, target_macs) if in_strides else [target_macs]:
+    for stage in _stages({q: cost.amount(q) for q in budget}, budget) if in_strides else [budget]:
         if plans:
             evidence = evidence.after(plans[-1], config)
             graph = trace(evidence.model, imgsz, config.is_ignored)
-        plans.append(_stride(graph, config, target, dense_widths, evidence))
+        plans.append(_stride(graph, config, stage, dense_widths, evidence))
     return reduce(PrunePlan.then, plans)
 
 
-def _stages(present: float, target: float) -> list[float]:
-    """Return the multiply-adds after each stride, equal shares of what is there, the target last."""
-    kept = target / present
-    strides = max(1, math.ceil(math.log(kept) / math.log(1 - STRIDE))) if 0 < kept < 1 else 1
-    return [*(present * kept ** (i / strides) for i in range(1, strides)), target]
+def _stages(present: Budget, budget: Budget) -> list[Budget]:
+    """Return the budget after each stride, equal shares of what is there, the whole budget last."""
+    kept = {q: min(1.0, most / present[q]) for q, most in budget.items()}
+    least = min(kept.values(), default=1.0)
+    strides = max(1, math.ceil(math.log(least) / math.log(1 - STRIDE))) if least > 0 else 1
+    return [*({q: present[q] * kept[q] ** (i / strides) for q in budget} for i in range(1, strides)), budget]
 
 
 def _stride(
-    graph: ChannelGraph, config: PruneConfig, target_macs: float, dense_widths: Mapping[str, int], evidence: Evidence
+    graph: ChannelGraph, config: PruneConfig, budget: Budget, dense_widths: Mapping[str, int], evidence: Evidence
 ) -> PrunePlan:
     """Choose what goes of a network as it is."""
     options: dict[str, Any] = {
-        "per_mac": config.per_mac,
+        "per_cost": config.per_cost,
         "round_to": config.round_to,
         "limits": config.limit,
         "dense_widths": dense_widths,
     }
     tolerance = None
     if config.allocation in MEASURED:
-        tolerance = _measured(graph, config, evidence, target_macs, options)
+        tolerance = _measured(graph, config, evidence, budget, options)
     return make_plan(
         graph,
         rankings(graph, config, evidence)(),
-        target_macs,
+        budget,
         allocation="tolerance" if tolerance else config.allocation,
         tolerance=tolerance,
         **options,
@@ -165,7 +167,7 @@ def _measured(
     graph: ChannelGraph,
     config: PruneConfig,
     evidence: Evidence,
-    target_macs: float,
+    budget: Budget,
     options: dict[str, Any],
 ) -> Callable[[int, float], float]:
     """Return how much cuts of a bundle hurt, by what half of the images make of the other half's choices."""
@@ -173,7 +175,7 @@ def _measured(
     fresh = rankings(graph, config, Evidence(model, calibration, evidence.collected))
     if config.allocation == "sensitivity":
         return scan(model, graph, fresh, calibration, held_out).tolerance
-    found = search(model, graph, fresh, target_macs, calibration, held_out, weights=config.reconstruction, **options)
+    found = search(model, graph, fresh, budget, calibration, held_out, weights=config.reconstruction, **options)
     return found.tolerance
 
 

@@ -26,22 +26,23 @@ class Cut:
     way: float
 
 
-def cuts(*, epochs: int, target: float, start: float, end: float, steps: int, schedule: str) -> list[Cut]:
+def cuts(*, epochs: int, removed: float, start: float, end: float, steps: int, schedule: str) -> list[Cut]:
     """Return the cuts of a run in order; the last one goes the whole way.
 
     Args:
         epochs: Length of the run.
-        target: Share of the MACs to remove, 0 <= target < 1; 0 needs no cut.
+        removed: Share to remove in the end (of what is cut hardest, if there are several targets), 0 <= removed < 1;
+            0 needs no cut.
         start: First cut as a fraction of the run.
         end: Last cut as a fraction of the run.
         steps: Number of cuts; ``one-shot`` always has one, at ``start``.
         schedule: ``one-shot``, ``linear``, ``cubic`` (1 - (1 - x)^3, Zhu & Gupta 2017, "To prune, or not to prune",
-            section 3) or ``exponential`` (every cut keeps the same share of the MACs that are left).
+            section 3) or ``exponential`` (every cut keeps the same share of what is left).
 
     Raises:
         ConfigError: If the cuts do not fall on different epochs, or no epoch is left to recover after the last one.
     """
-    if target == 0:
+    if removed == 0:
         return []
     n = 1 if schedule == "one-shot" else steps
     if n > epochs:
@@ -53,17 +54,17 @@ def cuts(*, epochs: int, target: float, start: float, end: float, steps: int, sc
             f"epochs {', '.join(map(str, at))}): use more epochs, fewer steps or a wider span, with an epoch left "
             "after the last cut."
         )
-    return [Cut(epoch, _way(schedule, (i + 1) / n, target)) for i, epoch in enumerate(at)]
+    return [Cut(epoch, _way(schedule, (i + 1) / n, removed)) for i, epoch in enumerate(at)]
 
 
-def _way(schedule: str, x: float, target: float) -> float:
+def _way(schedule: str, x: float, removed: float) -> float:
     """Share of the way after a share ``x`` of the cuts."""
     if x == 1:
         return 1.0
     if schedule == "cubic":
         return 1 - (1 - x) ** 3
     if schedule == "exponential":
-        return math.expm1(x * math.log1p(-target)) / -target
+        return math.expm1(x * math.log1p(-removed)) / -removed
     return x
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from yolo_prune.allocation import Ranking, make_plan
+from yolo_prune.allocation import Budget, Ranking, make_plan
 from yolo_prune.channels import Bundle, ChannelGraph
 from yolo_prune.sensitivity import Batches, Judge
 
@@ -57,7 +57,7 @@ def search(
     model: nn.Module,
     graph: ChannelGraph,
     ranking: Callable[[], Ranking],
-    target_macs: float,
+    budget: Budget,
     calibration: Batches,
     held_out: Batches,
     *,
@@ -72,13 +72,13 @@ def search(
         model: The network; it is only read.
         graph: Its channel groups.
         ranking: Makes a fresh ranking of its units; each candidate uses one up.
-        target_macs: Multiply-adds that every candidate lands on.
+        budget: What every candidate lands on.
         calibration: Batches whose images reconstruct a candidate.
         held_out: Batches that judge it; none of their images should be among the others.
         candidates: How many are tried, >= 1; the first two are what the offspring descend from.
         weights: Whether the run solves weights anew after a cut.
         seed: Of parents and mutations.
-        **options: What `make_plan` takes beside: ``per_mac``, ``round_to``, ``limits``, ``dense_widths``.
+        **options: What `make_plan` takes beside: ``per_cost``, ``round_to``, ``limits``, ``dense_widths``.
 
     Raises:
         TargetError: If the target lies below what the free channels allow.
@@ -86,7 +86,7 @@ def search(
     judge, rng = Judge(model, calibration, held_out), np.random.default_rng(seed)
 
     def plan(**how: Any) -> PrunePlan:
-        return make_plan(graph, ranking(), target_macs, **how, **options)
+        return make_plan(graph, ranking(), budget, **how, **options)
 
     by_price = plan(allocation="global")
     shares = np.array([_removed_share(graph, bundle, by_price) for bundle in graph.bundles])

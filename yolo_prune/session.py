@@ -10,23 +10,21 @@ learning rate is set. Whatever fails is undone, and the trainer is as it was.
 
 from __future__ import annotations
 
-import io
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from yolo_prune import checkpoint, distillation
 from yolo_prune.allocation import check_reachable
+from yolo_prune.budget import Goal, file_bytes
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.distillation import student_of, wrapped_plan
@@ -62,6 +60,7 @@ from yolo_prune.snapshot import Snapshot
 from yolo_prune.sparsity import Sparsity
 from yolo_prune.statistics import Gradients
 from yolo_prune.surgery import Cut, cut
+from yolo_prune.targets import BYTES, in_units
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,11 +87,11 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> None:
         UnsupportedError: If the run uses a feature that cannot be combined with pruning.
         ConfigError: If the schedule does not fit the run's epochs.
     """
-    if config is None or config.target:
+    if config is None or config.targets:
         _refuse_unsupported(trainer)
     if config is not None:
         check_formats(config.export)
-        _schedule(config, trainer.epochs)
+        _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)  # how much it is, nobody knows yet
         if config.distill and not trainer.resume:
             distillation.prepare(trainer, config.distill)
         if config.max_drop is not None and not trainer.args.val:
@@ -119,10 +118,10 @@ def _refuse_unsupported(trainer: BaseTrainer) -> None:
             raise UnsupportedError(f"pruning cannot be combined with {name} yet: {way_out}.")
 
 
-def _schedule(config: PruneConfig, epochs: int) -> list[ScheduledCut]:
+def _schedule(config: PruneConfig, epochs: int, removed: float) -> list[ScheduledCut]:
     return schedule_cuts(
         epochs=epochs,
-        target=config.target,
+        removed=removed,
         start=config.start,
         end=config.end,
         steps=config.steps,
@@ -150,6 +149,8 @@ class Session:
         self.dense_widths: dict[str, int] = {}
         self.config: PruneConfig
         self.report: Report
+        self.goal = Goal({})
+        self.schedule: list[ScheduledCut] = []
         self._complaint: PruneError | None = None
         self._in_epoch = False
         self._gradients = Gradients()
@@ -169,31 +170,31 @@ class Session:
         else:
             self.config = config
             self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
-        self.schedule = (
-            [ScheduledCut(*c) for c in noted["schedule"]] if noted else _schedule(self.config, trainer.epochs)
-        )
+            if self.config.targets:
+                _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
+                self._begin(trainer)
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
         if self.pending:
             self._listen(trainer)
-        if self.schedule and not noted:
-            _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
-            self._begin(trainer)
-            for stale in (trainer.save_dir / "pruning").glob("*.json"):
-                stale.unlink()  # an earlier run with exist_ok=True may have made more cuts
 
     def _begin(self, trainer: BaseTrainer) -> None:
-        """Look at the dense network, and refuse a target that it cannot reach."""
+        """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
         cost = CostModel(graph)
-        target = cost.macs() * (1 - self.config.target)
-        check_reachable(graph, target, self.config.round_to, self.config.limit)
+        self.goal = Goal.of(self.config.targets, cost, model)
+        check_reachable(graph, self.goal.at(1.0), self.config.round_to, self.config.limit)
+        self.schedule = _schedule(self.config, trainer.epochs, self.goal.removed)
+        if not self.schedule:
+            self._log(f"target={self.config.target} holds already: nothing is cut")
         self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
         self.report.dense = Stage(cost.macs(), cost.params())
         for network in {model, unwrap_model(trainer.model)}:
             network.yaml = checkpoint.with_run(model.yaml, self._note())
+        for stale in (trainer.save_dir / "pruning").glob("*.json"):
+            stale.unlink()  # an earlier run with exist_ok=True may have made more cuts
 
     def _listen(self, trainer: BaseTrainer) -> None:
         """Collect gradients from the run's own steps, and regularise until the first cut.
@@ -221,6 +222,8 @@ class Session:
         try:
             self.config = PruneConfig.from_dict(noted["config"])
             self.dense_widths = dict(noted["dense_widths"])
+            self.goal = Goal.from_dict(noted["goal"])
+            self.schedule = [ScheduledCut(*c) for c in noted["schedule"]]
             self.report = Report.from_dict(noted["report"])
             self._guard = Guard(**noted["guard"]) if noted["guard"] else None
         except (KeyError, TypeError, ValueError) as e:
@@ -295,6 +298,8 @@ class Session:
                 f"{len(self.schedule)} cuts not made, so {best} is not the model that was asked for; train it on with "
                 "the rest as target, or start anew."
             )
+        elif self.schedule and not self._guard:
+            self._complaint = self._missed(final)
         if self.config.export:
             self.report.exports = export_all(best, self.config.export, validation_images(trainer))
             path = self.report.save(folder)
@@ -303,11 +308,19 @@ class Session:
                 self._complaint = self._complaint or ExportError("; ".join(failed))
         self._log(f"checkpoint {best}, report {path}")
 
+    def _missed(self, final: Stage) -> TargetError | None:
+        """Return what to say if the file is larger than was asked for; everything else is exact."""
+        limits = [t.limit(self.report.dense.bytes or 0) for t in self.config.targets if t.quantity == BYTES]
+        if not limits or (final.bytes or 0) <= min(limits):
+            return None
+        asked, has = in_units(BYTES, min(limits), digits=4), in_units(BYTES, final.bytes or 0, digits=4)
+        return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
+
     def close(self) -> None:
         """Raise what went wrong, now that everything else is done and saved.
 
         Raises:
-            TargetError: If the run was stopped before its last cut.
+            TargetError: If the run was stopped before its last cut, or the file is larger than was asked for.
             ExportError: If an asked export was not made or disagrees with the checkpoint.
         """
         if self._complaint:
@@ -383,12 +396,10 @@ class Session:
         )
 
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
-        dense = self.report.dense.macs
-        assert dense is not None  # counted when the run began
-        target = dense * (1 - self.config.target * way)
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
-        return plan_cut(ema, self.config, self.imgsz, target, self.dense_widths, evidence)  # what is saved is judged
+        budget = self.goal.at(way)
+        return plan_cut(ema, self.config, self.imgsz, budget, self.dense_widths, evidence)  # what is saved is judged
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
         """Slice, reconstruct and validate."""
@@ -426,7 +437,7 @@ class Session:
             epoch=trainer.epoch,
             macs=plan.macs["after"],
             params=plan.params["after"],
-            bytes=_checkpoint_bytes(ema),
+            bytes=file_bytes(ema),
             fitness_cut=trainer.fitness,
             fitness_recovered=None,
             plan_sha256=plan.sha256,
@@ -494,6 +505,7 @@ class Session:
         return {
             "config": self.config.to_dict(),
             "dense_widths": self.dense_widths,
+            "goal": self.goal.to_dict(),
             "schedule": [[c.epoch, c.way] for c in self.schedule],
             "guard": self._guard.to_dict() if self._guard else None,
             "report": {k: v for k, v in self.report.to_dict().items() if k in {"imgsz", "dense", "config", "cuts"}},
@@ -524,13 +536,6 @@ def _final_stage(best: Path, imgsz: int) -> Stage:
     with suppress(UnsupportedError):
         stage.macs = CostModel(trace(network, imgsz)).macs()
     return stage
-
-
-def _checkpoint_bytes(network: nn.Module) -> int:
-    """Return the size of a network as Ultralytics ships it: FP16, without optimizer."""
-    buffer = io.BytesIO()
-    torch.save({"model": deepcopy(network).half()}, buffer)
-    return buffer.tell()
 
 
 def _from_to(cost: dict[str, int], unit: float, name: str) -> str:

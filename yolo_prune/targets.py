@@ -1,0 +1,143 @@
+"""What a user asks for: one grammar for shares and absolute values of what a network costs.
+
+    0.5, 50%            half of the multiply-adds goes
+    50% params          half of the parameters goes; also ``size`` (of the file) and ``latency``
+    3.2 GMACs           at most so many multiply-adds stay; GFLOPs are two per multiply-add
+    1.2M params, 2 MB   several, separated by commas, must all hold
+    8 ms, 2x            so long for one image at most; twice as fast as the dense network
+
+Fractions and percentages say what goes, everything else says what may stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yolo_prune.errors import ConfigError
+
+MACS, PARAMS, BYTES, LATENCY = QUANTITIES = ("macs", "params", "bytes", "latency")
+"""Multiply-adds for one image, parameters, bytes of the checkpoint file, seconds for one image."""
+_NAMES = {
+    MACS: ("macs", "mac", "flops"),
+    PARAMS: ("params", "param", "parameters"),
+    BYTES: ("size", "file", "bytes"),
+    LATENCY: ("latency", "time"),
+}
+_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_UNITS: dict[str, tuple[str, float]] = {
+    **{f"{p}{name}": (MACS, n) for p, n in _PREFIXES.items() for name in ("macs", "mac")},
+    **{f"{p}flops": (MACS, n / 2) for p, n in _PREFIXES.items()},
+    **{f"{p}{name}": (PARAMS, n) for p, n in _PREFIXES.items() for name in ("params", "param", "parameters")},
+    **{f"{p}b": (BYTES, n) for p, n in _PREFIXES.items()},
+    **{f"{p}ib": (BYTES, 1024.0**i) for i, p in enumerate(("k", "m", "g"), 1)},
+    "us": (LATENCY, 1e-6),
+    "ms": (LATENCY, 1e-3),
+    "s": (LATENCY, 1.0),
+}
+_TERM = re.compile(r"\s*(?P<number>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>.*?)\s*", re.IGNORECASE)
+EXAMPLES = "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 8 ms or 2x; several, separated by commas, must all hold"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One quantity and how much of it may stay.
+
+    Attributes:
+        quantity: One of `QUANTITIES`.
+        removed: Share of the dense network's that goes, 0 <= removed < 1, or None for an absolute target.
+        most: What may stay, in multiply-adds, parameters, bytes or seconds, or None for a share.
+    """
+
+    quantity: str
+    removed: float | None = None
+    most: float | None = None
+
+    def limit(self, dense: float) -> float:
+        """Return what may stay of what the dense network has."""
+        return dense * (1 - self.removed) if self.removed is not None else float(self.most or 0)
+
+    def __str__(self) -> str:
+        if self.removed is not None:
+            return f"{100 * self.removed:.12g}% {_NAMES[self.quantity][0]}"
+        return in_units(self.quantity, self.most or 0, digits=12)
+
+
+def read_targets(value: Any) -> tuple[Target, ...]:
+    """Read targets in any form that a user may give.
+
+    Args:
+        value: A number, a text, or a list of these.
+
+    Returns:
+        At most one target per quantity and form; none where nothing is to go.
+
+    Raises:
+        ConfigError: If it is none of these, a share is not in 0 <= x < 1, or an amount is not above 0.
+    """
+    terms: Sequence[Any] = value.split(",") if isinstance(value, str) else value
+    if not isinstance(terms, (list, tuple)):
+        terms = [terms]
+    if not terms:
+        raise ConfigError(f"target={value!r} says nothing; give {EXAMPLES}.")
+    targets = [_read(term) for term in terms]
+    return tuple(dict.fromkeys(t for t in targets if t.removed != 0))
+
+
+def canonical(targets: Sequence[Target]) -> float | str:
+    """Return what reads as the same targets: the share of the MACs as a number, anything else as text."""
+    if not targets:
+        return 0.0
+    if len(targets) == 1 and targets[0].quantity == MACS and targets[0].removed is not None:
+        return targets[0].removed
+    return ", ".join(map(str, targets))
+
+
+def in_units(quantity: str, amount: float, digits: int = 3) -> str:
+    """Return an amount as text that `read_targets` reads: ``1.62 GMACs``, ``2.1M params``, ``5.2 MB``, ``8 ms``."""
+    if quantity == LATENCY:
+        return f"{amount * 1e3:.{digits}g} ms"
+    if quantity == BYTES:
+        return f"{amount / 1e6:.{digits}g} MB"
+    prefix, size = next((p, n) for p, n in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)) if amount >= n or n == 1)
+    return f"{amount / size:.{digits}g}{f' {prefix}MACs' if quantity == MACS else f'{prefix} params'}"
+
+
+def _read(term: Any) -> Target:
+    if isinstance(term, bool) or not isinstance(term, (int, float, str)):
+        raise ConfigError(f"target={term!r} is a {type(term).__name__}; give {EXAMPLES}.")
+    match = _TERM.fullmatch(term if isinstance(term, str) else repr(term))
+    if not match:
+        raise ConfigError(f"target={term} is not a number with a unit; give {EXAMPLES}.")
+    number, unit = float(match["number"]), match["unit"].lower()
+    if unit.startswith("%"):
+        return _share(term, number / 100, unit[1:].removeprefix(" of").strip())
+    if not unit:
+        return _share(term, number, "")
+    if unit.removesuffix(" faster") == "x":
+        if not 1 <= number < 1e9:
+            raise ConfigError(f"target={term} is no speed-up >= 1; 2x is twice as fast as the dense model.")
+        return Target(LATENCY, removed=1 - 1 / number)
+    known = _UNITS.get(unit.replace(" ", ""))
+    if known is None:
+        raise ConfigError(f"target={term}: {match['unit']!r} is no unit; give {EXAMPLES}.")
+    if not 0 < number < 1e15:
+        raise ConfigError(f"target={term} is not above 0 and finite; give {EXAMPLES}.")
+    return Target(known[0], most=number * known[1])
+
+
+def _share(term: Any, share: float, name: str) -> Target:
+    quantity = next((q for q, names in _NAMES.items() if (name or _NAMES[MACS][0]) in names), None)
+    if quantity is None:
+        raise ConfigError(
+            f"target={term}: {name!r} is nothing that can be cut; percentages are of "
+            f"{', '.join(names[0] for names in _NAMES.values())}."
+        )
+    if not 0 <= share < 1:
+        raise ConfigError(
+            f"target={term} is not a share to remove in 0 <= target < 1; 0.5 and 50% remove half of the MACs, 0 cuts "
+            "nothing; an amount that may stay needs its unit, e.g. 3.2 GMACs, 1.2M params, 2 MB, 8 ms."
+        )
+    return Target(quantity, removed=share)
