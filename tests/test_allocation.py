@@ -13,9 +13,11 @@ from yolo_prune.importance import importance_scores
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("round_to", [1, 8, None])
 @pytest.mark.parametrize("target", [0.1, 0.5, 0.7])
-def test_a_plan_lands_on_its_target_from_below(family: str, allocation: str, round_to: int, target: float) -> None:
+def test_a_plan_lands_on_its_target_from_below(
+    family: str, allocation: str, round_to: int | None, target: float
+) -> None:
     graph = graph_of(family)
     scores = importance_scores(build(family), graph, "l2")
     plan = make_plan(
@@ -39,8 +41,16 @@ def test_rounded_widths_are_multiples(family: str) -> None:
     assert all(width % 8 == 0 for width in free)
 
 
-def test_uniform_allocation_takes_the_same_share_everywhere() -> None:
+def test_by_default_widths_are_multiples_of_8_or_of_a_quarter_of_what_is_narrower() -> None:
     plan = make(build("yolov8n"), 0.5)
+    kept = {path: (plan.widths[path]["out"], len(sides["out"])) for path, sides in plan.layers.items()}
+    assert kept["model.0.conv"][0] == 16 and kept["model.0.conv"][1] % 4 == 0
+    assert all(n % 8 == 0 for path, (width, n) in kept.items() if width >= 64 and path.endswith("cv2.conv"))
+    assert not {n for width, n in kept.values() if n < width and n % 4}
+
+
+def test_uniform_allocation_takes_the_same_share_everywhere() -> None:
+    plan = make(build("yolov8n"), 0.5, round_to=1)
     shares = [len(kept["out"]) / plan.widths[path]["out"] for path, kept in plan.layers.items() if path.endswith("bn")]
     assert max(shares) - min(shares) < 0.1
 
@@ -56,6 +66,7 @@ def test_global_allocation_takes_the_least_important_units_first() -> None:
         {"macs": CostModel(graph).macs() * 0.9},
         allocation="global",
         limits=lambda layer: 0.5,
+        round_to=1,
     )
     assert plan.layers["model.5.conv"]["out"] == list(range(64, 128))
 

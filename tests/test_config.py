@@ -33,7 +33,7 @@ CONFIGS = st.builds(
     start=st.floats(0, 0.4),
     end=st.floats(0.4, 0.99),
     schedule=st.sampled_from(SCHEDULES),
-    round_to=st.integers(1, 64),
+    round_to=st.none() | st.integers(1, 64),
     max_pruning_ratio=st.floats(0.01, 0.99),
     ignored_layers=NAMES,
     layer_limits=st.dictionaries(st.text(min_size=1), st.floats(0, 0.99), max_size=2),

@@ -20,7 +20,9 @@ def searched(**options: Any) -> SearchResult:
     model, batches = imitation()
     graph = traced(model)
     target = {"macs": CostModel(graph).macs() * 0.5}
-    return search(model, graph, lambda: by_l2(model, graph), target, batches[:2], batches[2:], **options)
+    return search(
+        model, graph, lambda: by_l2(model, graph), target, batches[:2], batches[2:], **{"round_to": 1, **options}
+    )
 
 
 def test_the_same_seed_finds_the_same_and_another_seed_something_else() -> None:
@@ -37,12 +39,13 @@ def test_what_is_found_is_never_worse_than_what_the_search_starts_from() -> None
     found = searched(candidates=8)
     judge = Judge(model, batches[:2], batches[2:])
     uniform, by_price = (
-        judge.loss(make_plan(graph, by_l2(model, graph), target, allocation=a)) for a in ("uniform", "global")
+        judge.loss(make_plan(graph, by_l2(model, graph), target, allocation=a, round_to=1))
+        for a in ("uniform", "global")
     )
     assert found.history[0] == uniform
     assert found.history[1] == pytest.approx(by_price, rel=0.2)  # the same shares, as near as strengths tell them
     assert found.loss == min(found.history) < min(uniform, by_price)
-    plan = make_plan(graph, by_l2(model, graph), target, allocation="tolerance", tolerance=found.tolerance)
+    plan = make_plan(graph, by_l2(model, graph), target, allocation="tolerance", tolerance=found.tolerance, round_to=1)
     assert judge.loss(plan) == found.loss
 
 
@@ -55,6 +58,7 @@ def test_a_bundle_of_twice_the_strength_loses_twice_the_share() -> None:
         {"macs": CostModel(graph).macs() * 0.5},
         allocation="tolerance",
         tolerance=SearchResult(tuple(strengths), 0.0, ()).tolerance,
+        round_to=1,
     )
     shares: dict[float, list[float]] = {1.0: [], 2.0: []}
     for strength, bundle in zip(strengths, graph.bundles, strict=True):

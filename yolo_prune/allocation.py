@@ -22,6 +22,9 @@ from yolo_prune.targets import in_units
 MOVES = 64
 """A bundle goes from its full width to nothing in about so many moves, so that wide networks take no longer."""
 
+HARDWARE = 8
+"""Multiple of the widths by default: what CPUs and GPUs compute at once, and still fine enough to choose from."""
+
 Budget = Mapping[str, float]
 """Quantity (`targets.QUANTITIES`) -> how much of it may stay; all of them must hold."""
 
@@ -85,7 +88,7 @@ def make_plan(
     allocation: str = "uniform",
     per_cost: bool = True,
     tolerance: Callable[[int, float], float] | None = None,
-    round_to: int = 1,
+    round_to: int | None = None,
     limits: Limits = lambda layer: 0.9,
     dense_widths: Mapping[str, int] | None = None,
 ) -> PrunePlan:
@@ -100,7 +103,7 @@ def make_plan(
             et al. 2024, "Isomorphic Pruning for Vision Models", section 3), ``tolerance`` follows ``tolerance``.
         per_cost: Whether what a unit is worth is divided by what it saves of the budget, or by its channels.
         tolerance: (bundle, share of its steps that is gone) -> how much that hurts; where it hurts least goes next.
-        round_to: Kept widths are multiples of this.
+        round_to: Kept widths are multiples of this (default: see `HARDWARE`).
         limits: Largest share of its dense width that each layer may lose.
         dense_widths: Output width of each layer before the run's first cut (default: as it is now).
 
@@ -154,7 +157,7 @@ def plan_of(graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.n
 def check_reachable(
     graph: ChannelGraph,
     budget: Budget,
-    round_to: int,
+    round_to: int | None,
     limits: Limits,
     dense_widths: Mapping[str, int] | None = None,
 ) -> list[np.ndarray]:
@@ -171,7 +174,8 @@ def check_reachable(
         limit = min(map(limits, makers), default=0.0)
         fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
         steps = np.arange(1, bundle.steps + 1)
-        allowed = steps[(steps >= fewest) & (steps * bundle.stride % round_to == 0)]
+        multiple = round_to or _hardware_multiple(round(bundle.steps * bundle.stride * dense))
+        allowed = steps[(steps >= fewest) & (steps * bundle.stride % multiple == 0)]
         everything = np.array([bundle.steps])
         options.append(everything if bundle.locked else np.union1d(allowed, everything))
     cost, lowest = CostModel(graph), _units(graph, [o[0] for o in options])
@@ -179,6 +183,11 @@ def check_reachable(
         if (least := cost.amount(quantity, lowest)) > most:
             raise TargetError(_unreachable(graph, quantity, cost.amount(quantity), least, most))
     return options
+
+
+def _hardware_multiple(width: int) -> int:
+    """Return the multiple for a dense width: `HARDWARE`, or less where that would leave fewer than four choices."""
+    return int(max(1, min(HARDWARE, 2 ** (max(width, 1).bit_length() - 3))))
 
 
 class _Allocation:

@@ -69,7 +69,9 @@ class PruneConfig:
         0.4, "last cut, as a fraction of the run's epochs, start <= end < 1; the rest recovers; one-shot has none"
     )
     schedule: str = _knob("cubic", f"how the cuts share the way to the target: {', '.join(SCHEDULES)}")
-    round_to: int = _knob(1, "pruned widths are multiples of this number of channels, >= 1")
+    round_to: int | None = _knob(
+        None, "pruned widths are multiples of this, >= 1; by default of 8, or of a quarter of a layer that is narrower"
+    )
     max_pruning_ratio: float = _knob(0.9, "largest share of channels that one group may lose over the run, 0 < x < 1")
     layer_limits: dict[str, float] = field(
         default_factory=dict, metadata={"help": "the same by name pattern of layers, e.g. model.22.*:0.5,model.0.*:0.2"}
@@ -100,7 +102,8 @@ class PruneConfig:
         for name in ("start", "end", "max_pruning_ratio", "sparsity_strength", *optional):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name, low in (("steps", 1), ("round_to", 1), ("calibration", 4)):
-            _whole(name, getattr(self, name), low)
+            if getattr(self, name) is not None or name != "round_to":
+                _whole(name, getattr(self, name), low)
         for name, allowed in _CHOICES.items():
             _choice(name, getattr(self, name), allowed)
         for name in (f.name for f in fields(self) if isinstance(f.default, bool) and f.name != "distill"):
@@ -264,9 +267,10 @@ def _parse(name: str, text: str) -> Any:
         return text.lower() == "true"
     if isinstance(default, str):
         return text.strip("'\"")
-    kind = "whole number" if isinstance(default, int) else "number"
+    is_whole = isinstance(default, int) or name == "round_to"
+    kind = "whole number" if is_whole else "number"
     try:
-        return int(text) if isinstance(default, int) else float(text)
+        return int(text) if is_whole else float(text)
     except ValueError:
         raise ConfigError(f"{name}={text} is not a {kind}; the default is {default}.") from None
 
