@@ -33,7 +33,20 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
 
 @pytest.mark.parametrize(
     "room",
-    ["allocation", "channels", "config", "cost", "errors", "guard", "plan", "report", "schedule", "startup", "targets"],
+    [
+        "allocation",
+        "channels",
+        "config",
+        "cost",
+        "errors",
+        "guard",
+        "plan",
+        "latency",
+        "report",
+        "schedule",
+        "startup",
+        "targets",
+    ],
 )
 def test_plain_data_rooms_import_neither_torch_nor_ultralytics(room: str) -> None:
     heavy = {
@@ -52,12 +65,23 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 
 
 ORDER = (
-    ("errors", "files", "channels", "targets"),
+    ("errors", "files", "targets", "latency", "channels"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
     ("layers", "statistics", "plan", "allocation", "surgery", "graph", "export"),
-    ("importance", "elimination", "reconstruction", "sparsity", "sensitivity", "search", "budget", "planner"),
+    (
+        "importance",
+        "elimination",
+        "reconstruction",
+        "sparsity",
+        "sensitivity",
+        "search",
+        "budget",
+        "planner",
+        "runtimes",
+        "profiling",
+    ),
     ("checkpoint", "verification", "rewinding", "snapshot", "distillation", "host"),
     ("session", "oneshot"),
     ("callback",),

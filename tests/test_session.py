@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,12 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, budget, checkpoint, session
+from yolo_prune import PruneCallback, budget, checkpoint, latency, session
 from yolo_prune.config import PruneConfig
+from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, TargetError, UnsupportedError
+from yolo_prune.graph import trace
+from yolo_prune.latency import LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
 
 Run = Callable[..., Any]
@@ -121,6 +125,34 @@ def test_a_target_that_holds_already_cuts_nothing(run: Run) -> None:
     trainer = run(prune=soon("5000 GMACs"))
     report = report_of(trainer)
     assert not report["cuts"] and report["final"] == report["dense"]
+
+
+def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again(
+    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def measure(network: Any, graph: Any, runtime: str) -> LatencyTable:
+        """Stand in for a machine on which every layer takes as long as it has outputs."""
+        asked.append(runtime)
+        paths = [path for path, layer in graph.layers.items() if layer.kernel]
+        times = {p: Surface((0, graph.layers[p].out), (1,), ((0.0,), (graph.layers[p].out * 1e-5,))) for p in paths}
+        return LatencyTable(times, dict.fromkeys(paths, 1), fixed=1e-3)
+
+    monkeypatch.setattr(latency, "SIMD", 1)
+    monkeypatch.setattr(session, "measure", measure)
+    monkeypatch.setattr(session, "time_networks", lambda networks, runtime, imgsz: [0.03, 0.02])
+    trainer = run(prune=soon("1.4x", runtime="openvino"))
+    report = report_of(trainer)
+    assert asked == ["openvino"]
+    table = LatencyTable.load(trainer.save_dir / "pruning" / "latency.json")
+    predicted = [
+        CostModel(replace(trace(load_checkpoint(path)[0], 64), latency=table)).seconds()
+        for path in (trainer.wdir / "dense.pt", trainer.best)
+    ]
+    assert predicted[1] == pytest.approx(report["cuts"][-1]["latency"])
+    assert 1.4 <= predicted[0] / predicted[1] <= 1.45
+    assert (report["dense"]["latency"], report["final"]["latency"]) == (0.03, 0.02)
 
 
 def test_a_file_that_is_larger_than_asked_is_an_error_after_saving(

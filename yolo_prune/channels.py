@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from yolo_prune.latency import LatencyTable
+
 Side = str
 """``"out"`` for the channels that a layer makes, ``"in"`` for those that it takes."""
 
@@ -120,6 +122,7 @@ class ChannelGraph:
         kept: Path of a block -> why nothing in it was traced, so that its widths stay.
         other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
         other_params: Parameters that belong to no layer, such as embeddings and layer normalisations.
+        latency: What has been measured of the network's layers, or None.
         other_bytes: Bytes of an FP16 checkpoint's tensors beside parameters and ``buffers_per_out``, such as counters.
     """
 
@@ -132,6 +135,7 @@ class ChannelGraph:
     other_macs: int = 0
     other_params: int = 0
     other_bytes: int = 0
+    latency: LatencyTable | None = None
 
     def locked(self) -> list[dict[str, str]]:
         """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""

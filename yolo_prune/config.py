@@ -22,6 +22,7 @@ IMPORTANCES = (
 ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity", "search")
 NORMALIZERS = ("mean", "sum", "max", "gaussian", "none")
 SPARSITIES = ("none", "bn_scale", "group_lasso", "growing")
+RUNTIMES = ("onnx", "openvino", "pytorch", "tensorrt")
 LEARNING_RATES = ("keep", "rewarm", "rewind")
 SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
 _CHOICES = {
@@ -31,6 +32,7 @@ _CHOICES = {
     "schedule": SCHEDULES,
     "sparsity": SPARSITIES,
     "lr_after_cut": LEARNING_RATES,
+    "runtime": RUNTIMES,
 }
 CLI_PREFIX = "prune_"
 """A knob ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
@@ -72,6 +74,7 @@ class PruneConfig:
     round_to: int | None = _knob(
         None, "pruned widths are multiples of this, >= 1; by default of 8, or of a quarter of a layer that is narrower"
     )
+    runtime: str = _knob("onnx", f"where the model will run; latency targets are measured there: {', '.join(RUNTIMES)}")
     max_pruning_ratio: float = _knob(0.9, "largest share of channels that one group may lose over the run, 0 < x < 1")
     layer_limits: dict[str, float] = field(
         default_factory=dict, metadata={"help": "the same by name pattern of layers, e.g. model.22.*:0.5,model.0.*:0.2"}

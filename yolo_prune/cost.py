@@ -9,12 +9,14 @@ ships it, in FP16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.targets import BYTES, MACS, PARAMS
+from yolo_prune.errors import UnsupportedError
+from yolo_prune.latency import LatencyTable
+from yolo_prune.targets import BYTES, LATENCY, MACS, PARAMS
 
 FP16 = 2
 """Bytes of a number in half precision."""
@@ -48,7 +50,12 @@ class CostModel:
         self._buffers_per_out = np.array([layer.buffers_per_out for layer in layers], dtype=np.float64)
         self._other_bytes = graph.other_bytes
         self._product_macs, self._fixed_product_macs = self._products(graph)
-        self._amounts = {MACS: self.macs, PARAMS: self.params, BYTES: self.bytes}
+        self._latency = graph.latency
+        self._timed = np.array([row[path] for path in graph.latency.layers] if graph.latency else [], dtype=np.int64)
+        self._amounts: dict[str, Callable[[Sequence[int] | np.ndarray | None], float]] = {
+            **{MACS: self.macs, PARAMS: self.params, BYTES: self.bytes},
+            LATENCY: self.seconds,
+        }
         per_out, nothing = self._params_per_out, np.zeros(len(graph.groups))
         self._rates = {  # of each pair of channels of a layer, of each output channel, of each unit
             MACS: (self._kernel * self._positions, np.zeros(len(layers)), self._product_macs),
@@ -97,6 +104,25 @@ class CostModel:
         values = self._kernel @ pairs + (self._params_per_out + self._buffers_per_out) @ out
         return FP16 * (round(float(values)) + self._other_params) + self._other_bytes
 
+    def seconds(self, kept: Sequence[int] | np.ndarray | None = None) -> float:
+        """Return the predicted seconds for one image, with ``kept`` units per group (default: all).
+
+        Raises:
+            UnsupportedError: If nothing has been measured of the network.
+        """
+        return self._measured.seconds(*self._timed_widths(self.widths if kept is None else np.asarray(kept)))
+
+    def _timed_widths(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return output and input widths of the layers that have been measured."""
+        out, inp = self._fixed_out + self._out @ units, self._fixed_in + self._in @ units
+        return out[self._timed], inp[self._timed]
+
+    @property
+    def _measured(self) -> LatencyTable:
+        if self._latency is None:
+            raise UnsupportedError("a latency target needs latencies that were measured: give runtime=onnx or another.")
+        return self._latency
+
     def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
         """Return what the network has of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
         return self._amounts[quantity](kept)
@@ -104,6 +130,10 @@ class CostModel:
     def savings(self, quantity: str, kept: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return per group how much of a quantity one unit less saves, with ``kept`` units per group."""
         units = np.asarray(kept)
+        if quantity == LATENCY:
+            by_out, by_in = self._measured.slopes(*self._timed_widths(units))
+            slopes: np.ndarray = by_out @ self._out[self._timed] + by_in @ self._in[self._timed]
+            return slopes
         per_pair, per_out, per_unit = self._rates[quantity]
         out = self._fixed_out + self._out @ units
         savings: np.ndarray = (per_pair * self._per_output(units) + per_out) @ self._out

@@ -19,14 +19,16 @@ from yolo_prune.graph import trace
 from yolo_prune.host import calibration_batches, save_checkpoint, set_up
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import Evidence, plan_cut, rankings
+from yolo_prune.profiling import measure
 from yolo_prune.report import Report
 from yolo_prune.sensitivity import Sensitivity, scan
 from yolo_prune.session import Session
 from yolo_prune.surgery import network_of
+from yolo_prune.targets import LATENCY
 
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
-    *("round_to", "max_pruning_ratio", "layer_limits", "ignored_layers"),
+    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers"),
 )
 """The knobs that mean something without training and without data."""
 BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "export", "verbose")
@@ -100,7 +102,10 @@ def prune_model(
     imgsz = imgsz or _own_imgsz(network)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
-    plan = plan_cut(network, config, imgsz)
+    latency = None
+    if any(asked.quantity == LATENCY for asked in config.targets):
+        latency = measure(network, trace(network, imgsz, config.is_ignored), config.runtime)
+    plan = plan_cut(network, config, imgsz, latency=latency)
     plan.apply(network)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -23,6 +23,7 @@ from yolo_prune.elimination import Elimination
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph import trace
 from yolo_prune.importance import importance_scores
+from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.search import search
@@ -101,6 +102,7 @@ def plan_cut(
     budget: Budget | None = None,
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
+    latency: LatencyTable | None = None,
 ) -> PrunePlan:
     """Trace, rank and choose; the network is only read.
 
@@ -111,12 +113,13 @@ def plan_cut(
         budget: What to land on (default: the config's targets, shares being of what the network is now).
         dense_widths: Output width of each layer before the run's first cut.
         evidence: What criteria and allocations that look at data need.
+        latency: What has been measured of the network, for a budget that has a latency.
 
     Raises:
         TargetError: If the target is out of reach.
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
-    graph = trace(model, imgsz, config.is_ignored)
+    graph = replace(trace(model, imgsz, config.is_ignored), latency=latency)
     cost = CostModel(graph)
     budget = Goal.of(config.targets, cost, model).at(1.0) if budget is None else budget
     dense_widths = dense_widths or {path: layer.out for path, layer in graph.layers.items()}
@@ -127,7 +130,7 @@ def plan_cut(
     for stage in _stages({q: cost.amount(q) for q in budget}, budget) if in_strides else [budget]:
         if plans:
             evidence = evidence.after(plans[-1], config)
-            graph = trace(evidence.model, imgsz, config.is_ignored)
+            graph = replace(trace(evidence.model, imgsz, config.is_ignored), latency=latency)
         plans.append(_stride(graph, config, stage, dense_widths, evidence))
     return reduce(PrunePlan.then, plans)
 

@@ -24,6 +24,8 @@ class Stage:
         bytes: Size of the checkpoint file, without optimizer, or None.
         fitness: Ultralytics' fitness of the saved (FP16) file, or None without validation.
         checkpoint: Path of the file, or None.
+        latency: Seconds for one image in the asked runtime, or None without a latency target. Cuts have what was
+            predicted, the dense and the final network what was measured in turns at the end.
     """
 
     macs: int | None = None
@@ -31,6 +33,7 @@ class Stage:
     bytes: int | None = None
     fitness: float | None = None
     checkpoint: str | None = None
+    latency: float | None = None
 
 
 @dataclass
@@ -47,6 +50,7 @@ class CutRecord:
         plan_sha256: Hash of the plan, which lies in ``pruning/plan-<n>.json``.
         locked: What could not be cut, and why.
         seconds: Wall time of the cut, with recalibration and validation.
+        latency: Predicted seconds for one image, or None without a latency target.
     """
 
     epoch: int
@@ -58,6 +62,7 @@ class CutRecord:
     plan_sha256: str
     locked: list[dict[str, str]]
     seconds: float
+    latency: float | None = None
 
 
 @dataclass
@@ -118,9 +123,11 @@ class Report:
     def table(self) -> str:
         """Return the table that a run prints: one row per cut, each figure with its change from the dense model."""
         dense = self.dense
-        sizes = _count(dense.macs), _count(dense.params), _megabytes(dense.bytes)
+        sizes = [_count(dense.macs), _count(dense.params), _megabytes(dense.bytes)]
+        sizes += [_milliseconds(dense.latency)] * self._is_timed
+        latency = ("latency",) * self._is_timed
         rows: list[tuple[str, ...]] = [
-            ("", "epoch", "MACs", "params", "file", "fitness cut", "fitness recovered"),
+            ("", "epoch", "MACs", "params", "file", *latency, "fitness cut", "fitness recovered"),
             ("dense", "", *sizes, "", _score(dense.fitness)),
         ]
         for n, cut in enumerate(self.cuts, 1):
@@ -130,13 +137,19 @@ class Report:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
         return aligned(rows)
 
-    def _sizes(self, stage: Stage | CutRecord) -> tuple[str, str, str]:
-        """Return MACs, parameters and file size of a stage, with their change from the dense model."""
-        return (
+    @property
+    def _is_timed(self) -> bool:
+        return self.dense.latency is not None
+
+    def _sizes(self, stage: Stage | CutRecord) -> list[str]:
+        """Return what a stage costs, with the change from the dense model; latency only where it was asked for."""
+        sizes = [
             _count(stage.macs) + _change(stage.macs, self.dense.macs),
             _count(stage.params) + _change(stage.params, self.dense.params),
             _megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
-        )
+        ]
+        latency = _milliseconds(stage.latency) + _change(stage.latency, self.dense.latency)
+        return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
         return _score(fitness) + _change(fitness, self.dense.fitness)
@@ -178,6 +191,10 @@ def _count(n: float | None) -> str:
 
 def _megabytes(n: int | None) -> str:
     return "" if n is None else f"{n / 1e6:.2f} MB"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds * 1e3:.2f} ms"
 
 
 def _score(x: float | None) -> str:

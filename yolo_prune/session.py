@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,10 @@ from yolo_prune.host import (
     validate,
     validation_images,
 )
+from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut
+from yolo_prune.profiling import measure, time_networks
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import CutRecord, Report, Stage
 from yolo_prune.rewinding import recall, remember, rewind
@@ -60,7 +63,7 @@ from yolo_prune.snapshot import Snapshot
 from yolo_prune.sparsity import Sparsity
 from yolo_prune.statistics import Gradients
 from yolo_prune.surgery import Cut, cut
-from yolo_prune.targets import BYTES, in_units
+from yolo_prune.targets import BYTES, LATENCY, in_units
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,6 +153,7 @@ class Session:
         self.config: PruneConfig
         self.report: Report
         self.goal = Goal({})
+        self.latency: LatencyTable | None = None
         self.schedule: list[ScheduledCut] = []
         self._complaint: PruneError | None = None
         self._in_epoch = False
@@ -160,6 +164,8 @@ class Session:
         self._deadline: int | None = None
         if noted:
             self._continue(noted)
+            if LATENCY in self.goal.amounts:
+                self.latency = LatencyTable.load(trainer.save_dir / "pruning" / "latency.json")
             self._note_recovered(trainer)
             if config not in (None, self.config):
                 LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
@@ -183,6 +189,10 @@ class Session:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
+        if any(target.quantity == LATENCY for target in self.config.targets):
+            self._log(f"measuring how long the layers take in {self.config.runtime}")
+            self.latency = measure(model, graph, self.config.runtime)
+            graph = replace(graph, latency=self.latency)
         cost = CostModel(graph)
         self.goal = Goal.of(self.config.targets, cost, model)
         check_reachable(graph, self.goal.at(1.0), self.config.round_to, self.config.limit)
@@ -190,11 +200,13 @@ class Session:
         if not self.schedule:
             self._log(f"target={self.config.target} holds already: nothing is cut")
         self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
-        self.report.dense = Stage(cost.macs(), cost.params())
+        self.report.dense = Stage(cost.macs(), cost.params(), latency=cost.seconds() if self.latency else None)
         for network in {model, unwrap_model(trainer.model)}:
             network.yaml = checkpoint.with_run(model.yaml, self._note())
         for stale in (trainer.save_dir / "pruning").glob("*.json"):
             stale.unlink()  # an earlier run with exist_ok=True may have made more cuts
+        if self.latency:
+            self.latency.save(trainer.save_dir / "pruning" / "latency.json")
 
     def _listen(self, trainer: BaseTrainer) -> None:
         """Collect gradients from the run's own steps, and regularise until the first cut.
@@ -286,6 +298,8 @@ class Session:
             self.report.dense = final  # nothing was cut
         folder = trainer.save_dir / "pruning"
         self.report.guard = self._guard.to_dict() if self._guard else None
+        if self.report.cuts and self.latency:
+            self._time(Path(self.report.dense.checkpoint or ""), best, final)
         path = self.report.save(folder)
         if self.schedule or self._guard:
             self._log(f"done\n{self.report.table()}")
@@ -307,6 +321,14 @@ class Session:
             if failed := [f"{e.format}: {e.reason}" for e in self.report.exports if not e.ok]:
                 self._complaint = self._complaint or ExportError("; ".join(failed))
         self._log(f"checkpoint {best}, report {path}")
+
+    def _time(self, dense: Path, best: Path, final: Stage) -> None:
+        """Measure the dense and the final network in turns, and compare with what was predicted."""
+        predicted = (self.report.dense.latency or 0) / (self.report.cuts[-1].latency or 1)
+        networks = [load_checkpoint(path)[0] for path in (dense, best)]
+        self.report.dense.latency, final.latency = time_networks(networks, self.config.runtime, self.imgsz)
+        measured = self.report.dense.latency / final.latency
+        self._log(f"{self.config.runtime}: {measured:.2f}x as fast as the dense model, {predicted:.2f}x were predicted")
 
     def _missed(self, final: Stage) -> TargetError | None:
         """Return what to say if the file is larger than was asked for; everything else is exact."""
@@ -399,7 +421,8 @@ class Session:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
         budget = self.goal.at(way)
-        return plan_cut(ema, self.config, self.imgsz, budget, self.dense_widths, evidence)  # what is saved is judged
+        # The EMA is planned on: what is saved is judged.
+        return plan_cut(ema, self.config, self.imgsz, budget, self.dense_widths, evidence, self.latency)
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
         """Slice, reconstruct and validate."""
@@ -443,7 +466,12 @@ class Session:
             plan_sha256=plan.sha256,
             locked=plan.locked,
             seconds=0.0,
+            latency=self._predicted(ema),
         )
+
+    def _predicted(self, network: nn.Module) -> float | None:
+        """Return the seconds that a network takes for one image, as far as the table tells, or None without one."""
+        return CostModel(replace(trace(network, self.imgsz), latency=self.latency)).seconds() if self.latency else None
 
     def _keep(self, trainer: BaseTrainer, plan: PrunePlan, record: CutRecord, done: Cut) -> None:
         """Write down what was cut; from here on an interrupted run continues with the cut network."""

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolo_prune.errors import PlanError
+from yolo_prune.latency import SIMD, LatencyTable, Surface
+
+
+def plane(out: float, inp: float) -> float:
+    """A layer whose time is linear in each width."""
+    return 1e-6 * (3 + 0.5 * out + 0.25 * inp + 0.125 * out * inp)
+
+
+def surface(outs: tuple[int, ...], ins: tuple[int, ...]) -> Surface:
+    return Surface(outs, ins, tuple(tuple(plane(o, i) for i in ins) for o in outs))
+
+
+TABLE = LatencyTable(
+    {"a": surface((16, 32, 64), (16, 64)), "b": surface((16, 48), (3,)), "c": surface((5,), (16, 32, 48))},
+    {"a": 100, "b": 400, "c": 25},
+    per_layer=1.5,
+    per_value=1e-9,
+    fixed=1e-4,
+)
+
+
+@pytest.mark.parametrize(
+    ("out", "inp"), [((16, 16, 5), (16, 3, 16)), ((48, 32, 5), (48, 3, 32)), ((64, 48, 5), (64, 3, 48))]
+)
+def test_between_its_marks_a_bilinear_surface_is_exact(out: tuple[int, ...], inp: tuple[int, ...]) -> None:
+    alone = sum(plane(o, i) for o, i in zip(out, inp, strict=True))
+    values = 100 * out[0] + 400 * out[1] + 25 * out[2]
+    expected = 1.5 * alone + 1e-9 * values + 1e-4
+    assert TABLE.seconds(np.array(out), np.array(inp)) == pytest.approx(expected)
+    widths = [dict(zip("abc", of, strict=True)) for of in (out, inp)]
+    assert TABLE.features(*widths) == pytest.approx((alone, values))
+
+
+def test_widths_cost_as_the_next_multiple_that_is_computed_at_once() -> None:
+    def alone(out: int) -> float:
+        return TABLE.features({"a": out, "b": 16, "c": 5}, {"a": 64, "b": 3, "c": 16})[0]
+
+    assert alone(17) == alone(2 * SIMD) > alone(SIMD)
+    assert alone(1) == alone(SIMD)  # narrower than what has been timed
+    assert alone(999) == alone(64)
+
+
+def test_slopes_are_those_of_the_surfaces() -> None:
+    out, inp = np.array([40.0, 30, 5]), np.array([20.0, 3, 20])
+    by_out, by_in = TABLE.slopes(out, inp)
+    assert by_out[0] == pytest.approx(1.5e-6 * (0.5 + 0.125 * 20) + 1e-9 * 100)
+    assert by_in[0] == pytest.approx(1.5e-6 * (0.25 + 0.125 * 40))
+    assert by_in[1] == 0 and by_out[2] == pytest.approx(1e-9 * 25)  # one mark tells no slope
+
+
+def test_a_table_survives_its_file_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    TABLE.save(tmp_path / "new" / "latency.json")
+    again = LatencyTable.load(tmp_path / "new" / "latency.json")
+    assert again.layers == TABLE.layers and again.positions == TABLE.positions
+    assert (again.per_layer, again.per_value, again.fixed) == (1.5, 1e-9, 1e-4)
+    for content in ("", "[]", "{}", '{"layers": {"a": 1}, "positions": {}}'):
+        (tmp_path / "latency.json").write_text(content)
+        with pytest.raises(PlanError, match=r"latency\.json cannot be read .*start the run anew"):
+            LatencyTable.load(tmp_path / "latency.json")
+    with pytest.raises(PlanError, match="cannot be read"):
+        LatencyTable.load(tmp_path / "missing.json")

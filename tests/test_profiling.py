@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nets import FAMILIES, IMGSZ, build, graph_of
+
+from yolo_prune import latency, profiling
+from yolo_prune.allocation import ByScore, make_plan
+from yolo_prune.cost import CostModel
+from yolo_prune.errors import TargetError, UnsupportedError
+from yolo_prune.graph import trace
+from yolo_prune.latency import LatencyTable
+from yolo_prune.profiling import measure, random_plan, time_networks
+
+
+@pytest.fixture
+def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A clock that tells multiply-adds instead of seconds, and counts the layers and networks that it timed."""
+    timed: list[int] = []
+
+    def macs(module: torch.nn.Module, image: torch.Tensor) -> float:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(image)
+        return counter.get_total_flops() / 2
+
+    def module_runner(name: str, network: torch.nn.Module, shape: tuple[int, ...], threads: int) -> float:
+        timed.append(1)
+        return macs(network, torch.zeros(shape))
+
+    def whole(network: torch.nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> float:
+        timed.append(1)
+        return macs(network.eval().fuse(verbose=False), torch.zeros(1, 3, *imgsz))
+
+    for room in (latency, profiling):
+        monkeypatch.setattr(room, "SIMD", 1)  # multiply-adds know no stairs
+    monkeypatch.setattr(profiling, "module_runner", module_runner)
+    monkeypatch.setattr(profiling, "_whole", whole)
+    monkeypatch.setattr(profiling, "alternating", lambda runners, rounds=1: np.array(runners, dtype=float)[:, None])
+    return timed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_a_clock_that_tells_multiply_adds_the_prediction_is_the_cost(
+    family: str, stopwatch: list[int], tmp_path: Path
+) -> None:
+    graph = graph_of(family)
+    table = measure(build(family), graph, "pytorch", 1, tmp_path)
+    cost = CostModel(replace(graph, latency=table))
+    assert cost.seconds() == pytest.approx(cost.macs(), rel=0.02)
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        kept = np.maximum((cost.widths * draw.uniform(0.3, 1, len(cost.widths))).astype(int), 1)
+        assert cost.seconds(kept) == pytest.approx(cost.macs(kept), rel=0.05)
+        savings, expected = cost.savings("latency", kept), cost.savings("macs", kept)
+        assert np.corrcoef(savings, expected)[0, 1] > 0.98
+
+
+def test_what_is_known_is_not_timed_again(stopwatch: list[int], tmp_path: Path) -> None:
+    first = measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path)
+    assert stopwatch
+    stopwatch.clear()
+    again = measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path)
+    assert not stopwatch and again == first
+    measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 2, tmp_path)
+    assert stopwatch  # other threads are another machine
+    (damaged,) = (p for p in tmp_path.iterdir() if '"threads": 1' in p.read_text())
+    damaged.write_text("{")
+    assert measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path) == first
+
+
+def test_a_latency_budget_cuts_where_time_is_spent(stopwatch: list[int], tmp_path: Path) -> None:
+    graph = graph_of("yolov8n")
+    table = measure(build("yolov8n"), graph, "pytorch", 1, tmp_path)
+    nothing = {path: tuple(tuple(0.0 for _ in row) for row in s.seconds) for path, s in table.layers.items()}
+    slow = {  # as if the second half of the network took no time at all
+        path: s if int(path.split(".")[1]) < 12 else replace(s, seconds=nothing[path])
+        for path, s in table.layers.items()
+    }
+    timed = replace(graph, latency=LatencyTable(slow, table.positions))
+    cost = CostModel(timed)
+    ranking = ByScore(timed, [np.ones(g.width) for g in timed.groups])
+    plan = make_plan(timed, ranking, {"latency": cost.seconds() * 0.6}, allocation="global")
+    model = build("yolov8n")
+    plan.apply(model)
+    after = CostModel(replace(trace(model, IMGSZ), latency=timed.latency))
+    assert after.seconds() <= 0.6 * cost.seconds()
+    narrower = {
+        int(path.split(".")[1]) for path, sides in plan.layers.items() if len(sides["out"]) < plan.widths[path]["out"]
+    }
+    assert narrower and max(narrower) <= 12  # the first of the second half may be tied to the first half
+    with pytest.raises(TargetError, match=r"ms asked, but .* ms is the least that can be reached"):
+        ranking = ByScore(timed, [np.ones(g.width) for g in timed.groups])
+        make_plan(timed, ranking, {"latency": cost.seconds() * 1e-4})
+
+
+def test_a_latency_needs_a_measurement() -> None:
+    with pytest.raises(UnsupportedError, match="a latency target needs latencies that were measured"):
+        CostModel(graph_of("yolov8n")).amount("latency")
+
+
+def test_random_plans_land_on_their_share_and_differ() -> None:
+    graph = graph_of("yolo11n")
+    plans = [random_plan(graph, 0.6, seed) for seed in (0, 0, 1)]
+    assert plans[0].sha256 == plans[1].sha256 != plans[2].sha256
+    assert all(0.57 <= plan.macs["after"] / plan.macs["before"] <= 0.6 for plan in plans)
+
+
+def test_weights_are_least_squares_and_never_negative() -> None:
+    draw = np.random.default_rng(0)
+    features = draw.random((8, 3))
+    assert profiling._non_negative(features, features @ [2.0, 0.5, 0.1]) == pytest.approx([2.0, 0.5, 0.1])
+    weights = profiling._non_negative(features, features @ [2.0, -0.5, 0.1])
+    assert min(weights) >= 0 and weights[0] > 1
+
+
+def test_networks_are_really_timed() -> None:
+    seconds = time_networks([build("yolov8n"), build("yolov8n")], "onnx", 64)
+    assert len(seconds) == 2 and min(seconds) > 0

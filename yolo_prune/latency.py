@@ -1,0 +1,154 @@
+"""How long a network takes for one image, predicted from the times of its layers: plain data, measured elsewhere.
+
+Each layer has a surface: its time at a few widths, linear in between. What lies between the layers (additions,
+concatenations, memory) follows what the layers make. The three weights that turn both into the time of the network come
+from networks that have been measured as a whole (see `profiling`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolo_prune.errors import PlanError
+from yolo_prune.files import replacing
+
+SIMD = 16
+"""Channels that a CPU computes at once; fewer take as long."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Times of one layer.
+
+    Attributes:
+        outs: Output widths, ascending.
+        ins: Input widths, ascending.
+        seconds: One row per output width, one column per input width.
+    """
+
+    outs: tuple[int, ...]
+    ins: tuple[int, ...]
+    seconds: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What has been measured of one network in one runtime on one machine.
+
+    Attributes:
+        layers: Layer path -> its surface.
+        positions: Layer path -> output positions for one image.
+        per_layer: Seconds of the network per second of its layers alone.
+        per_value: Seconds per value that its layers make.
+        fixed: Seconds that no width changes.
+        where: Runtime, version, device, threads and image size, as text.
+    """
+
+    layers: Mapping[str, Surface]
+    positions: Mapping[str, int]
+    per_layer: float = 1.0
+    per_value: float = 0.0
+    fixed: float = 0.0
+    where: Mapping[str, Any] | None = None
+
+    def features(self, out: Mapping[str, int], inp: Mapping[str, int]) -> tuple[float, float]:
+        """Return the seconds of all layers alone, and the values that they make, for widths per layer path."""
+        order = list(self.layers)
+        outs, ins = (np.array([float(of[path]) for path in order]) for of in (out, inp))
+        return float(self._grid.seconds(outs, ins).sum()), float(self._values @ outs)
+
+    def seconds(self, out: np.ndarray, inp: np.ndarray) -> float:
+        """Return the seconds of the network, for widths of the layers in the order of ``layers``."""
+        alone = self._grid.seconds(out, inp).sum()
+        return float(self.per_layer * alone + self.per_value * (self._values @ out) + self.fixed)
+
+    def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return per layer the seconds that an output, and an input, more takes."""
+        by_out, by_in = self._grid.slopes(out, inp)
+        return self.per_layer * by_out + self.per_value * self._values, self.per_layer * by_in
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        return np.array([float(self.positions[path]) for path in self.layers])
+
+    @cached_property
+    def _grid(self) -> _Grid:
+        return _Grid(list(self.layers.values()))
+
+    def save(self, path: Path) -> None:
+        """Write the table as JSON; a reader never sees half of it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Read what ``save`` wrote.
+
+        Raises:
+            PlanError: If it is missing or damaged.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            layers = {
+                str(path): Surface(tuple(s["outs"]), tuple(s["ins"]), tuple(map(tuple, s["seconds"])))
+                for path, s in data["layers"].items()
+            }
+            numbers = {name: float(data[name]) for name in ("per_layer", "per_value", "fixed")}
+            positions = {str(path): int(n) for path, n in data["positions"].items()}
+            return cls(layers, positions, **numbers, where=dict(data["where"] or {}))
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as e:
+            raise PlanError(
+                f"the latency table {path} cannot be read ({type(e).__name__}: {e}); start the run anew."
+            ) from e
+
+
+class _Grid:
+    """All surfaces in arrays of one size, so that all layers are looked up at once."""
+
+    def __init__(self, surfaces: Sequence[Surface]) -> None:
+        rows = max(len(s.outs) for s in surfaces)
+        columns = max(len(s.ins) for s in surfaces)
+        self._outs, self._ins = np.full((len(surfaces), rows), np.inf), np.full((len(surfaces), columns), np.inf)
+        self._seconds = np.zeros((len(surfaces), rows, columns))
+        for i, s in enumerate(surfaces):
+            self._outs[i, : len(s.outs)], self._ins[i, : len(s.ins)] = s.outs, s.ins
+            self._seconds[i, : len(s.outs), : len(s.ins)] = s.seconds
+        self._index = np.arange(len(surfaces))
+
+    def seconds(self, out: np.ndarray, inp: np.ndarray) -> np.ndarray:
+        """Return the time of each layer alone; widths cost as the next multiple of `SIMD`."""
+        corners, a, b, _, _ = self._cell(*(np.ceil(widths / SIMD) * SIMD for widths in (out, inp)))
+        (t00, t01), (t10, t11) = corners
+        seconds: np.ndarray = (1 - a) * ((1 - b) * t00 + b * t01) + a * ((1 - b) * t10 + b * t11)
+        return seconds
+
+    def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what one output and one input more takes of each layer, without the stairs."""
+        corners, a, b, rows, columns = self._cell(np.asarray(out, dtype=float), inp)
+        (t00, t01), (t10, t11) = corners
+        by_out = ((1 - b) * (t10 - t00) + b * (t11 - t01)) / rows
+        by_in = ((1 - a) * (t01 - t00) + a * (t11 - t10)) / columns
+        return by_out, by_in
+
+    def _cell(self, out: np.ndarray, inp: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the four corners around each pair of widths, where in between it lies, and the size of the cell."""
+        i, i1, a, rows = self._between(self._outs, out)
+        j, j1, b, columns = self._between(self._ins, inp)
+        at, t = self._index, self._seconds
+        return ((t[at, i, j], t[at, i, j1]), (t[at, i1, j], t[at, i1, j1])), a, b, rows, columns
+
+    def _between(self, marks: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the marks below and above each width, the share of the way between them, and their distance."""
+        last = np.isfinite(marks).sum(1) - 1
+        low = np.clip((marks <= np.asarray(widths)[:, None]).sum(1) - 1, 0, np.maximum(last - 1, 0))
+        high = np.minimum(low + 1, last)
+        distance = np.where(high > low, marks[self._index, high] - marks[self._index, low], np.inf)
+        return low, high, np.clip((widths - marks[self._index, low]) / distance, 0, 1), distance

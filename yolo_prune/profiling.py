@@ -1,0 +1,258 @@
+"""Latency tables of a network, measured in the runtime and on the machine that they are for.
+
+Layers are timed alone at a few widths (as in Yang et al. 2018, "NetAdapt", section 3.3) and kept in a file per machine,
+runtime and version, so that layers which two networks share are timed once. A few networks of random widths, exported
+and timed as a whole, tell what the layers' times and what lies between them come to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from ultralytics import YOLO
+
+from yolo_prune.allocation import ByScore, make_plan
+from yolo_prune.channels import ChannelGraph
+from yolo_prune.cost import CostModel
+from yolo_prune.files import replacing
+from yolo_prune.graph import image_channels
+from yolo_prune.latency import SIMD, LatencyTable, Surface
+from yolo_prune.layers import named_layers, resized
+from yolo_prune.plan import PrunePlan
+from yolo_prune.runtimes import (
+    FORMATS,
+    Runner,
+    all_threads,
+    alternating,
+    check_runtime,
+    described,
+    file_runner,
+    module_runner,
+)
+from yolo_prune.targets import MACS
+
+MARKS = 5
+"""Widths of each side at which a layer is timed."""
+ROUNDS = 8
+"""Times that a layer runs; the shortest counts."""
+SHARES = (0.85, 0.65, 0.5, 0.35, 0.2)
+"""Multiply-adds that the networks keep which are timed as a whole, beside the dense one."""
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo_prune"
+
+
+def measure(
+    network: nn.Module, graph: ChannelGraph, runtime: str, threads: int | None = None, cache: Path = CACHE
+) -> LatencyTable:
+    """Return the latency table of a network; what is in the cache is not timed again.
+
+    Args:
+        network: On any device; copies of it run.
+        graph: Its channel groups, with the image size.
+        runtime: One of `config.RUNTIMES`.
+        threads: For a CPU (default: all).
+        cache: Folder of what has been measured.
+
+    Raises:
+        UnsupportedError: If the runtime is not there.
+    """
+    check_runtime(runtime)
+    threads = threads or all_threads()
+    where = described(runtime, threads)
+    known = _Known(cache / f"latency-{_digest(where)}.json", where)
+    image = torch.zeros(1, image_channels(network), *graph.imgsz)
+    layers = {
+        path: _surface(graph, path, layer, act, size, runtime, threads, known)
+        for path, layer, act, size in _timed_layers(network, graph, image)
+    }
+    known.save()
+    positions = {path: graph.layers[path].positions for path in layers}
+    table = LatencyTable(layers, positions, where={**where, "imgsz": list(graph.imgsz)})
+    weights = known.networks.get(key := _digest([sorted(map(str, graph.layers.values())), graph.imgsz]))
+    if weights is None:
+        weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
+        known.save()
+    return replace(table, per_layer=weights["per_layer"], per_value=weights["per_value"], fixed=weights["fixed"])
+
+
+def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path) -> Path:
+    """Export a network as Ultralytics does for a runtime, and return the file or folder.
+
+    Args:
+        network: A copy of it is written, in half precision as a checkpoint.
+        runtime: One of `config.RUNTIMES`.
+        imgsz: Height and width in pixels.
+        folder: Where to.
+    """
+    checkpoint = folder / "network.pt"
+    torch.save({"model": deepcopy(network).cpu().half(), "train_args": {}}, checkpoint)
+    if runtime not in FORMATS:
+        return checkpoint
+    return Path(YOLO(checkpoint).export(format=FORMATS[runtime], imgsz=list(imgsz), verbose=False))
+
+
+def time_networks(networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int]) -> list[float]:
+    """Return the median seconds for one image of each network, exported to a runtime and run in turns."""
+    size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    with tempfile.TemporaryDirectory() as folder:
+        runners = []
+        for i, network in enumerate(networks):
+            runners.append(_whole(network, runtime, size, Path(folder) / str(i), all_threads()))
+        return [float(s) for s in np.median(alternating(runners), axis=1)]
+
+
+def random_plan(graph: ChannelGraph, share: float, seed: int, round_to: int | None = None) -> PrunePlan:
+    """Return a plan that keeps a share of the multiply-adds, spread over layers at random."""
+    draw = np.random.default_rng(seed)
+    scores = [draw.random(group.width) * draw.uniform(0.3, 3) for group in graph.groups]
+    budget = {MACS: CostModel(graph).macs() * share}
+    return make_plan(graph, ByScore(graph, scores), budget, allocation="global", per_cost=False, round_to=round_to)
+
+
+class _Known:
+    """What has been measured on this machine: times of layers, and weights of networks."""
+
+    def __init__(self, path: Path, where: Mapping[str, Any]) -> None:
+        self._path, self._where = path, where
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            self.layers: dict[str, dict[str, float]] = data["layers"]
+            self.networks: dict[str, dict[str, float]] = data["networks"]
+        except (OSError, ValueError, KeyError, TypeError):
+            self.layers, self.networks = {}, {}
+
+    def save(self) -> None:
+        """Write the file."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self._path) as draft:
+            data = {"where": self._where, "layers": self.layers, "networks": self.networks}
+            draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _timed_layers(
+    network: nn.Module, graph: ChannelGraph, image: torch.Tensor
+) -> Iterator[tuple[str, nn.Module, nn.Module, tuple[int, ...]]]:
+    """Yield what a deployed network computes with weights: path, layer, activation after it, and shape of its input."""
+    copy = deepcopy(network).cpu().float().eval()
+    sizes: dict[str, tuple[int, ...]] = {}
+    layers = {path: layer for path, layer in named_layers(copy) if graph.layers[path].positions}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, x, path=path: sizes.setdefault(path, tuple(x[0].shape)) and None)
+        for path, layer in layers.items()
+    ]
+    with torch.inference_mode():
+        copy(image)
+    for hook in hooks:
+        hook.remove()
+    for path, layer in layers.items():
+        if path in sizes and graph.layers[path].deployed:
+            act = getattr(copy.get_submodule(path.rpartition(".")[0]), "act", None)
+            yield path, layer, act if isinstance(act, nn.Module) else nn.Identity(), sizes[path]
+
+
+def _surface(
+    graph: ChannelGraph,
+    path: str,
+    layer: nn.Module,
+    act: nn.Module,
+    size: tuple[int, ...],
+    runtime: str,
+    threads: int,
+    known: _Known,
+) -> Surface:
+    """Return a layer's times, of which those that are new are measured."""
+    dense = graph.layers[path]
+    is_grouped = dense.groups > 1
+    outs, ins = _marks(dense.out, dense.groups if dense.groups < dense.out else 1), _marks(dense.inp, 1)
+    if is_grouped:
+        ins = (dense.inp,)  # follows the outputs
+    settings = {k: v for k, v in vars(layer).items() if k in ("kernel_size", "stride", "padding", "dilation")}
+    times = known.layers.setdefault(
+        f"{type(layer).__name__} {settings} {type(act).__name__} {size[2:] or size[1:2]}", {}
+    )
+    rows = []
+    for out in outs:
+        row = []
+        for inp in ins:
+            sides = {"out": out, "in": out * dense.inp // dense.out if is_grouped else inp}
+            key = f"{sides['out']}<{sides['in']}{f'/{layer.groups}' if is_grouped else ''}"
+            if key not in times:
+                alone = nn.Sequential(resized(layer, sides), act).eval()
+                shape = (1, sides["in"], *size[2:]) if len(size) == 4 else (*size[:-1], sides["in"])
+                run = module_runner(runtime, alone, shape, threads)
+                times[key] = float(alternating([run], rounds=ROUNDS).min())
+            row.append(times[key])
+        rows.append(tuple(row))
+    return Surface(outs, ins, tuple(rows))
+
+
+def _marks(width: int, multiple: int) -> tuple[int, ...]:
+    """Return the widths at which a side is timed: multiples of `SIMD`, evenly up to the dense width."""
+    if width < SIMD:
+        return (width,)
+    step = SIMD * multiple // np.gcd(SIMD, multiple)
+    even = np.linspace(step, -(-width // step) * step, MARKS)
+    return tuple(sorted({int(-(-w // step) * step) for w in even}))
+
+
+def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) -> dict[str, float]:
+    """Return what the times of layers, the values that they make, and the network itself count (least squares)."""
+    plans = [None, *(random_plan(graph, share, seed) for seed, share in enumerate(SHARES))]
+    rows, runners = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, plan in enumerate(plans):
+            copy = deepcopy(network).cpu().float()
+            if plan is not None:
+                plan.apply(copy)
+            rows.append([*_features(graph, copy), 1.0])
+            runners.append(_whole(copy, runtime, graph.imgsz, Path(folder) / str(i), threads))
+        seconds = np.median(alternating(runners), axis=1)
+    per_layer, per_value, fixed = _non_negative(np.array(rows) / seconds[:, None], np.ones(len(rows)))
+    return {"per_layer": per_layer, "per_value": per_value, "fixed": fixed}
+
+
+def _non_negative(features: np.ndarray, target: np.ndarray) -> list[float]:
+    """Return the least-squares weights of a few features, none below 0, by trying every set of them."""
+    best, least = np.zeros(features.shape[1]), np.inf
+    for n in range(1, features.shape[1] + 1):
+        for some in map(list, combinations(range(features.shape[1]), n)):
+            scale = features[:, some].max(0)
+            weights = np.linalg.lstsq(features[:, some] / scale, target, rcond=None)[0] / scale
+            error = float(np.square(features[:, some] @ weights - target).sum())
+            if (weights >= 0).all() and error < least:
+                least, best = error, np.zeros(features.shape[1])
+                best[some] = weights
+    return [float(w) for w in best]
+
+
+def _features(graph: ChannelGraph, network: nn.Module) -> tuple[float, float]:
+    assert graph.latency is not None
+    sides = {path: layer for path, layer in named_layers(network) if path in graph.latency.layers}
+    out = {path: int(layer.weight.shape[_out_dim(layer)]) for path, layer in sides.items()}
+    inp = {path: int(getattr(layer, "in_channels", 0) or layer.in_features) for path, layer in sides.items()}
+    return graph.latency.features(out, inp)
+
+
+def _out_dim(layer: Any) -> int:
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
+def _whole(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> Runner:
+    """Return what runs an exported network."""
+    folder.mkdir()
+    return file_runner(export(network, runtime, imgsz, folder), (1, image_channels(network), *imgsz), threads)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
