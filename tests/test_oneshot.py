@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,28 @@ def test_a_wrong_command_line_is_refused(
 ) -> None:
     assert cli.main(["prune", *arguments]) == 2
     assert capsys.readouterr().err == f"yolo-prune: {message}\n"
+
+
+def test_a_dry_run_tells_what_would_be_cut_and_changes_nothing(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    YOLO("yolov8n.yaml").save(own_folder / "dense.pt")
+    before = (own_folder / "dense.pt").read_bytes()
+    assert (
+        cli.main(["plan", "model=dense.pt", "prune=40% params, 30%", "imgsz=64", "prune_ignored_layers=model.1.*"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "model.5.conv" in printed and "model.1.conv: kept on request" in printed
+    assert "predicts the class scores" in printed
+    change = {
+        unit: float(percent)
+        for unit, percent in re.findall(r"-> [\d.]+ ?[kMG]? ?(MACs|params|B) \((-[\d.]+)%\)", printed)
+    }
+    assert change["MACs"] <= -30 and change["params"] <= -40 and change["B"] < -30
+    assert (own_folder / "dense.pt").read_bytes() == before
+    assert [path.name for path in own_folder.iterdir()] == ["dense.pt"]
+
+
+def test_a_dry_run_says_what_is_missing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "prune=0.5"]) == 2
+    assert "plan without model: say which, e.g. model=best.pt" in capsys.readouterr().err

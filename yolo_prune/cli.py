@@ -53,6 +53,14 @@ def prune(arguments: list[str]) -> None:
     prune_command(values, knobs)
 
 
+def plan(arguments: list[str]) -> None:
+    """Print what would be cut."""
+    knobs, values = _assignments(arguments, "plan model=best.pt prune=0.5")
+    from yolo_prune.oneshot import plan_command  # loads ultralytics
+
+    plan_command(values, knobs)
+
+
 def sensitivity(arguments: list[str]) -> None:
     """Measure which layers are sensitive."""
     knobs, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
@@ -100,6 +108,7 @@ def version(arguments: list[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, "the same arguments as 'yolo train', with pruning: yolo-prune train model=... data=... prune=0.5"),
     "prune": (prune, "one cut without training: yolo-prune prune model=best.pt data=... prune=0.15"),
+    "plan": (plan, "what would be cut, and what that costs: yolo-prune plan model=best.pt [data=...] prune=0.5"),
     "sensitivity": (
         sensitivity,
         "measure what narrowing a layer costs: yolo-prune sensitivity model=best.pt data=...",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,21 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 
-from yolo_prune.config import KNOBS, PruneConfig
+from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
+from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph import trace
 from yolo_prune.host import calibration_batches, save_checkpoint, set_up
+from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import Evidence, plan_cut, rankings
 from yolo_prune.profiling import measure
-from yolo_prune.report import Report
+from yolo_prune.report import Report, aligned
 from yolo_prune.sensitivity import Sensitivity, scan
 from yolo_prune.session import Session
+from yolo_prune.statistics import copy_of
 from yolo_prune.surgery import network_of
-from yolo_prune.targets import LATENCY
+from yolo_prune.targets import LATENCY, QUANTITIES, in_units
 
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
@@ -102,10 +105,7 @@ def prune_model(
     imgsz = imgsz or _own_imgsz(network)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
-    latency = None
-    if any(asked.quantity == LATENCY for asked in config.targets):
-        latency = measure(network, trace(network, imgsz, config.is_ignored), config.runtime)
-    plan = plan_cut(network, config, imgsz, latency=latency)
+    plan = plan_cut(network, config, imgsz, latency=_measured(network, config, imgsz))
     plan.apply(network)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
@@ -154,6 +154,52 @@ def prune_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> Non
     prune_model(YOLO(model), config, **values)
 
 
+def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
+    """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
+    model, values = _read(arguments, "plan", needed=("model",))
+    config = PruneConfig.from_cli(knobs if "data" in values else {**_as_text(DATA_FREE), **knobs})
+    print(dry_run(YOLO(model), config, **values))
+
+
+def dry_run(
+    model: YOLO, config: PruneConfig, *, data: str | None = None, imgsz: int | None = None, **arguments: Any
+) -> str:
+    """Return what one cut to the target would do, as text: nothing is changed, written or trained.
+
+    Args:
+        model: A ``YOLO``.
+        config: The knobs; without data the criterion has to be one that needs none.
+        data: A data set as Ultralytics takes it, of whose training images criteria may look at some.
+        imgsz: Side of the images in pixels (default: the model's own).
+        **arguments: Arguments of Ultralytics' ``train``, such as ``batch`` and ``device``.
+
+    Raises:
+        TargetError: If the target is out of reach.
+        UnsupportedError: If the model cannot be cut, or latency cannot be measured here.
+    """
+    network, size = network_of(model), imgsz or _own_imgsz(model.model)
+    latency = _measured(network, config, size)
+    if data is None:
+        plan = plan_cut(network, config, size, latency=latency)
+    else:
+        with _never_training(model, {**arguments, "data": data, "imgsz": size}) as trainer:
+            evidence = Evidence(network, calibration_batches(trainer, config.calibration))
+            plan = plan_cut(network, config, size, evidence=evidence, latency=latency)
+    pruned = copy_of(network)
+    plan.apply(pruned)
+    costs = [CostModel(replace(trace(n, size), latency=latency)) for n in (network, pruned)]
+    rows: list[tuple[str, ...]] = [("layer", "channels", "kept")]
+    for path, sides in plan.layers.items():
+        if (kept := len(sides["out"])) < (width := plan.widths[path]["out"]) and "in" in sides:
+            rows.append((path, str(width), f"{kept} ({kept / width:.0%})"))
+    amounts = []
+    for q in QUANTITIES if latency else QUANTITIES[:-1]:
+        before, after = (cost.amount(q) for cost in costs)
+        amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
+    locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
+    return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *amounts])
+
+
 def sensitivity_command(arguments: Mapping[str, str]) -> None:
     """Run ``yolo-prune sensitivity`` and print the table; arguments as in `prune_command`."""
     model, values = _read(arguments, "sensitivity")
@@ -161,13 +207,28 @@ def sensitivity_command(arguments: Mapping[str, str]) -> None:
     print(f"{measured.table()}\n{folder / 'sensitivity.json'}, {folder / 'sensitivity.png'}")
 
 
-def _read(arguments: Mapping[str, str], command: str) -> tuple[str, dict[str, Any]]:
+def _read(
+    arguments: Mapping[str, str], command: str, needed: Sequence[str] = ("model", "data")
+) -> tuple[str, dict[str, Any]]:
     """Return the model, and the other values."""
     values = {name: smart_value(text) for name, text in arguments.items()}
-    for needed, example in (("model", "model=best.pt"), ("data", "data=my.yaml")):
-        if needed not in values:
-            raise ConfigError(f"{command} without {needed}: say which, e.g. {example}.")
+    examples = {"model": "model=best.pt", "data": "data=my.yaml"}
+    for name in needed:
+        if name not in values:
+            raise ConfigError(f"{command} without {name}: say which, e.g. {examples[name]}.")
     return values.pop("model"), values
+
+
+def _measured(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int]) -> LatencyTable | None:
+    """Return what has been measured of a network where the target needs it."""
+    if not any(target.quantity == LATENCY for target in config.targets):
+        return None
+    return measure(network, trace(network, imgsz, config.is_ignored), config.runtime)
+
+
+def _as_text(knobs: Mapping[str, str]) -> dict[str, str]:
+    """Return knobs as the command line names them."""
+    return {f"{CLI_PREFIX}{name}": value for name, value in knobs.items()}
 
 
 def _own_imgsz(network: nn.Module) -> int | tuple[int, int]:
