@@ -148,11 +148,11 @@ def test_gradients_of_the_epoch_before_a_cut_are_collected_for_free(
     steps: list[int] = []
     stock = session.plan_cut
 
-    def plan_cut(model: Any, config: Any, imgsz: Any, target: Any, widths: Any, evidence: Any) -> Any:
+    def plan_cut(model: Any, config: Any, imgsz: Any, budget: Any, widths: Any, evidence: Any, latency: Any) -> Any:
         steps.append(evidence.collected.steps)
         assert evidence.gradients is evidence.collected
         assert set(evidence.collected.first) <= set(model.parameters())
-        return stock(model, config, imgsz, target, widths, evidence)
+        return stock(model, config, imgsz, budget, widths, evidence, latency)
 
     monkeypatch.setattr(session, "plan_cut", plan_cut)
     prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, importance=importance)

@@ -227,7 +227,7 @@ STAGES = (
     (session, "DenseOutputs"),
     (session, "reconstruct"),
     (session, "validate"),
-    (session, "_checkpoint_bytes"),
+    (session, "file_bytes"),
     (session.checkpoint, "marked"),
     (PrunePlan, "save"),
     (session.Report, "save"),

@@ -203,7 +203,7 @@ def test_the_switch_leaves_the_prune_argument_to_ultralytics(python: Python, fak
     ("arguments", "message"),
     [
         (["train", "prune=0.5", "prune_stpes=3"], "unknown knob prune_stpes: did you mean prune_steps?"),
-        (["train", "prune=1.5"], "target=1.5 is not a share of the MACs to remove"),
+        (["train", "prune=1.5"], "target=1.5 is not a share to remove"),
         (["train", "prune=missing.yaml"], "prune=missing.yaml: there is no such file;"),
         (["train", "prune"], "prune=True does not say how much to remove;"),
         (["val", "prune=0.5"], "prune works in training only, not in val: write 'yolo train ... prune=0.5';"),
