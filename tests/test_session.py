@@ -150,7 +150,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
         CostModel(replace(trace(load_checkpoint(path)[0], 64), latency=table)).seconds()
         for path in (trainer.wdir / "dense.pt", trainer.best)
     ]
-    assert predicted[1] == pytest.approx(report["cuts"][-1]["latency"])
+    assert report["cuts"][-1]["latency"] == pytest.approx(0.03 * predicted[1] / predicted[0])
     assert 1.4 <= predicted[0] / predicted[1] <= 1.45
     assert (report["dense"]["latency"], report["final"]["latency"]) == (0.03, 0.02)
 

@@ -50,7 +50,8 @@ class CutRecord:
         plan_sha256: Hash of the plan, which lies in ``pruning/plan-<n>.json``.
         locked: What could not be cut, and why.
         seconds: Wall time of the cut, with recalibration and validation.
-        latency: Predicted seconds for one image, or None without a latency target.
+        latency: Predicted seconds for one image, or None without a latency target; in the end relative to the measured
+            time of the dense network.
     """
 
     epoch: int
