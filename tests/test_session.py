@@ -21,7 +21,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune import PruneCallback, budget, checkpoint, latency, session
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
-from yolo_prune.errors import CheckpointError, ConfigError, CutError, TargetError, UnsupportedError
+from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError, UnsupportedError
 from yolo_prune.graph import trace
 from yolo_prune.latency import LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
@@ -153,6 +153,11 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert report["cuts"][-1]["latency"] == pytest.approx(0.03 * predicted[1] / predicted[0])
     assert 1.4 <= predicted[0] / predicted[1] <= 1.45
     assert (report["dense"]["latency"], report["final"]["latency"]) == (0.03, 0.02)
+
+    monkeypatch.setattr(session, "time_networks", lambda networks, runtime, imgsz: 1 / 0)
+    with pytest.raises(ExportError, match="the result could not be timed: ZeroDivisionError"):
+        run(prune=soon("1.4x"), name="untimed")
+    assert (own_folder / "runs" / "untimed" / "pruning" / "report.json").exists()
 
 
 def test_a_file_that_is_larger_than_asked_is_an_error_after_saving(
@@ -477,8 +482,6 @@ def test_resuming_a_run_that_never_pruned_needs_a_target(run: Run, own_folder: P
 def test_a_failed_export_is_an_error_after_everything_else_is_saved(
     run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yolo_prune.errors import ExportError
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ExportError, match="engine: TensorRT needs an NVIDIA GPU and this machine has none"):
         run(prune=soon(export=("engine", "torchscript")), name="exports")

@@ -299,7 +299,10 @@ class Session:
         folder = trainer.save_dir / "pruning"
         self.report.guard = self._guard.to_dict() if self._guard else None
         if self.report.cuts and self.latency:
-            self._time(Path(self.report.dense.checkpoint or ""), best, final)
+            try:
+                self._time(Path(self.report.dense.checkpoint or ""), best, final)
+            except Exception as e:  # whatever an exporter or a runtime raises, the run is done
+                self._complaint = ExportError(f"the result could not be timed: {type(e).__name__}: {e}")
         path = self.report.save(folder)
         if self.schedule or self._guard:
             self._log(f"done\n{self.report.table()}")
@@ -313,7 +316,7 @@ class Session:
                 "the rest as target, or start anew."
             )
         elif self.schedule and not self._guard:
-            self._complaint = self._missed(final)
+            self._complaint = self._missed(final) or self._complaint
         if self.config.export:
             self.report.exports = export_all(best, self.config.export, validation_images(trainer))
             path = self.report.save(folder)
@@ -346,7 +349,8 @@ class Session:
 
         Raises:
             TargetError: If the run was stopped before its last cut, or the file is larger than was asked for.
-            ExportError: If an asked export was not made or disagrees with the checkpoint.
+            ExportError: If an asked export was not made or disagrees with the checkpoint, or the result of a latency
+                target could not be timed.
         """
         if self._complaint:
             raise self._complaint
