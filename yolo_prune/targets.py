@@ -97,6 +97,7 @@ def canonical(targets: Sequence[Target]) -> float | str:
 
 def in_units(quantity: str, amount: float, digits: int = 3) -> str:
     """Return an amount as text that `read_targets` reads: ``1.62 GMACs``, ``2.1M params``, ``5.2 MB``, ``8 ms``."""
+    amount = float(f"{amount:.{digits}g}")  # before the prefix is chosen: 999.9999 M is 1 G
     if quantity == LATENCY:
         return f"{amount * 1e3:.{digits}g} ms"
     if quantity == BYTES:
