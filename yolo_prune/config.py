@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.errors import ConfigError
-from yolo_prune.targets import Target, canonical, read_targets
+from yolo_prune.targets import LATENCY, Target, canonical, read_targets
 
 IMPORTANCES = (
     *("l1", "l2", "bn_scale", "lamp", "fpgm", "random"),
@@ -140,6 +140,11 @@ class PruneConfig:
         """What has to hold in the end; nothing where nothing is cut."""
         return read_targets(self.target)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether a target is a latency, so that layers have to be measured."""
+        return any(target.quantity == LATENCY for target in self.targets)
+
     @classmethod
     def load(cls, value: Any) -> PruneConfig:
         """Make a configuration from whatever a user may pass as ``prune``.
@@ -160,7 +165,7 @@ class PruneConfig:
         if isinstance(value, (str, Path)) and str(value).lower().endswith((".yaml", ".yml")):
             return cls.from_yaml(value)
         if isinstance(value, (int, float, str, list, tuple)):
-            return cls(target=value)  # type: ignore[arg-type]  # it reads all of these
+            return cls.from_dict({"target": value})
         raise ConfigError(f"prune={value!r} is a {type(value).__name__}; use a target, a dict or a YAML file.")
 
     @classmethod

@@ -27,7 +27,7 @@ from yolo_prune.sensitivity import Sensitivity, scan
 from yolo_prune.session import Session
 from yolo_prune.statistics import copy_of
 from yolo_prune.surgery import network_of
-from yolo_prune.targets import LATENCY, QUANTITIES, in_units
+from yolo_prune.targets import QUANTITIES, in_units
 
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
@@ -164,12 +164,13 @@ def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None
 def dry_run(
     model: YOLO, config: PruneConfig, *, data: str | None = None, imgsz: int | None = None, **arguments: Any
 ) -> str:
-    """Return what one cut to the target would do, as text: nothing is changed, written or trained.
+    """Return what one cut to the target would do, as text: the model stays as it is and nothing is trained.
 
     Args:
         model: A ``YOLO``.
         config: The knobs; without data the criterion has to be one that needs none.
-        data: A data set as Ultralytics takes it, of whose training images criteria may look at some.
+        data: A data set as Ultralytics takes it, of whose training images criteria may look at some; with it
+            Ultralytics makes an empty run's folder.
         imgsz: Side of the images in pixels (default: the model's own).
         **arguments: Arguments of Ultralytics' ``train``, such as ``batch`` and ``device``.
 
@@ -221,7 +222,7 @@ def _read(
 
 def _measured(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int]) -> LatencyTable | None:
     """Return what has been measured of a network where the target needs it."""
-    if not any(target.quantity == LATENCY for target in config.targets):
+    if not config.is_timed:
         return None
     return measure(network, trace(network, imgsz, config.is_ignored), config.runtime)
 

@@ -12,7 +12,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -29,7 +28,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.files import replacing
 from yolo_prune.graph import image_channels
 from yolo_prune.latency import SIMD, LatencyTable, Surface
-from yolo_prune.layers import named_layers, resized
+from yolo_prune.layers import named_layers, resized, widths
 from yolo_prune.plan import PrunePlan
 from yolo_prune.runtimes import (
     FORMATS,
@@ -41,6 +40,7 @@ from yolo_prune.runtimes import (
     file_runner,
     module_runner,
 )
+from yolo_prune.statistics import copy_of
 from yolo_prune.targets import MACS
 
 MARKS = 5
@@ -96,7 +96,7 @@ def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Pat
         folder: Where to.
     """
     checkpoint = folder / "network.pt"
-    torch.save({"model": deepcopy(network).cpu().half(), "train_args": {}}, checkpoint)
+    torch.save({"model": copy_of(network).cpu().half(), "train_args": {}}, checkpoint)
     if runtime not in FORMATS:
         return checkpoint
     return Path(YOLO(checkpoint).export(format=FORMATS[runtime], imgsz=list(imgsz), verbose=False))
@@ -112,12 +112,12 @@ def time_networks(networks: Sequence[nn.Module], runtime: str, imgsz: int | tupl
         return [float(s) for s in np.median(alternating(runners), axis=1)]
 
 
-def random_plan(graph: ChannelGraph, share: float, seed: int, round_to: int | None = None) -> PrunePlan:
+def random_plan(graph: ChannelGraph, share: float, seed: int) -> PrunePlan:
     """Return a plan that keeps a share of the multiply-adds, spread over layers at random."""
     draw = np.random.default_rng(seed)
     scores = [draw.random(group.width) * draw.uniform(0.3, 3) for group in graph.groups]
     budget = {MACS: CostModel(graph).macs() * share}
-    return make_plan(graph, ByScore(graph, scores), budget, allocation="global", per_cost=False, round_to=round_to)
+    return make_plan(graph, ByScore(graph, scores), budget, allocation="global", per_cost=False)
 
 
 class _Known:
@@ -144,7 +144,7 @@ def _timed_layers(
     network: nn.Module, graph: ChannelGraph, image: torch.Tensor
 ) -> Iterator[tuple[str, nn.Module, nn.Module, tuple[int, ...]]]:
     """Yield what a deployed network computes with weights: path, layer, activation after it, and shape of its input."""
-    copy = deepcopy(network).cpu().float().eval()
+    copy = copy_of(network).cpu().float().eval()
     sizes: dict[str, tuple[int, ...]] = {}
     layers = {path: layer for path, layer in named_layers(copy) if graph.layers[path].positions}
     hooks = [
@@ -212,7 +212,7 @@ def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) 
     rows, runners = [], []
     with tempfile.TemporaryDirectory() as folder:
         for i, plan in enumerate(plans):
-            copy = deepcopy(network).cpu().float()
+            copy = copy_of(network).cpu().float()
             if plan is not None:
                 plan.apply(copy)
             rows.append([*_features(graph, copy), 1.0])
@@ -238,14 +238,9 @@ def _non_negative(features: np.ndarray, target: np.ndarray) -> list[float]:
 
 def _features(graph: ChannelGraph, network: nn.Module) -> tuple[float, float]:
     assert graph.latency is not None
-    sides = {path: layer for path, layer in named_layers(network) if path in graph.latency.layers}
-    out = {path: int(layer.weight.shape[_out_dim(layer)]) for path, layer in sides.items()}
-    inp = {path: int(getattr(layer, "in_channels", 0) or layer.in_features) for path, layer in sides.items()}
+    sides = {path: widths(layer) for path, layer in named_layers(network) if path in graph.latency.layers}
+    out, inp = ({path: of[side] for path, of in sides.items()} for side in ("out", "in"))
     return graph.latency.features(out, inp)
-
-
-def _out_dim(layer: Any) -> int:
-    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
 def _whole(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> Runner:

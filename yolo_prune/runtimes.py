@@ -98,7 +98,7 @@ def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
     if path.is_dir() and (models := sorted(path.glob("*.xml"))):
         return _onnx_runner("openvino", str(models[0]), shape, threads)
     if path.suffix == ".engine":
-        return _engine_runner(path, shape)
+        return _engine_runner(path)
     raise UnsupportedError(f"{path} is no .pt, .onnx, .engine or OpenVINO folder, and cannot be timed here.")
 
 
@@ -162,10 +162,10 @@ def _onnx_runner(name: str, model: bytes | str, shape: tuple[int, ...], threads:
         settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
         return lambda: request.infer({0: image})
-    return _tensorrt_runner(model, shape)
+    return _tensorrt_runner(model)
 
 
-def _tensorrt_runner(model: bytes | str, shape: tuple[int, ...]) -> Runner:
+def _tensorrt_runner(model: bytes | str) -> Runner:
     """Build an engine from ONNX; run on a GPU only, which no machine of this project's CI has."""
     import tensorrt
 
@@ -177,24 +177,22 @@ def _tensorrt_runner(model: bytes | str, shape: tuple[int, ...]) -> Runner:
         raise UnsupportedError(f"TensorRT cannot read the model: {parser.get_error(0)}.")
     config = builder.create_builder_config()
     config.set_flag(tensorrt.BuilderFlag.FP16)
-    plan = builder.build_serialized_network(network, config)
-    engine = tensorrt.Runtime(logger).deserialize_cuda_engine(plan)
-    return _run_engine(engine, engine.create_execution_context())
+    return _plan_runner(builder.build_serialized_network(network, config))
 
 
-def _engine_runner(path: Path, shape: tuple[int, ...]) -> Runner:
+def _engine_runner(path: Path) -> Runner:
     """Run an engine that Ultralytics exported: JSON metadata, with its length before it, come first."""
-    import tensorrt
-
     content = path.read_bytes()
     length = int.from_bytes(content[:4], "little")
-    plan = content[4 + length :] if content[4:5] == b"{" else content
+    return _plan_runner(content[4 + length :] if content[4:5] == b"{" else content)
+
+
+def _plan_runner(plan: Any) -> Runner:
+    """Load a serialized engine, bind memory to each input and output, and run."""
+    import tensorrt
+
     engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(plan)
-    return _run_engine(engine, engine.create_execution_context())
-
-
-def _run_engine(engine: Any, context: Any) -> Runner:
-    """Bind memory to each input and output, and run."""
+    context = engine.create_execution_context()
     stream = torch.cuda.Stream()
     held = []
     for i in range(engine.num_io_tensors):

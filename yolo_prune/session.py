@@ -189,7 +189,7 @@ class Session:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
-        if any(target.quantity == LATENCY for target in self.config.targets):
+        if self.config.is_timed:
             self._log(f"measuring how long the layers take in {self.config.runtime}")
             self.latency = measure(model, graph, self.config.runtime)
             graph = replace(graph, latency=self.latency)
