@@ -82,7 +82,7 @@ ORDER = (
         "runtimes",
         "profiling",
     ),
-    ("checkpoint", "verification", "rewinding", "snapshot", "distillation", "host"),
+    ("checkpoint", "bench", "verification", "rewinding", "snapshot", "distillation", "host"),
     ("session", "oneshot"),
     ("callback",),
     ("startup",),

@@ -35,9 +35,10 @@ def test_version_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[
     [
         (
             "trian",
-            "unknown command trian. Did you mean train? Valid: train, prune, plan, sensitivity, demo, help, version.",
+            "unknown command trian. Did you mean train? "
+            "Valid: train, prune, plan, bench, sensitivity, demo, help, version.",
         ),
-        ("zzz", "unknown command zzz. Valid: train, prune, plan, sensitivity, demo, help, version."),
+        ("zzz", "unknown command zzz. Valid: train, prune, plan, bench, sensitivity, demo, help, version."),
     ],
 )
 def test_an_unknown_command_is_refused_with_the_nearest_one(

@@ -61,7 +61,9 @@ def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
     suffix = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}[task]
     data = tiny_data if task == "detect" else as_task(tiny_data, task, own_folder / "data")
     yolo = YOLO(f"yolov8n{suffix}.yaml")
-    PruneCallback(0.5, steps=2, start=0.34, end=0.67, calibration=4, distill=True, max_drop=0.99).attach(yolo)
+    PruneCallback(
+        0.5, steps=2, start=0.34, end=0.67, calibration=4, benchmark=False, distill=True, max_drop=0.99
+    ).attach(yolo)
     seen: list[tuple[int, bool, float]] = []
     yolo.add_callback(
         "on_train_epoch_end",
@@ -97,9 +99,9 @@ def test_a_distilled_run_resumes_with_its_teacher(own_folder: Path, tiny_data: P
             raise Interrupted
 
     yolo = YOLO("yolov8n.yaml")
-    PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, distill=str(teacher) if given else True).attach(
-        yolo
-    )
+    PruneCallback(
+        0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, distill=str(teacher) if given else True
+    ).attach(yolo)
     yolo.add_callback("on_fit_epoch_end", stop)
     with pytest.raises(Interrupted):
         yolo.train(**arguments, epochs=4, plots=False, project=str(own_folder), name="run")

@@ -10,7 +10,7 @@ from ultralytics import YOLO
 
 from yolo_prune.checkpoint import mark
 from yolo_prune.errors import ConfigError
-from yolo_prune.export import _detections, check_formats, compare, export_all
+from yolo_prune.export import _detections, check_formats, compare, export_all, exports_of, file_size, form_of
 from yolo_prune.oneshot import prune_model
 
 IMAGES = torch.rand(2, 3, IMGSZ, IMGSZ)
@@ -135,3 +135,17 @@ def test_maps_are_compared_as_they_are_exported(name: str, tmp_path: Path) -> No
     (record,) = export_all(tmp_path / "best.pt", ("onnx",), IMAGES[:1])
     assert record.ok, record.reason
     assert record.max_abs_diff_boxes is None
+
+
+def test_the_exports_beside_a_checkpoint_are_found_by_their_names(tmp_path: Path) -> None:
+    names = {"best.onnx": ("onnx", ""), "best_int8.onnx": ("onnx", "int8"), "best.torchscript": ("torchscript", "")}
+    for name in (*names, "other.onnx", "best.txt"):
+        (tmp_path / name).write_bytes(b"12345")
+    folders = {"best_openvino_model": ("openvino", ""), "best_int8_openvino_model": ("openvino", "int8")}
+    for name in folders:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.bin").write_bytes(b"123")
+    expected = {form: tmp_path / name for name, form in (names | folders).items()}
+    assert exports_of(tmp_path / "best.pt") == expected
+    assert {form_of(path): path for path in expected.values()} == expected
+    assert file_size(tmp_path / "best.onnx") == 5 and file_size(tmp_path / "best_openvino_model") == 3

@@ -54,7 +54,7 @@ def test_a_guarded_run_ends_with_a_model_that_holds(
 ) -> None:
     pretend(monkeypatch, holds)
     even = {"importance": "l2", "allocation": "uniform"}
-    prune = PruneCallback(0.5, schedule="one-shot", start=0.1, calibration=4, max_drop=0.01, **even)
+    prune = PruneCallback(0.5, schedule="one-shot", start=0.1, calibration=4, benchmark=False, max_drop=0.01, **even)
     trainer = train(own_folder, tiny_data, prune, epochs=16)
     report = report_of(trainer)
     params = sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters())
@@ -71,7 +71,7 @@ def test_a_cut_that_does_not_hold_at_the_end_of_the_run_is_not_handed_over(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, 1.0)
-    prune = PruneCallback(0.5, schedule="one-shot", start=0.75, calibration=4, max_drop=0.01)
+    prune = PruneCallback(0.5, schedule="one-shot", start=0.75, calibration=4, benchmark=False, max_drop=0.01)
     trainer = train(own_folder, tiny_data, prune)
     assert report_of(trainer)["final"]["params"] == report_of(trainer)["dense"]["params"]
     assert (
@@ -87,7 +87,7 @@ def test_a_guard_without_validation_is_refused(own_folder: Path, tiny_data: Path
 def test_a_rewound_learning_rate_starts_over_at_the_cut(own_folder: Path, tiny_data: Path) -> None:
     rates: dict[str, list[float]] = {}
     for mode in ("keep", "rewind", "rewarm"):
-        prune = PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, lr_after_cut=mode)
+        prune = PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, benchmark=False, lr_after_cut=mode)
         seen = rates.setdefault(mode, [])
         watch = ("on_train_epoch_end", lambda t, seen=seen: seen.append(t.optimizer.param_groups[-1]["lr"]))
         train(own_folder, tiny_data, prune, watch, epochs=8, warmup_epochs=0, optimizer="SGD", lr0=0.01)
@@ -110,7 +110,7 @@ def test_rewinding_brings_the_early_weights_back_at_each_cut(own_folder: Path, t
             after.append(state(unwrap_model(trainer.model)))
             assert not trainer.optimizer.state
 
-    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, rewind=0.0)
+    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, rewind=0.0)
     trainer = train(own_folder, tiny_data, prune, ("on_train_epoch_start", look))
     kept = {n: json.loads((trainer.save_dir / "pruning" / f"plan-{n}.json").read_text())["layers"] for n in (1, 2)}
     left = early["model.0.conv.weight"]
@@ -125,7 +125,15 @@ def test_a_penalty_acts_until_the_first_cut(own_folder: Path, tiny_data: Path, k
     hooks: list[int] = []
     watch = ("on_train_epoch_end", lambda t: hooks.append(len(t.optimizer._optimizer_step_pre_hooks)))
     plain, weights = (
-        PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, sparsity=sparsity, sparsity_strength=0.1)
+        PruneCallback(
+            0.5,
+            schedule="one-shot",
+            start=0.5,
+            calibration=4,
+            benchmark=False,
+            sparsity=sparsity,
+            sparsity_strength=0.1,
+        )
         for sparsity in ("none", kind)
     )
     norms = []
@@ -155,7 +163,7 @@ def test_gradients_of_the_epoch_before_a_cut_are_collected_for_free(
         return stock(model, config, imgsz, budget, widths, evidence, latency)
 
     monkeypatch.setattr(session, "plan_cut", plan_cut)
-    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, importance=importance)
+    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, importance=importance)
     trainer = train(own_folder, tiny_data, prune, warmup_epochs=0)
     assert steps == [2, 2]  # eight images in batches of four
     assert report_of(trainer)["final"]["macs"] <= 0.5 * report_of(trainer)["dense"]["macs"]

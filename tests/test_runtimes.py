@@ -61,8 +61,8 @@ def test_what_is_not_there_is_refused_with_the_way_out(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnsupportedError, match="runtime=tensorrt needs an NVIDIA GPU and this machine has none"):
         check_runtime("tensorrt")
-    with pytest.raises(UnsupportedError, match=r"model\.tflite is no \.pt"):
-        file_runner(tmp_path / "model.tflite", (1, 3, 8, 8), 1)
+    with pytest.raises(UnsupportedError, match=r"model\.txt is neither a checkpoint nor an export"):
+        file_runner(tmp_path / "model.txt", (1, 3, 8, 8), 1)
 
 
 class FakeContext:

@@ -18,7 +18,7 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, budget, checkpoint, latency, session
+from yolo_prune import PruneCallback, bench, budget, checkpoint, latency, session
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError, UnsupportedError
@@ -48,7 +48,9 @@ def run(own_folder: Path, tiny_data: Path) -> Run:
 
 def soon(target: Any = 0.5, **knobs: Any) -> PruneCallback:
     """Two cuts, before epochs 1 and 2 of four."""
-    return PruneCallback(target, **{"steps": 2, "start": 0.25, "end": 0.5, "calibration": 4, **knobs})
+    return PruneCallback(
+        target, **{"steps": 2, "start": 0.25, "end": 0.5, "calibration": 4, "benchmark": False, **knobs}
+    )
 
 
 def report_of(trainer: Any) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
 
     monkeypatch.setattr(latency, "SIMD", 1)
     monkeypatch.setattr(session, "measure", measure)
-    monkeypatch.setattr(session, "time_networks", lambda networks, runtime, imgsz: [0.03, 0.02])
+    monkeypatch.setattr(bench, "time_networks", lambda networks, runtime, imgsz: [0.03, 0.02])
     trainer = run(prune=soon("1.4x", runtime="openvino"))
     report = report_of(trainer)
     assert asked == ["openvino"]
@@ -154,10 +156,26 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert 1.4 <= predicted[0] / predicted[1] <= 1.45
     assert (report["dense"]["latency"], report["final"]["latency"]) == (0.03, 0.02)
 
-    monkeypatch.setattr(session, "time_networks", lambda networks, runtime, imgsz: 1 / 0)
+    monkeypatch.setattr(bench, "time_networks", lambda networks, runtime, imgsz: 1 / 0)
     with pytest.raises(ExportError, match="the result could not be timed: ZeroDivisionError"):
         run(prune=soon("1.4x"), name="untimed")
     assert (own_folder / "runs" / "untimed" / "pruning" / "report.json").exists()
+
+
+def test_a_run_ends_with_a_measured_speed_up_beside_the_official_scales(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scale = YOLO("yolov8n.yaml").model
+    monkeypatch.setattr(bench, "siblings", lambda network: [("yolov8n", scale)])
+    trainer = run(prune=soon(benchmark=True))
+    report = report_of(trainer)
+    assert report["scales"]["yolov8n"]["params"] == sum(p.numel() for p in scale.parameters())
+    times = [stage["latency"] for stage in (report["dense"], report["final"], *report["scales"].values())]
+    assert all(seconds > 0 for seconds in times) and report["timed"]["runtime"] == "onnx"
+
+    monkeypatch.setattr(bench, "check_runtime", lambda runtime: 1 / 0)
+    report = report_of(run(prune=soon(benchmark=True)))
+    assert report["timed"] is None and report["final"]["latency"] is None and not report["scales"]
 
 
 def test_a_file_that_is_larger_than_asked_is_an_error_after_saving(
@@ -369,7 +387,9 @@ def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(
         return trainer.metrics, 0.5
 
     monkeypatch.setattr(BaseTrainer, "validate", converged)
-    trainer = run(prune=PruneCallback(0.5, steps=2, start=0.1, end=0.8, calibration=4), epochs=12, patience=2)
+    trainer = run(
+        prune=PruneCallback(0.5, steps=2, start=0.1, end=0.8, calibration=4, benchmark=False), epochs=12, patience=2
+    )
     report = report_of(trainer)
     assert [cut["epoch"] for cut in report["cuts"]] == [1, 4]
     assert trainer.epoch == 6  # after the last cut, patience ends the run
@@ -391,7 +411,7 @@ def test_without_validation_the_run_still_ends_pruned(run: Run) -> None:
 
 
 def test_a_cut_before_the_first_epoch_works(run: Run) -> None:
-    report = report_of(run(prune=PruneCallback(0.3, schedule="one-shot", start=0, end=0), epochs=2))
+    report = report_of(run(prune=PruneCallback(0.3, schedule="one-shot", start=0, end=0, benchmark=False), epochs=2))
     assert report["cuts"][0]["epoch"] == 0 and report["dense"]["fitness"] is not None
     assert report["final"]["macs"] <= 0.7 * report["dense"]["macs"]
 
@@ -399,7 +419,9 @@ def test_a_cut_before_the_first_epoch_works(run: Run) -> None:
 def test_what_an_earlier_run_left_in_the_folder_is_not_taken_for_this_one(run: Run, own_folder: Path) -> None:
     first = run(prune=soon(), name="same", exist_ok=True)
     dense = report_of(first)["dense"]
-    again = run(prune=PruneCallback(0.3, schedule="one-shot", start=0), name="same", exist_ok=True, epochs=2)
+    again = run(
+        prune=PruneCallback(0.3, schedule="one-shot", start=0, benchmark=False), name="same", exist_ok=True, epochs=2
+    )
     assert again.save_dir == first.save_dir
     assert sorted(p.name for p in (again.save_dir / "pruning").iterdir()) == ["plan-1.json", "report.json"]
     reference, _ = load_checkpoint(again.wdir / "dense.pt")

@@ -61,6 +61,17 @@ def plan(arguments: list[str]) -> None:
     plan_command(values, knobs)
 
 
+def bench(arguments: list[str]) -> None:
+    """Time models side by side."""
+    rest = startup.join_assignments(arguments)
+    models = [argument for argument in rest if "=" not in argument]
+    if not models:
+        raise ConfigError("bench without models: say which, e.g. yolo-prune bench dense.pt best.pt imgsz=640.")
+    from yolo_prune.bench import bench_command  # loads ultralytics
+
+    bench_command(models, dict(argument.split("=", 1) for argument in rest if "=" in argument))
+
+
 def sensitivity(arguments: list[str]) -> None:
     """Measure which layers are sensitive."""
     knobs, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
@@ -109,6 +120,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, "the same arguments as 'yolo train', with pruning: yolo-prune train model=... data=... prune=0.5"),
     "prune": (prune, "one cut without training: yolo-prune prune model=best.pt data=... prune=0.15"),
     "plan": (plan, "what would be cut, and what that costs: yolo-prune plan model=best.pt [data=...] prune=0.5"),
+    "bench": (
+        bench,
+        "dense and pruned side by side, with the exports beside them: yolo-prune bench dense.pt best.pt imgsz=640",
+    ),
     "sensitivity": (
         sensitivity,
         "measure what narrowing a layer costs: yolo-prune sensitivity model=best.pt data=...",

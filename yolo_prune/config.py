@@ -93,6 +93,9 @@ class PruneConfig:
     rewind: float | None = _knob(
         None, "after a cut the weights of this fraction of the run come back, 0 <= rewind <= start (lottery ticket)"
     )
+    benchmark: bool = _knob(
+        True, "time dense and pruned at the end in the runtime, beside official scales of their size"
+    )
     export: tuple[str, ...] = _knob((), "Ultralytics export formats made and checked at the end, e.g. onnx,openvino")
     verbose: bool = _knob(True, "print one line per cut and the table at the end")
 

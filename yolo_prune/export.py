@@ -12,11 +12,13 @@ from ultralytics import YOLO
 from ultralytics.engine.exporter import export_formats
 from ultralytics.nn.autobackend import AutoBackend
 
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.report import ExportRecord
 
 SCORE_TOLERANCE = 1e-3
 """Largest difference of a score (0..1) that still counts as the same function."""
+INT8 = "int8"
+"""What Ultralytics adds to the name of an export in 8 bits."""
 BOX_TOLERANCE = 1e-3
 """Largest difference of a box coordinate, as a share of the image size."""
 
@@ -140,3 +142,42 @@ def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
             ]
             outputs += [t.float() if t.is_floating_point() else t for t in tensors]
     return outputs
+
+
+def form_of(path: Path) -> tuple[str, str]:
+    """Return Ultralytics' name of an exported file's format, and ``int8`` or nothing.
+
+    Raises:
+        UnsupportedError: If it is of no format of Ultralytics.
+    """
+    formats = export_formats()
+    for name, suffix in zip(formats["Argument"][1:], formats["Suffix"][1:], strict=True):
+        if path.name.endswith(suffix):
+            return name, INT8 if path.name.removesuffix(suffix).endswith(f"_{INT8}") else ""
+    raise UnsupportedError(f"{path} is neither a checkpoint nor of an export format of Ultralytics.")
+
+
+def exports_of(checkpoint: Path) -> dict[tuple[str, str], Path]:
+    """Return the exports that lie beside a checkpoint: name of the format and ``int8`` or nothing -> file or folder."""
+    formats = export_formats()
+    found = {
+        (name, precision): checkpoint.with_name(f"{checkpoint.stem}{f'_{precision}' if precision else ''}{suffix}")
+        for name, suffix in zip(formats["Argument"][1:], formats["Suffix"][1:], strict=True)
+        for precision in ("", INT8)
+    }
+    return {form: path for form, path in found.items() if path.exists()}
+
+
+def fitness(path: Path, task: str | None, data: str, imgsz: int) -> float:
+    """Return Ultralytics' fitness of a checkpoint or an exported file on the validation split, image by image.
+
+    All are given the same square images: an export has one size, while a checkpoint would take narrower ones.
+    """
+    model = YOLO(path, task=task)
+    results = model.val(data=data, imgsz=imgsz, batch=1, rect=False, workers=0, plots=False, verbose=False)
+    return float(results.fitness)
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size

@@ -15,6 +15,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from ultralytics.nn.tasks import guess_model_task
 
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
@@ -79,6 +80,13 @@ def image_channels(model: nn.Module) -> int:
     if "channels" in yaml:
         return int(yaml["channels"])
     return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+
+
+def image_size(model: nn.Module) -> int | tuple[int, int]:
+    """Return the image size in pixels that a network was trained for, or (height, width)."""
+    args = getattr(model, "args", None) or {}
+    own = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
+    return own or (224 if guess_model_task(model) == "classify" else 640)
 
 
 def _weightless(model: nn.Module) -> nn.Module:

@@ -42,7 +42,7 @@ def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
             f"{arguments['data']} has {classes} classes, the model {own}: give the data set that it was trained on, or "
             "train it on this one first."
         )
-    trainer.model = network
+    trainer.model = network.requires_grad_()  # else the trainer warns of each tensor of a loaded checkpoint
     trainer._setup_train()
     trainer.epoch = 0
     return trainer

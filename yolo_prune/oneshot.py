@@ -11,12 +11,12 @@ from typing import Any
 from torch import nn
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import smart_value
-from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
+from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
-from yolo_prune.graph import trace
+from yolo_prune.graph import image_size, trace
 from yolo_prune.host import calibration_batches, save_checkpoint, set_up
 from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
@@ -34,7 +34,7 @@ BY_WEIGHTS = (
     *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers"),
 )
 """The knobs that mean something without training and without data."""
-BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "export", "verbose")
+BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "benchmark", "export", "verbose")
 """The knobs that mean something without training."""
 DATA_FREE = {"importance": "l2", "allocation": "uniform"}
 """Defaults where there is no data to look at."""
@@ -102,7 +102,7 @@ def prune_model(
     given = target.to_dict() if isinstance(target, PruneConfig) else _knobs(target)
     config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **given, **knobs})
     network = network_of(model)
-    imgsz = imgsz or _own_imgsz(network)
+    imgsz = imgsz or image_size(network)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     plan = plan_cut(network, config, imgsz, latency=_measured(network, config, imgsz))
@@ -130,7 +130,7 @@ def sensitivity(
     Raises:
         ConfigError: If there are too few images, or the data set has other classes.
     """
-    given = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": imgsz or _own_imgsz(model.model)}
+    given = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": imgsz or image_size(model.model)}
     with _never_training(model, given) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
         evidence = Evidence(network, calibration_batches(trainer, calibration))
@@ -178,7 +178,7 @@ def dry_run(
         TargetError: If the target is out of reach.
         UnsupportedError: If the model cannot be cut, or latency cannot be measured here.
     """
-    network, size = network_of(model), imgsz or _own_imgsz(model.model)
+    network, size = network_of(model), imgsz or image_size(model.model)
     latency = _measured(network, config, size)
     if data is None:
         plan = plan_cut(network, config, size, latency=latency)
@@ -230,13 +230,6 @@ def _measured(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, i
 def _as_text(knobs: Mapping[str, str]) -> dict[str, str]:
     """Return knobs as the command line names them."""
     return {f"{CLI_PREFIX}{name}": value for name, value in knobs.items()}
-
-
-def _own_imgsz(network: nn.Module) -> int | tuple[int, int]:
-    """Return the image size that a network was trained for."""
-    args = getattr(network, "args", None) or {}
-    own = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
-    return own or (224 if isinstance(network, ClassificationModel) else 640)
 
 
 @contextmanager

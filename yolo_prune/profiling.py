@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.utils import LOGGER
 
 from yolo_prune.allocation import ByScore, make_plan
 from yolo_prune.channels import ChannelGraph
@@ -99,7 +103,21 @@ def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Pat
     torch.save({"model": copy_of(network).cpu().half(), "train_args": {}}, checkpoint)
     if runtime not in FORMATS:
         return checkpoint
-    return Path(YOLO(checkpoint).export(format=FORMATS[runtime], imgsz=list(imgsz), verbose=False))
+    with quiet():
+        return Path(YOLO(checkpoint).export(format=FORMATS[runtime], imgsz=list(imgsz), verbose=False))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Ultralytics and its exporters from telling of each network that is only made to be timed."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        LOGGER.setLevel(level)
 
 
 def time_networks(networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int]) -> list[float]:

@@ -24,8 +24,7 @@ class Stage:
         bytes: Size of the checkpoint file, without optimizer, or None.
         fitness: Ultralytics' fitness of the saved (FP16) file, or None without validation.
         checkpoint: Path of the file, or None.
-        latency: Seconds for one image in the asked runtime, or None without a latency target. Cuts have what was
-            predicted, the dense and the final network what was measured in turns at the end.
+        latency: Seconds for one image where ``timed`` says, measured in turns at the end, or None.
     """
 
     macs: int | None = None
@@ -89,13 +88,27 @@ class ExportRecord:
 
 @dataclass
 class Report:
-    """The contract of ``report.json``; each record above describes its own fields."""
+    """The contract of ``report.json``; each record above describes its own fields.
+
+    Attributes:
+        imgsz: Height and width in pixels.
+        dense: Before the first cut.
+        config: The run's knobs.
+        cuts: In their order.
+        final: What is handed over.
+        scales: Official scales of the family next to dense and final in size, by name, with random weights.
+        timed: Where latencies were measured: runtime, its version, device and threads; None if they were not.
+        exports: One per asked format.
+        guard: State of ``max_drop``, where it was asked for.
+    """
 
     imgsz: list[int]
     dense: Stage
     config: dict[str, Any]
     cuts: list[CutRecord] = field(default_factory=list)
     final: Stage | None = None
+    scales: dict[str, Stage] = field(default_factory=dict)
+    timed: dict[str, Any] | None = None
     exports: list[ExportRecord] = field(default_factory=list)
     guard: dict[str, Any] | None = None
 
@@ -136,6 +149,7 @@ class Report:
             rows.append((f"cut {n}/{len(self.cuts)}", str(cut.epoch), *self._sizes(cut), *fitness))
         if self.final:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
+        rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]
         return aligned(rows)
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from ultralytics.nn.autobackend import AutoBackend
 
 from yolo_prune.errors import UnsupportedError
 
@@ -47,10 +48,10 @@ def check_runtime(name: str) -> None:
 
 
 def described(name: str, threads: int) -> dict[str, Any]:
-    """Return what a measurement depends on: runtime, its version, the device, and threads."""
+    """Return what a measurement depends on: runtime or format, its version, the device, and threads."""
     on_gpu = name == "tensorrt" or (name == "pytorch" and torch.cuda.is_available())
     device = torch.cuda.get_device_name() if on_gpu else _cpu_name()
-    return {"runtime": name, "version": _version(PACKAGES[name]), "device": device, "threads": threads}
+    return {"runtime": name, "version": _version(PACKAGES.get(name, name)), "device": device, "threads": threads}
 
 
 def all_threads() -> int:
@@ -81,7 +82,8 @@ def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
     """Return what runs an exported file, or a checkpoint.
 
     Args:
-        path: ``.pt``, ``.onnx``, an OpenVINO folder, or ``.engine``.
+        path: ``.pt``, ``.onnx``, an OpenVINO folder, or ``.engine``; others run through Ultralytics' AutoBackend, with
+            threads of their own choice.
         shape: Of the input, (1, C, H, W).
         threads: For a CPU.
 
@@ -99,7 +101,11 @@ def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
         return _onnx_runner("openvino", str(models[0]), shape, threads)
     if path.suffix == ".engine":
         return _engine_runner(path)
-    raise UnsupportedError(f"{path} is no .pt, .onnx, .engine or OpenVINO folder, and cannot be timed here.")
+    try:
+        network = AutoBackend(str(path), device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except TypeError as e:
+        raise UnsupportedError(f"{path} is neither a checkpoint nor an export of Ultralytics: not timed.") from e
+    return _torch_runner(network, torch.from_numpy(_noise(shape)), threads)
 
 
 def alternating(runners: Sequence[Runner], rounds: int = 20, warmup: int = 3) -> np.ndarray:

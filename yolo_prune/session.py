@@ -25,6 +25,7 @@ from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from yolo_prune import checkpoint, distillation
 from yolo_prune.allocation import check_reachable
+from yolo_prune.bench import time_result
 from yolo_prune.budget import Goal, file_bytes
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
@@ -52,7 +53,7 @@ from yolo_prune.host import (
 from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut
-from yolo_prune.profiling import measure, time_networks
+from yolo_prune.profiling import measure
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import CutRecord, Report, Stage
 from yolo_prune.rewinding import recall, remember, rewind
@@ -298,11 +299,15 @@ class Session:
             self.report.dense = final  # nothing was cut
         folder = trainer.save_dir / "pruning"
         self.report.guard = self._guard.to_dict() if self._guard else None
-        if self.report.cuts and self.latency:
+        if self.report.cuts and (self.latency or self.config.benchmark):
             try:
-                self._time(Path(self.report.dense.checkpoint or ""), best, final)
+                self._time(best)
             except Exception as e:  # whatever an exporter or a runtime raises, the run is done
-                self._complaint = ExportError(f"the result could not be timed: {type(e).__name__}: {e}")
+                reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
+                if self.latency:
+                    self._complaint = ExportError(reason)
+                else:
+                    self._log(reason)
         path = self.report.save(folder)
         if self.schedule or self._guard:
             self._log(f"done\n{self.report.table()}")
@@ -325,16 +330,15 @@ class Session:
                 self._complaint = self._complaint or ExportError("; ".join(failed))
         self._log(f"checkpoint {best}, report {path}")
 
-    def _time(self, dense: Path, best: Path, final: Stage) -> None:
-        """Measure the dense and the final network in turns, and compare with what was predicted."""
-        expected = self.report.dense.latency or 1.0
-        predicted = expected / (self.report.cuts[-1].latency or expected)
-        networks = [load_checkpoint(path)[0] for path in (dense, best)]
-        self.report.dense.latency, final.latency = time_networks(networks, self.config.runtime, self.imgsz)
-        for record in self.report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
-            record.latency = (record.latency or 0.0) * self.report.dense.latency / expected
-        measured = self.report.dense.latency / final.latency
-        self._log(f"{self.config.runtime}: {measured:.2f}x as fast as the dense model, {predicted:.2f}x were predicted")
+    def _time(self, best: Path) -> None:
+        """Measure what came out, and compare it with what was predicted."""
+        expected = self.report.dense.latency
+        told = f"{self.config.runtime}: {time_result(self.report, best, self.config.runtime):.2f}x as fast as dense"
+        if expected:
+            told += f", {expected / (self.report.cuts[-1].latency or expected):.2f}x were predicted"
+            for record in self.report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
+                record.latency = (record.latency or 0.0) * (self.report.dense.latency or 0.0) / expected
+        self._log(told)
 
     def _missed(self, final: Stage) -> TargetError | None:
         """Return what to say if the file is larger than was asked for; everything else is exact."""

@@ -1,0 +1,306 @@
+"""Networks side by side: how fast each runs here, how large it is, and what the official scales next to it would do."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from ultralytics import RTDETR, YOLO
+from ultralytics.cfg import smart_value
+from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+
+from yolo_prune.checkpoint import is_pruned
+from yolo_prune.config import RUNTIMES
+from yolo_prune.cost import CostModel
+from yolo_prune.errors import ConfigError
+from yolo_prune.export import exports_of, file_size, fitness, form_of
+from yolo_prune.files import replacing
+from yolo_prune.graph import image_channels, image_size, trace
+from yolo_prune.profiling import export, quiet, time_networks
+from yolo_prune.report import Report, Stage, aligned
+from yolo_prune.runtimes import FORMATS, all_threads, alternating, check_runtime, described, file_runner
+from yolo_prune.targets import BYTES, MACS, PARAMS, in_units
+from yolo_prune.zoo import siblings
+
+ROUNDS = 20
+
+
+@dataclass
+class Row:
+    """One network in one runtime.
+
+    Attributes:
+        model: File, or name of an official scale.
+        runtime: One of `config.RUNTIMES`, or Ultralytics' name of another format.
+        macs: Multiply-adds for one image, where the checkpoint is known.
+        params: Parameters, likewise.
+        bytes: Size of the file or folder; None for an official scale.
+        seconds: Times for one image: lower quartile, median, upper quartile; None where it could not be timed.
+        speedup: How many times as fast as the first model that was timed in this runtime.
+        fitness: Ultralytics' fitness of this very file on the validation split, where data was given.
+        reason: Why it could not be timed.
+    """
+
+    model: str
+    runtime: str
+    macs: int | None = None
+    params: int | None = None
+    bytes: int | None = None
+    seconds: tuple[float, float, float] | None = None
+    speedup: float | None = None
+    fitness: float | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Bench:
+    """What `bench` has found.
+
+    Attributes:
+        imgsz: Height and width in pixels.
+        rounds: Times that each network ran, in turns with the others.
+        where: Runtime -> its version, device and threads.
+        rows: By runtime; models in the order in which they were given, official scales last.
+    """
+
+    imgsz: tuple[int, int]
+    rounds: int
+    where: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Return the table that the command prints."""
+        is_judged = any(row.fitness is not None for row in self.rows)
+        cells: list[tuple[str, ...]] = [
+            ("model", "runtime", "MACs", "params", "file", "ms (quartiles)", "speed-up", *["fitness"] * is_judged)
+        ]
+        for row in self.rows:
+            amounts = ((MACS, row.macs), (PARAMS, row.params), (BYTES, row.bytes))
+            sizes = ("" if amount is None else in_units(quantity, amount) for quantity, amount in amounts)
+            low, median, high = (f"{1e3 * s:.1f}" for s in row.seconds or (0.0, 0.0, 0.0))
+            timed = (f"{median} ({low}-{high})", f"{row.speedup:.2f}x") if row.seconds else (row.reason or "", "")
+            fitness = "" if row.fitness is None else f"{row.fitness:.4f}"
+            cells.append((row.model, row.runtime, *sizes, *timed, *[fitness] * is_judged))
+        told = [f"{name} {w['version']}: {w['device']}, {w['threads']} threads" for name, w in self.where.items()]
+        size = f"{self.imgsz[0]}x{self.imgsz[1]} pixels, batch 1, {self.rounds} rounds in turns"
+        return "\n".join([aligned(cells), size, *told])
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON; a reader never sees half of it."""
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    imgsz: int | tuple[int, int] | None = None,
+    data: str | None = None,
+    runtimes: Sequence[str] = (),
+    scales: bool = True,
+    threads: int | None = None,
+    rounds: int = ROUNDS,
+) -> Bench:
+    """Time models in turns, in every form in which they are there.
+
+    Args:
+        models: Checkpoints, each with the exports that lie beside it; exported files; or names such as ``yolo11n.yaml``
+            for random weights. Speed-ups are relative to the first.
+        imgsz: Side of the image in pixels, or (height, width) (default: that of the first checkpoint). Exports have a
+            size of their own, which has to be this one.
+        data: A data set as Ultralytics takes it: fitness of each file on its validation split.
+        runtimes: Of `config.RUNTIMES`: where a checkpoint has no export for one of them, a temporary one is made.
+        scales: Whether to put the official scales beside them that are next to them in size, with random weights.
+        threads: For a CPU (default: all).
+        rounds: Times that each runs.
+
+    Raises:
+        ConfigError: If a file is not there, or a runtime is unknown.
+        UnsupportedError: If an asked runtime is not there.
+    """
+    for name in runtimes:
+        if name not in RUNTIMES:
+            raise ConfigError(f"runtimes={name} is none of {', '.join(RUNTIMES)}.")
+        check_runtime(name)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
+        networks = [s.network for s in subjects if s.network is not None]
+        size = imgsz or next(map(image_size, networks), 640)
+        height, width = size if isinstance(size, tuple) else (size, size)
+        found = Bench((height, width), rounds)
+        known = {*runtimes, *(runtime for s in subjects for runtime in s.files)}
+        for subject in subjects:
+            if subject.network is not None:
+                subject.size = measured(subject.network, found.imgsz)
+        if scales and networks:
+            beside = neighbours(networks, [s.size.macs or 0 for s in subjects if s.network], found.imgsz)
+            subjects += [_Subject(name, {}, *of, is_official=True) for name, of in beside.items()]
+        for subject in subjects:
+            wanted = known & set(RUNTIMES) if subject.is_official else set(runtimes)
+            for runtime in sorted(wanted - subject.files.keys() if subject.network else ()):
+                where = Path(tempfile.mkdtemp(dir=folder))
+                subject.files[runtime] = export(subject.network, runtime, found.imgsz, where)
+        shape = (1, next(map(image_channels, networks), 3), height, width)
+        for runtime in sorted(known):
+            found.where[runtime] = described(runtime.partition(" ")[0], threads or all_threads())
+            here = [s for s in subjects if runtime in s.files]
+            found.rows += _timed(here, runtime, shape, threads or all_threads(), rounds)
+            for row, subject in zip(found.rows[-len(here) :], here, strict=True):
+                if data and row.seconds and not subject.is_official:
+                    task = subject.network and guess_model_task(subject.network)
+                    row.fitness = fitness(subject.files[runtime], task, data, max(found.imgsz))
+    return found
+
+
+def measured(network: nn.Module, imgsz: int | tuple[int, int]) -> Stage:
+    """Return the multiply-adds and parameters of a network."""
+    cost = CostModel(trace(network, imgsz))
+    return Stage(cost.macs(), cost.params())
+
+
+def neighbours(
+    networks: Sequence[nn.Module], macs: Sequence[int], imgsz: int | tuple[int, int]
+) -> dict[str, tuple[nn.Module, Stage]]:
+    """Return the official scales that lie among networks of one family, and the next smaller and the next larger one.
+
+    Args:
+        networks: Those that are compared; an official scale that is one of them is left out.
+        macs: Their multiply-adds.
+        imgsz: Image size in pixels.
+
+    Returns:
+        Name -> network with random weights, and its size.
+    """
+    own = {Path(network.yaml.get("yaml_file", "")).stem for network in networks if not is_pruned(network.yaml)}
+    found: dict[str, tuple[nn.Module, Stage]] = {}
+    with quiet():
+        for name, other in siblings(networks[0]):
+            if name in own:
+                continue
+            size = measured(other, imgsz)
+            if (size.macs or 0) < min(macs):
+                found.clear()
+            found[name] = (other, size)
+            if (size.macs or 0) > max(macs):
+                break
+    return found
+
+
+def time_result(report: Report, best: Path, runtime: str) -> float:
+    """Measure a run's dense and final network and official scales next to them in turns, and note it in the report.
+
+    Args:
+        report: With the dense network's checkpoint, and the sizes of both.
+        best: The final network's checkpoint.
+        runtime: One of `config.RUNTIMES`.
+
+    Returns:
+        How many times as fast as the dense network the final one is.
+
+    Raises:
+        UnsupportedError: If the runtime is not there.
+    """
+    check_runtime(runtime)
+    assert report.final is not None and report.dense.checkpoint is not None
+    imgsz = (report.imgsz[0], report.imgsz[1])
+    networks = [load_checkpoint(path)[0] for path in (report.dense.checkpoint, best)]
+    beside = neighbours(networks, [report.dense.macs or 0, report.final.macs or 0], imgsz)
+    networks += [network for network, _ in beside.values()]
+    report.scales = {name: size for name, (_, size) in beside.items()}
+    seconds = time_networks(networks, runtime, imgsz)
+    for stage, latency in zip((report.dense, report.final, *report.scales.values()), seconds, strict=True):
+        stage.latency = latency
+    report.timed = described(runtime, all_threads())
+    return seconds[0] / seconds[1]
+
+
+def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune bench`` and print the table.
+
+    Args:
+        models: As for `bench`.
+        arguments: The other parameters of `bench` as name -> text, and ``save``, a JSON file.
+
+    Raises:
+        ConfigError: If one is wrong.
+    """
+    values = {name: smart_value(text) for name, text in arguments.items()}
+    save = values.pop("save", None)
+    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds")
+    if wrong := [name for name in values if name not in allowed]:
+        raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
+    for name in ("threads", "rounds"):
+        if not isinstance(number := values.get(name, 1), int) or isinstance(number, bool) or number < 1:
+            raise ConfigError(f"{name}={number} is no whole number >= 1.")
+    if "runtimes" in arguments:
+        values["runtimes"] = tuple(arguments["runtimes"].split(","))
+    found = bench(models, **values)
+    print(found.table())
+    if save:
+        found.save(Path(save))
+
+
+@dataclass
+class _Subject:
+    """A network with its files."""
+
+    name: str
+    files: dict[str, Path]
+    network: nn.Module | None = None
+    size: Stage = field(default_factory=Stage)
+    is_official: bool = False
+
+
+def _given(model: str, folder: Path) -> _Subject:
+    """Find a model and its exports; one that is built from a YAML is written to a folder."""
+    path = Path(model)
+    if path.suffix in {".yaml", ".yml"}:
+        network = (RTDETR if "rtdetr" in path.stem else YOLO)(model).model
+        folder.mkdir()
+        return _Subject(path.stem, {"pytorch": export(network, "pytorch", (640, 640), folder)}, network)
+    if not path.exists():
+        raise ConfigError(f"there is no {model}: give checkpoints, exported files, or a model's YAML.")
+    if path.suffix != ".pt":
+        return _Subject(path.name, {_label(*form_of(path)): path})
+    exports = {_label(*form): file for form, file in exports_of(path).items()}
+    return _Subject(_short(path), {"pytorch": path, **exports}, load_checkpoint(path)[0])
+
+
+def _short(path: Path) -> str:
+    """Return a checkpoint's name, with its run's where it lies in a run's folder."""
+    return f"{path.parent.parent.name}/{path.name}" if path.parent.name == "weights" else path.name
+
+
+def _label(name: str, precision: str) -> str:
+    """Return a runtime's name for Ultralytics' name of a format, with the precision where it is not the usual one."""
+    runtime = next((runtime for runtime, format in FORMATS.items() if format == name), name)
+    return f"{runtime} {precision}".strip()
+
+
+def _timed(subjects: Sequence[_Subject], runtime: str, shape: tuple[int, ...], threads: int, rounds: int) -> list[Row]:
+    """Time what runs in one runtime, in turns; what fails is told in its row."""
+    rows, runners, timed = [], [], []
+    for subject in subjects:
+        row = Row(subject.name, runtime, subject.size.macs, subject.size.params)
+        rows.append(row)
+        if not subject.is_official:
+            row.bytes = file_size(subject.files[runtime])
+        try:
+            runner = file_runner(subject.files[runtime], shape, threads)
+            runner()
+        except Exception as e:  # whatever a runtime raises, the others can be timed
+            row.reason = f"{type(e).__name__}: {e}".splitlines()[0][:100]
+            continue
+        runners.append(runner)
+        timed.append(row)
+    for row, seconds in zip(timed, alternating(runners, rounds), strict=True):
+        low, median, high = (float(q) for q in np.percentile(seconds, (25, 50, 75)))
+        row.seconds = (low, median, high)
+        row.speedup = (timed[0].seconds or row.seconds)[1] / median
+    return rows
