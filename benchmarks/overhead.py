@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from training import machine
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
@@ -41,7 +41,7 @@ def main() -> None:
     """Measure, print and write."""
     torch.set_num_threads(os.cpu_count() or 1)
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "machine": machine(),
         "threads": torch.get_num_threads(),
         "repeats": REPEATS,
         "seconds": {name: plan_and_cut(name) for name in ("yolo11n", "yolo11x")},

@@ -48,7 +48,7 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         times = [float(row["time"]) for row in csv.DictReader(lines)]
     return {
         "command": " ".join(("yolo train", *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "machine": machine(),
         "plain_process": {
             "metrics": validate(best, given["data"], int(given["imgsz"])),
             "bytes": best.stat().st_size,
@@ -56,6 +56,11 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         "seconds": {"total": round(times[-1]), "per_epoch": round(times[-1] / len(times), 1)},
         "report": _without_paths(json.loads(report_file.read_text())) if report_file.exists() else {},
     }
+
+
+def machine() -> str:
+    """Return what a result was made on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
 
 
 def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, float]:

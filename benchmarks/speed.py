@@ -1,0 +1,221 @@
+"""Speed: how much of a cut in multiply-adds arrives in the runtime, and how exactly a latency target is met.
+
+    python benchmarks/accuracy.py --only -s0-start     # the dense models that it starts from
+    python benchmarks/speed.py --shared ../shared      # about an hour on two idle cores
+    python benchmarks/speed.py --table                 # print the tables of what is there
+
+yolov8n and yolo11n, fine-tuned on bccd, are cut once, without training, in the ways of ``CUTS``. Then dense and cut are
+timed in turns in one process with all threads, at 320 and 640 px, in ONNX Runtime, OpenVINO and PyTorch (``bench``).
+The error of the latency prediction is taken from random plans. What is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from accuracy import Case
+from training import ENVIRONMENT, machine
+
+RESULTS = Path(__file__).parent / "results" / "speed"
+MODELS = ("yolov8n", "yolo11n")
+RUNTIMES = ("onnx", "openvino", "pytorch")
+SIZES = (320, 640)
+RANDOM_PLANS = 20
+CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "30 % fewer MACs": (224, ("prune=0.3",)),
+    "50 % fewer MACs": (224, ("prune=0.5",)),
+    "70 % fewer MACs": (224, ("prune=0.7",)),
+    "50 %, any width": (224, ("prune=0.5", "prune_round_to=1")),
+    "50 %, multiples of 4": (224, ("prune=0.5", "prune_round_to=4")),
+    "50 %, multiples of 16": (224, ("prune=0.5", "prune_round_to=16")),
+    "50 %, same share everywhere": (224, ("prune=0.5", "prune_allocation=uniform")),
+    **{
+        f"{target} in {runtime} at {imgsz} px": (
+            imgsz,
+            (f"prune={target}", f"prune_runtime={runtime}", "prune_calibration=16"),
+        )
+        for runtime, imgsz in (("onnx", 320), ("onnx", 640), ("openvino", 640))
+        for target in ("1.5x", "2x")
+    },
+    **{f"{target} in onnx at 224 px": (224, (f"prune={target}",)) for target in ("1.5x", "2x")},
+}
+"""Name -> image size of the cut and its arguments. Latency targets are met at the size that they are planned for."""
+
+
+def main() -> None:
+    """Make what is missing and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where accuracy.py left its runs")
+    parser.add_argument("--only", default="", help="part of the names of cuts; measure nothing")
+    parser.add_argument("--table", action="store_true", help="cut and measure nothing")
+    args = parser.parse_args()
+    if not args.table:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        data = str(args.shared.resolve() / "data" / "bccd" / "data.yaml")
+        for case in (Case(model, "bccd") for model in MODELS):
+            files = {name: cut(case, name, data, args.runs.resolve()) for name in CUTS if args.only in name}
+            if not args.only:
+                measure(case, files, data, args.runs.resolve())
+    print(speed_table(), target_table(), width_table(), equal_speed_table(), error_table(), sep="\n\n")
+
+
+def cut(case: Case, name: str, data: str, runs: Path) -> Path:
+    """Return the checkpoint of a cut, which is made if it is not there."""
+    imgsz, knobs = CUTS[name]
+    folder = runs / f"{case}-speed" / name.replace(" ", "-").replace("%", "percent")
+    best = folder / "weights" / "best.pt"
+    if not best.exists():
+        start = runs / f"{case}-start" / "weights" / "best.pt"
+        what = (f"model={start}", f"data={data}", f"imgsz={imgsz}", *knobs, "workers=0", "prune_benchmark=False")
+        where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
+        command = [Path(sys.executable).with_name("yolo-prune"), "prune", *what, *where]
+        subprocess.run(command, check=True, env=ENVIRONMENT)
+    return best
+
+
+def measure(case: Case, cuts: Mapping[str, Path], data: str, runs: Path) -> None:
+    """Time dense and cut networks, in turns for each runtime and size, and compare predictions with measurements."""
+    from yolo_prune.bench import bench
+
+    dense = runs / f"{case}-start" / "weights" / "best.pt"
+    for imgsz in (224, *SIZES):
+        file = RESULTS / f"{case.model}-{imgsz}.json"
+        if file.exists():
+            continue
+        names = [name for name, (size, _) in CUTS.items() if size == imgsz or (imgsz != 224 and size == 224)]
+        how = {"runtimes": RUNTIMES} if imgsz in SIZES else {"runtimes": ("onnx",), "data": data}
+        found = bench([dense, *(cuts[name] for name in names)], imgsz=imgsz, scales=False, **how)
+        rows = [
+            {"cut": name, "runtime": row.runtime, "macs": row.macs, "params": row.params}
+            | {"seconds": row.seconds, "speedup": row.speedup, "fitness": row.fitness}
+            for row, name in zip(found.rows, ["dense", *names] * len(found.where), strict=True)
+        ]
+        write(file, {"imgsz": imgsz, "rounds": found.rounds, "where": found.where, "rows": rows})
+    file = RESULTS / f"{case.model}-prediction.json"
+    if not file.exists():
+        write(file, {"imgsz": SIZES[0], "errors": {runtime: errors(dense, runtime) for runtime in RUNTIMES}})
+
+
+def errors(checkpoint: Path, runtime: str) -> list[float]:
+    """Return the relative errors of the predicted speed-up over dense, for networks of random widths."""
+    from dataclasses import replace
+
+    from ultralytics.nn.tasks import load_checkpoint
+
+    from yolo_prune import profiling
+    from yolo_prune.cost import CostModel
+    from yolo_prune.graph import trace
+
+    network = load_checkpoint(checkpoint)[0]
+    graph = trace(network, SIZES[0])
+    table = profiling.measure(network, graph, runtime)
+    draw = np.random.default_rng(0)
+    networks = [network]
+    for seed in range(RANDOM_PLANS):  # other seeds than those of the networks that the table was weighed with
+        networks.append(profiling.copy_of(network))
+        profiling.random_plan(graph, draw.uniform(0.25, 0.9), seed=100 + seed).apply(networks[-1])
+    predicted = [CostModel(replace(trace(n, SIZES[0]), latency=table)).seconds() for n in networks]
+    measured = profiling.time_networks(networks, runtime, SIZES[0])
+    return [(p / predicted[0]) / (m / measured[0]) - 1 for p, m in zip(predicted[1:], measured[1:], strict=True)]
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a result with the machine that it was made on."""
+    file.write_text(json.dumps({"machine": machine(), "seed": 0, "data": "bccd", **content}, indent=1) + "\n")
+
+
+def rows_of(model: str, imgsz: int) -> dict[str, dict[str, Any]]:
+    """Return cut -> MACs kept, fitness, and runtime -> speed-up, of one measurement; nothing if it is not there."""
+    file = RESULTS / f"{model}-{imgsz}.json"
+    found: dict[str, dict[str, Any]] = {}
+    for row in json.loads(file.read_text())["rows"] if file.exists() else ():
+        cell = found.setdefault(row["cut"], {"macs": row["macs"], "fitness": row["fitness"]})
+        cell[row["runtime"]] = row["speedup"]
+    return found
+
+
+def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def speedups(cell: Mapping[str, Any]) -> list[str]:
+    """Return the speed-ups in all runtimes as text."""
+    return [f"{cell[runtime]:.2f}x" for runtime in RUNTIMES]
+
+
+def speed_table() -> str:
+    """Return what a cut in MACs brings."""
+    rows = [
+        (model, str(imgsz), name, f"{cell['macs'] / found['dense']['macs']:.0%}", *speedups(cell))
+        for model in MODELS
+        for imgsz in SIZES
+        for found in (rows_of(model, imgsz),)
+        for name, cell in found.items()
+        if name.endswith("fewer MACs") or name.endswith("everywhere")
+    ]
+    return table_of(("model", "px", "cut", "MACs kept", "ONNX Runtime", "OpenVINO", "PyTorch"), rows)
+
+
+def target_table() -> str:
+    """Return how latency targets are met."""
+    rows = [
+        (model, name, f"{cell['macs'] / found['dense']['macs']:.0%}", *speedups(cell))
+        for model in MODELS
+        for imgsz in SIZES
+        for found in (rows_of(model, imgsz),)
+        for name, cell in found.items()
+        if name.endswith(f"at {imgsz} px")
+    ]
+    return table_of(("model", "asked", "MACs kept", "ONNX Runtime", "OpenVINO", "PyTorch"), rows)
+
+
+def width_table() -> str:
+    """Return what widths that are multiples of a number bring, at half of the MACs and 640 px."""
+    rows = []
+    names = ("50 %, any width", "50 %, multiples of 4", "50 % fewer MACs", "50 %, multiples of 16")
+    for model in MODELS:
+        found, judged = rows_of(model, 640), rows_of(model, 224)
+        for name, text in zip(names, ("1", "4", "default (8)", "16"), strict=True):
+            if name in found:
+                rows.append((model, text, *speedups(found[name]), f"{judged[name]['fitness']:.3f}"))
+    return table_of(("model", "round_to", "ONNX Runtime", "OpenVINO", "PyTorch", "mAP50-95, not trained"), rows)
+
+
+def equal_speed_table() -> str:
+    """Return the accuracy of cuts that were planned for latency, and of cuts planned for MACs that are as fast."""
+    rows = []
+    for model in MODELS:
+        found = rows_of(model, 224)
+        by_macs = sorted(
+            (c["onnx"], c["fitness"]) for n, c in found.items() if n == "dense" or n.endswith("fewer MACs")
+        )
+        for name, cell in found.items():
+            if name.endswith("in onnx at 224 px"):
+                at_equal_speed = np.interp(cell["onnx"], *zip(*by_macs, strict=True))
+                rows.append((model, name, f"{cell['onnx']:.2f}x", f"{cell['fitness']:.3f}", f"{at_equal_speed:.3f}"))
+    return table_of(("model", "asked", "measured", "planned for latency", "planned for MACs, as fast"), rows)
+
+
+def error_table() -> str:
+    """Return the errors of the prediction."""
+    rows = []
+    for model in MODELS:
+        file = RESULTS / f"{model}-prediction.json"
+        for runtime, values in (json.loads(file.read_text())["errors"] if file.exists() else {}).items():
+            sizes = sorted(abs(value) for value in values)
+            rows.append((model, runtime, str(len(sizes)), f"{median(sizes):.1%}", f"{sizes[-1]:.1%}"))
+    return table_of(("model", "runtime", "random plans", "median error", "largest"), rows)
+
+
+if __name__ == "__main__":
+    main()
