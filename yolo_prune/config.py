@@ -93,7 +93,9 @@ class PruneConfig:
     rewind: float | None = _knob(
         None, "after a cut the weights of this fraction of the run come back, 0 <= rewind <= start (lottery ticket)"
     )
-    export: tuple[str, ...] = _knob((), "Ultralytics export formats made and checked at the end, e.g. onnx,openvino")
+    export: tuple[str, ...] = _knob(
+        (), "Ultralytics export formats made and checked at the end, some with a precision, e.g. onnx,openvino:8"
+    )
     verbose: bool = _knob(True, "print one line per cut and the table at the end")
 
     def __post_init__(self) -> None:
