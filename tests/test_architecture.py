@@ -37,6 +37,7 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
         "allocation",
         "channels",
         "config",
+        "coreml",
         "cost",
         "errors",
         "guard",
@@ -65,11 +66,11 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 
 
 ORDER = (
-    ("errors", "files", "targets", "latency", "channels"),
+    ("errors", "files", "targets", "latency", "channels", "coreml"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
-    ("layers", "statistics", "plan", "allocation", "surgery", "graph", "export"),
+    ("layers", "statistics", "plan", "allocation", "surgery", "graph"),
     (
         "importance",
         "elimination",
@@ -82,7 +83,7 @@ ORDER = (
         "runtimes",
         "profiling",
     ),
-    ("checkpoint", "bench", "verification", "rewinding", "snapshot", "distillation", "host"),
+    ("checkpoint", "verification", "rewinding", "snapshot", "distillation", "host", "export", "bench"),
     ("session", "oneshot"),
     ("callback",),
     ("startup",),

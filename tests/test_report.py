@@ -17,8 +17,8 @@ def report() -> Report:
         cuts=[CutRecord(3, 500_000_000, 900_000, 2_000_000, 0.1, 0.45, "abc", [{"layer": "x", "why": "y"}], 1.5)],
         final=Stage(500_000_000, 900_000, 2_000_000, 0.45, "best.pt"),
         exports=[
-            ExportRecord("onnx", "best.onnx", 2e-7, 3e-4, True, None),
-            ExportRecord("engine", None, None, None, False, "no GPU"),
+            ExportRecord("onnx", "8", "best-8_int8.onnx", 2_500_000, 2e-2, 3.0, 0.54, 0.6, ok=True),
+            ExportRecord("engine", reason="no GPU"),
         ],
     )
 
@@ -32,11 +32,11 @@ def test_the_table_gives_each_figure_with_its_change(report: Report) -> None:
     ]
 
 
-def test_the_export_table_gives_differences_or_the_reason(report: Report) -> None:
+def test_the_export_table_gives_differences_and_fitness_or_the_reason(report: Report) -> None:
     assert report.export_table().splitlines() == [
-        "export  ok   scores  boxes (px)  file or reason",
-        "onnx    yes  2e-07   0.0003      best.onnx",
-        "engine  no                       no GPU",
+        "export  precision  ok   scores  boxes (px)  fitness          size     file or reason",
+        "onnx    8          yes  0.02    3           0.5400 (-10.0%)  2.50 MB  best-8_int8.onnx",
+        "engine  32         no                                                 no GPU",
     ]
 
 
@@ -52,9 +52,14 @@ def test_the_file_has_the_contracts_names_and_no_half_written_state(report: Repo
     assert {"imgsz", "dense", "cuts", "final", "exports", "versions", "config"} <= data.keys()
     assert data["exports"][1] == {
         "format": "engine",
+        "precision": "32",
         "path": None,
+        "bytes": None,
         "max_abs_diff": None,
         "max_abs_diff_boxes": None,
+        "fitness": None,
+        "fitness_checkpoint": None,
+        "inspected": None,
         "ok": False,
         "reason": "no GPU",
     }

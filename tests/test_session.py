@@ -519,6 +519,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
     ({"quantize": 8}, {}, UnsupportedError, r"pruning cannot be combined with quantize=8 \(QAT\) yet"),
     ({"epochs": 3}, {"end": 0.3}, ConfigError, "2 cuts between start=0.25 and end=0.3 do not fit epochs=3"),
     ({}, {"export": ("onxx",)}, ConfigError, "export='onxx' is no export format of Ultralytics: did you mean onnx?"),
+    (
+        {},
+        {"export": ("pb:8",)},
+        ConfigError,
+        "export='pb:8': Ultralytics exports no pb of this precision. Valid: pb:32",
+    ),
     ({}, {"target": 0.999}, TargetError, "is the least that can be reached"),
 ]
 

@@ -40,11 +40,15 @@ def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
     }  # fmt: skip
     kind = RTDETR if "rtdetr" in name else YOLO
     model = kind(f"{name}.yaml")
-    PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, benchmark=False).attach(model)
+    PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, benchmark=False, export="torchscript").attach(
+        model
+    )
     model.train(epochs=2, **settings)
 
     report = json.loads((Path(model.trainer.save_dir) / "pruning" / "report.json").read_text())
     assert 0.48 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.5
+    (export,) = report["exports"]
+    assert export["ok"] and export["fitness"] == pytest.approx(export["fitness_checkpoint"], abs=1e-6)
     best = kind(model.trainer.best)
     slim = shape(best.model)
     assert best.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)
@@ -69,7 +73,9 @@ def test_a_pretrained_model_meets_other_channels_one_class_and_rectangles(tiny_d
         "single_cls": True, "rect": True, "optimizer": "AdamW", "warmup_epochs": 0,
     }  # fmt: skip
     model = YOLO(pretrained)
-    PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, benchmark=False).attach(model)
+    PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, benchmark=False, export="torchscript").attach(
+        model
+    )
     model.train(epochs=2, **settings)
 
     best = YOLO(model.trainer.best)

@@ -37,7 +37,7 @@ class Row:
 
     Attributes:
         model: File, or name of an official scale.
-        runtime: One of `config.RUNTIMES`, or Ultralytics' name of another format.
+        runtime: One of `config.RUNTIMES`, or Ultralytics' name of another format; with a precision as in ``onnx:8``.
         macs: Multiply-adds for one image, where the checkpoint is known.
         params: Parameters, likewise.
         bytes: Size of the file or folder; None for an official scale.
@@ -148,13 +148,13 @@ def bench(
                 subject.files[runtime] = export(subject.network, runtime, found.imgsz, where)
         shape = (1, next(map(image_channels, networks), 3), height, width)
         for runtime in sorted(known):
-            found.where[runtime] = described(runtime.partition(" ")[0], threads or all_threads())
+            found.where[runtime] = described(runtime.partition(":")[0], threads or all_threads())
             here = [s for s in subjects if runtime in s.files]
             found.rows += _timed(here, runtime, shape, threads or all_threads(), rounds)
             for row, subject in zip(found.rows[-len(here) :], here, strict=True):
                 if data and row.seconds and not subject.is_official:
                     task = subject.network and guess_model_task(subject.network)
-                    row.fitness = fitness(subject.files[runtime], task, data, max(found.imgsz))
+                    row.fitness = fitness(subject.files[runtime], data, max(found.imgsz), task)
     return found
 
 
@@ -267,8 +267,8 @@ def _given(model: str, folder: Path) -> _Subject:
     if not path.exists():
         raise ConfigError(f"there is no {model}: give checkpoints, exported files, or a model's YAML.")
     if path.suffix != ".pt":
-        return _Subject(path.name, {_label(*form_of(path)): path})
-    exports = {_label(*form): file for form, file in exports_of(path).items()}
+        return _Subject(path.name, {_label(form_of(path)): path})
+    exports = {_label(form): file for form, file in exports_of(path).items()}
     return _Subject(_short(path), {"pytorch": path, **exports}, load_checkpoint(path)[0])
 
 
@@ -277,10 +277,11 @@ def _short(path: Path) -> str:
     return f"{path.parent.parent.name}/{path.name}" if path.parent.name == "weights" else path.name
 
 
-def _label(name: str, precision: str) -> str:
-    """Return a runtime's name for Ultralytics' name of a format, with the precision where it is not the usual one."""
+def _label(form: str) -> str:
+    """Return a runtime's name, with the precision where it is not the usual one, for a form of `exports_of`."""
+    name, colon, precision = form.partition(":")
     runtime = next((runtime for runtime, format in FORMATS.items() if format == name), name)
-    return f"{runtime} {precision}".strip()
+    return f"{runtime}{colon}{precision}"
 
 
 def _timed(subjects: Sequence[_Subject], runtime: str, shape: tuple[int, ...], threads: int, rounds: int) -> list[Row]:

@@ -96,7 +96,9 @@ class PruneConfig:
     benchmark: bool = _knob(
         True, "time dense and pruned at the end in the runtime, beside official scales of their size"
     )
-    export: tuple[str, ...] = _knob((), "Ultralytics export formats made and checked at the end, e.g. onnx,openvino")
+    export: tuple[str, ...] = _knob(
+        (), "Ultralytics export formats made and checked at the end, some with a precision, e.g. onnx,openvino:8"
+    )
     verbose: bool = _knob(True, "print one line per cut and the table at the end")
 
     def __post_init__(self) -> None:

@@ -1,71 +1,283 @@
-"""Hand the pruned checkpoint to Ultralytics' own export, then check that the exported file computes the same."""
+"""Hand the pruned checkpoint to Ultralytics' own export, then check that the exported file does the same.
+
+In full precision the file has to compute what the checkpoint computes, number by number. In a lower one it has to find
+what the checkpoint finds: its fitness on the validation set decides, and differences of outputs are only told.
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from ultralytics import YOLO
-from ultralytics.engine.exporter import export_formats
+from ultralytics.cfg import QUANTIZE_ALIASES
+from ultralytics.engine.exporter import (
+    EXPORT_ENVS,
+    FP16_FORMATS,
+    FP32_UNSUPPORTED_FORMATS,
+    INT8_FORMATS,
+    W8A16_FORMATS,
+    W8A32_FORMATS,
+    export_formats,
+)
 from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.modules import SemanticSegment
+from ultralytics.utils import checks
 
+from yolo_prune.coreml import disagreement, inspect
 from yolo_prune.errors import ConfigError, UnsupportedError
+from yolo_prune.host import kept
 from yolo_prune.report import ExportRecord
 
 SCORE_TOLERANCE = 1e-3
 """Largest difference of a score (0..1) that still counts as the same function."""
-INT8 = "int8"
-"""What Ultralytics adds to the name of an export in 8 bits."""
 BOX_TOLERANCE = 1e-3
 """Largest difference of a box coordinate, as a share of the image size."""
+APPLE = {"coreml": "Core ML", "coreai": "Core AI"}
+"""Formats that are made anywhere and run on macOS only."""
+LOSS = {"16": 0.02, "8": 0.1, "w8a16": 0.1, "w8a32": 0.1}
+"""Precision -> share of its fitness that an export may lose.
+
+Measured on a YOLOv8n of half the MACs (`benchmarks/exports.py`): FP16 moves the fitness by 0.3 % at most, INT8 that is
+calibrated well loses 0 to 2 %, and a static INT8 that confuses classes 15 %, which has to be told.
+"""
+NOISE = 0.01
+"""Fitness that may always be lost: so much hangs on a single image of a small validation set."""
+
+_PRECISION = r"(?:[-_](8|16|32|w8a16|w8a32|int8))"
+"""What an export's name has between the checkpoint's and the suffix: from `_make`, or from Ultralytics."""
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Refuse formats that Ultralytics does not know.
-
-    Raises:
-        ConfigError: Names the format and the nearest valid one.
-    """
-    known = [f for f in export_formats()["Argument"] if f != "-"]
-    for name in formats:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"export={name!r} is no export format of Ultralytics: {hint}Valid: {', '.join(known)}.")
+def formats() -> tuple[str, ...]:
+    """Return Ultralytics' names of the formats that it exports to."""
+    return tuple(name for name in export_formats()["Argument"] if name != "-")
 
 
-def export_all(checkpoint: Path, formats: Sequence[str], images: torch.Tensor) -> list[ExportRecord]:
-    """Export a checkpoint to each format and compare the results; one failure does not stop the others.
+def precisions(name: str) -> tuple[str, ...]:
+    """Return the precisions that Ultralytics exports a format in, as text, the format's own first."""
+    tables = {
+        "32": set(formats()) - FP32_UNSUPPORTED_FORMATS,
+        "16": FP16_FORMATS,
+        "8": INT8_FORMATS,
+        "w8a16": W8A16_FORMATS,
+        "w8a32": W8A32_FORMATS,
+    }
+    return tuple(precision for precision, able in tables.items() if name in able)
+
+
+def check_formats(exports: Sequence[str]) -> None:
+    """Refuse what Ultralytics cannot export.
 
     Args:
-        checkpoint: A ``.pt`` file; exports are written beside it.
-        formats: Ultralytics' names, e.g. ``("onnx", "openvino")``.
-        images: Real images of shape (B, C, H, W), values 0..1, at the size to export for.
+        exports: Names of formats, each alone or with a precision as in Ultralytics' ``quantize``: ``"onnx"``,
+            ``"openvino:8"``, ``"engine:fp16"``.
+
+    Raises:
+        ConfigError: Names the format and the nearest valid one, or the precisions that it can have.
     """
-    return [_export(checkpoint, name, images) for name in formats]
+    for export in exports:
+        _read(export)
 
 
-def _export(checkpoint: Path, name: str, images: torch.Tensor) -> ExportRecord:
+def _read(export: str) -> tuple[str, int | str | None]:
+    """Return the format, and Ultralytics' ``quantize`` where a precision is asked for."""
+    name, colon, precision = export.partition(":")
+    if name not in formats():
+        near = difflib.get_close_matches(name, formats(), n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"export={name!r} is no export format of Ultralytics: {hint}Valid: {', '.join(formats())}.")
+    if not colon:
+        return name, None
+    quantize = QUANTIZE_ALIASES.get(precision.lower())
+    if str(quantize) not in precisions(name):
+        valid = ", ".join(f"{name}:{p}" for p in precisions(name))
+        raise ConfigError(f"export={export!r}: Ultralytics exports no {name} of this precision. Valid: {valid}.")
+    return name, quantize
+
+
+def export_all(
+    checkpoint: Path, exports: Sequence[str], images: torch.Tensor, data: str | Path | None = None
+) -> list[ExportRecord]:
+    """Export a checkpoint to each format and compare the results; one failure does not stop the others.
+
+    Nothing is installed on the way, whatever ``YOLO_AUTOINSTALL`` says: what is missing is the reason of a failure.
+
+    Args:
+        checkpoint: A ``.pt`` file; exports are written beside it, with the precision in their name where one is asked
+            for.
+        exports: What `check_formats` takes, e.g. ``("onnx", "openvino:8")``.
+        images: Real images of shape (B, C, H, W), values 0..1, at the size to export for.
+        data: The data set that the checkpoint is for, as Ultralytics takes it. It calibrates INT8 and judges every
+            export; without it fitness stays unknown and nothing below full precision is ok.
+    """
+    with _nothing_installed():
+        original = _Checkpoint(checkpoint, images, data)
+        return [_export(original, export) for export in exports]
+
+
+@contextmanager
+def _nothing_installed() -> Iterator[None]:
+    """Let neither Ultralytics nor MNN's converter install packages."""
+    reporter = "MNN.tools.utils.log"  # MNN's converter goes on without it; with it, its SDK comes by pip
+    with kept(checks, "AUTOINSTALL"):
+        checks.AUTOINSTALL = False
+        is_loaded = sys.modules.setdefault(reporter, None) is not None  # type: ignore[arg-type]  # None: not importable
+        try:
+            yield
+        finally:
+            if not is_loaded:
+                del sys.modules[reporter]
+
+
+class _Checkpoint:
+    """The checkpoint with what it computes itself, which is found once for all formats.
+
+    Args:
+        path: A ``.pt`` file.
+        images: Shape (B, C, H, W), values 0..1.
+        data: The data set, or None.
+    """
+
+    def __init__(self, path: str | Path, images: torch.Tensor, data: str | Path | None = None) -> None:
+        self.path, self.images, self.data = Path(path), images, data
+        self.imgsz = list(images.shape[2:])
+        self._outputs: dict[str, list[torch.Tensor]] = {}
+
+    @cached_property
+    def _backend(self) -> AutoBackend:
+        return AutoBackend(str(self.path), device=torch.device("cpu"))
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self._backend.names)
+
+    def outputs(self, format: str) -> list[torch.Tensor]:
+        """Return what it computes as an export: heads leave other things out, those of maps depend on the format."""
+        head = self._backend.model.model[-1]
+        format = format if isinstance(head, SemanticSegment) else ""
+        if format not in self._outputs:
+            head.export, head.format = True, format
+            self._outputs[format] = _outputs(self._backend, self.images)
+        return self._outputs[format]
+
+    @cached_property
+    def fitness(self) -> float | None:
+        """Fitness on the validation set, or None without data."""
+        return self.fitness_of(self.path)
+
+    def fitness_of(self, path: Path) -> float | None:
+        """Return the fitness of an export on the validation set, or None without data."""
+        if self.data is None:
+            return None
+        known = {name: self._known[name] for name in ("task", "single_cls") if name in self._known}
+        device = 0 if path.suffix == ".engine" else "cpu"
+        return fitness(path, self.data, max(self.imgsz), device=device, **known)
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return dict(YOLO(self.path).overrides)
+
+
+def _export(original: _Checkpoint, export: str) -> ExportRecord:
+    """Make one export and say what came of it."""
+    name, quantize = _read(export)
+    record = ExportRecord(name, str(quantize or precisions(name)[0]))
     if name == "engine" and not torch.cuda.is_available():
-        way_out = (
+        asked = f" quantize={quantize}" * (quantize is not None) + f" data={original.data}" * (quantize == 8)
+        record.reason = (
             "TensorRT needs an NVIDIA GPU and this machine has none; on the target run "
-            f"yolo export model={checkpoint.name} format=engine"
+            f"yolo export model={original.path.name} format=engine{asked}"
         )
-        return ExportRecord(name, None, None, None, False, way_out)
-    path: str | None = None
+        return record
     try:
-        path = str(YOLO(checkpoint).export(format=name, imgsz=list(images.shape[2:]), verbose=False))
-        if name == "coreml" and sys.platform != "darwin":
-            return ExportRecord(name, path, None, None, True, "made, but Core ML runs on macOS only: not compared")
-        boxes, scores = compare(checkpoint, path, images)
+        path = _make(original, name, record.precision, quantize)
+        record.path, record.bytes = str(path), file_size(path)
+        if name in APPLE and sys.platform != "darwin":
+            record.ok, record.reason = True, f"made, but {APPLE[name]} runs on macOS only: not compared"
+            if name == "coreml":
+                record.inspected = inspect(path)
+                shapes = [output.shape for output in original.outputs(name)[: len(record.inspected["outputs"])]]
+                wrong = disagreement(record.inspected, original.imgsz, original.classes, shapes)
+                record.ok, record.reason = wrong is None, wrong or record.reason
+            return record
+        record.max_abs_diff_boxes, record.max_abs_diff = _compare(original, path)
+        record.fitness, record.fitness_checkpoint = original.fitness_of(path), original.fitness
+        record.reason = _objection(record, max(original.imgsz))
+        record.ok = record.reason is None
+    except ImportError as e:
+        record.reason = f"{type(e).__name__}: {e}; {name} needs {_needs(name)}"
     except Exception as e:  # whatever an exporter or runtime raises is a result of this format, not the run's end
-        return ExportRecord(name, path, None, None, False, f"{type(e).__name__}: {e}")
-    ok = scores <= SCORE_TOLERANCE and (boxes or 0) <= BOX_TOLERANCE * max(images.shape[2:])
-    reason = None if ok else "its outputs differ from the checkpoint's"
-    return ExportRecord(name, path, scores, boxes, ok, reason)
+        record.reason = f"{type(e).__name__}: {e}"
+    return record
+
+
+def _make(original: _Checkpoint, name: str, precision: str, quantize: int | str | None) -> Path:
+    """Export in a folder of its own, and move the result beside the checkpoint.
+
+    Several formats pass through ``best.onnx``, and a format has one file name for several precisions: beside each other
+    they would replace what has been checked already.
+    """
+    stem = original.path.stem if quantize is None else f"{original.path.stem}-{quantize}"  # `_PRECISION` reads it
+    takes = dict(zip(export_formats()["Argument"], export_formats()["Arguments"], strict=True))[name]
+    calibration = {"data": str(original.data)} if original.data and "data" in takes and "8" in precision else {}
+    with tempfile.TemporaryDirectory(dir=original.path.parent) as folder:
+        copy = Path(folder).resolve() / f"{stem}.pt"
+        shutil.copy(original.path, copy)
+        made = Path(
+            YOLO(copy).export(format=name, imgsz=original.imgsz, quantize=quantize, verbose=False, **calibration)
+        )
+        for item in copy.parent.iterdir():
+            if item == made or item.suffix not in {".pt", ".onnx"}:  # some results need what lies beside them
+                _move(item, original.path.with_name(item.name))
+        return original.path.parent / made.relative_to(copy.parent)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Put a file or folder in the place of what is there."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    os.replace(source, target)
+
+
+def _needs(name: str) -> str:
+    """Return the command that installs what Ultralytics names for a format."""
+    known = export_formats()
+    needed = EXPORT_ENVS[dict(zip(known["Argument"], known["Env"], strict=True))[name]]
+    packages = (f"ultralytics[{','.join(needed['extras'])}]", *needed["requirements"])
+    return " ".join(("pip install", *(f'"{package}"' for package in packages)))
+
+
+def _objection(record: ExportRecord, imgsz: int) -> str | None:
+    """Return why an export is not the checkpoint in another format, or None.
+
+    Args:
+        record: With everything that was measured.
+        imgsz: Longer side of the images in pixels.
+    """
+    if record.precision == "32":
+        scores, boxes = record.max_abs_diff or 0.0, record.max_abs_diff_boxes or 0.0
+        is_same = scores <= SCORE_TOLERANCE and boxes <= BOX_TOLERANCE * imgsz
+        return None if is_same else "its outputs differ from the checkpoint's"
+    if record.fitness is None or record.fitness_checkpoint is None:
+        return f"whether precision {record.precision} is enough cannot be told without data"
+    share = LOSS[record.precision]
+    if record.fitness >= record.fitness_checkpoint - max(share * record.fitness_checkpoint, NOISE):
+        return None
+    return (
+        f"fitness fell from {record.fitness_checkpoint:.4f} to {record.fitness:.4f}, by more than {share:.0%}; "
+        f"take another precision, or another format"
+    )
 
 
 def compare(checkpoint: str | Path, exported: str | Path, images: torch.Tensor) -> tuple[float | None, float]:
@@ -85,20 +297,21 @@ def compare(checkpoint: str | Path, exported: str | Path, images: torch.Tensor) 
     Raises:
         ValueError: If the outputs differ in number or shape.
     """
-    device = torch.device("cpu")
-    actual = AutoBackend(str(exported), device=device)
-    expected = AutoBackend(str(checkpoint), device=device)
-    head = expected.model.model[-1]  # computes in a checkpoint what it computes in an export
-    head.export, head.format = True, actual.format
+    return _compare(_Checkpoint(checkpoint, images), exported)
+
+
+def _compare(original: _Checkpoint, exported: str | Path) -> tuple[float | None, float]:
+    """Do what `compare` does, with what the checkpoint computes known already."""
+    actual = AutoBackend(str(exported), device=torch.device("cpu"))
     boxes: float | None = None
     scores = 0.0
-    for a, b in zip(_outputs(expected, images), _outputs(actual, images), strict=True):
+    for a, b in zip(original.outputs(actual.format), _outputs(actual, original.images), strict=True):
         if a.shape != b.shape:
             raise ValueError(f"output shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
         if not a.is_floating_point():
             of_rest = float((a != b).float().mean())
         elif a.ndim == 3:
-            of_boxes, of_rest = _detections(a[0], b[0], max(images.shape[2:]))
+            of_boxes, of_rest = _detections(a[0], b[0], max(original.imgsz))
             boxes = max(boxes or 0.0, of_boxes)
         else:
             of_rest = float(_apart(a, b).max() / max(1.0, float(a.abs().max())))
@@ -136,7 +349,7 @@ def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
     outputs = []
     with torch.no_grad():
         for image in images:
-            result = backend(image[None])
+            result = backend(image[None].to(backend.device))  # TensorRT has its own
             tensors = [
                 t.cpu() for t in (result if isinstance(result, (list, tuple)) else [result]) if torch.is_tensor(t)
             ]
@@ -144,40 +357,46 @@ def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
     return outputs
 
 
-def form_of(path: Path) -> tuple[str, str]:
-    """Return Ultralytics' name of an exported file's format, and ``int8`` or nothing.
+def form_of(path: Path) -> str:
+    """Return what an exported file is, as `check_formats` takes it: ``onnx``, or ``openvino:8``.
 
     Raises:
         UnsupportedError: If it is of no format of Ultralytics.
     """
-    formats = export_formats()
-    for name, suffix in zip(formats["Argument"][1:], formats["Suffix"][1:], strict=True):
+    known = export_formats()
+    for name, suffix in zip(known["Argument"][1:], known["Suffix"][1:], strict=True):
         if path.name.endswith(suffix):
-            return name, INT8 if path.name.removesuffix(suffix).endswith(f"_{INT8}") else ""
+            precision = re.search(f"{_PRECISION}$", path.name.removesuffix(suffix))
+            return f"{name}:{precision[1].removeprefix('int')}" if precision else name
     raise UnsupportedError(f"{path} is neither a checkpoint nor of an export format of Ultralytics.")
 
 
-def exports_of(checkpoint: Path) -> dict[tuple[str, str], Path]:
-    """Return the exports that lie beside a checkpoint: name of the format and ``int8`` or nothing -> file or folder."""
-    formats = export_formats()
-    found = {
-        (name, precision): checkpoint.with_name(f"{checkpoint.stem}{f'_{precision}' if precision else ''}{suffix}")
-        for name, suffix in zip(formats["Argument"][1:], formats["Suffix"][1:], strict=True)
-        for precision in ("", INT8)
-    }
-    return {form: path for form, path in found.items() if path.exists()}
+def exports_of(checkpoint: Path) -> dict[str, Path]:
+    """Return the exports that lie beside a checkpoint: what each is -> file or folder."""
+    suffixes = "|".join(map(re.escape, export_formats()["Suffix"][1:]))
+    name = re.compile(f"{re.escape(checkpoint.stem)}{_PRECISION}*({suffixes})")
+    beside = (path for path in sorted(checkpoint.parent.iterdir()) if name.fullmatch(path.name))
+    return {form_of(path): path for path in beside}
 
 
-def fitness(path: Path, task: str | None, data: str, imgsz: int) -> float:
-    """Return Ultralytics' fitness of a checkpoint or an exported file on the validation split, image by image.
+def fitness(path: Path, data: str | Path, imgsz: int, task: str | None = None, **known: Any) -> float:
+    """Return Ultralytics' fitness of a checkpoint or an exported file on the validation set.
 
-    All are given the same square images: an export has one size, while a checkpoint would take narrower ones.
+    All are validated alike: image by image, as most exports want it, and padded to squares.
+
+    Args:
+        path: File or folder.
+        data: A data set as Ultralytics takes it.
+        imgsz: Side of the images in pixels.
+        task: Of the network, which not all formats tell.
+        **known: Other arguments of Ultralytics' ``val``.
     """
-    model = YOLO(path, task=task)
-    results = model.val(data=data, imgsz=imgsz, batch=1, rect=False, workers=0, plots=False, verbose=False)
-    return float(results.fitness)
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = {"batch": 1, "rect": False, "workers": 0, "plots": False, "verbose": False, "project": folder}
+        metrics = YOLO(path, task=task).val(data=str(data), imgsz=imgsz, **known, **fixed)
+    return float(metrics.fitness)
 
 
 def file_size(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
-    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

@@ -16,6 +16,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
+from yolo_prune.export import check_formats
 from yolo_prune.graph import image_size, trace
 from yolo_prune.host import calibration_batches, save_checkpoint, set_up
 from yolo_prune.latency import LatencyTable
@@ -253,6 +254,7 @@ def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -
     """Let a run that never trains make its only cut."""
     if not isinstance(model, (YOLO, RTDETR)):
         raise UnsupportedError(f"data needs a YOLO, not its network ({type(model).__name__}): pass YOLO('….pt').")
+    check_formats(config.export)
     whole = config.replace(schedule="one-shot", start=0.0)
     with _never_training(model, arguments) as trainer:
         session = Session(trainer, whole)

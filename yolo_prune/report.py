@@ -71,19 +71,29 @@ class ExportRecord:
 
     Attributes:
         format: Ultralytics' name of the format.
+        precision: Ultralytics' ``quantize`` as text: "32", "16", "8", "w8a16" or "w8a32".
         path: The file or folder, or None if there is none.
+        bytes: Size of all of it, or None.
         max_abs_diff: Largest absolute difference of a score to the checkpoint's, or None if not compared.
         max_abs_diff_boxes: The same for box coordinates, in pixels.
-        ok: Whether the export was made and agrees.
+        fitness: Ultralytics' fitness on the validation set, run in this format, or None if not run or without data.
+        fitness_checkpoint: The same of the checkpoint with the same settings (image by image, padded to squares).
+        inspected: What the file says of itself where it cannot be run (Core ML off macOS), or None.
+        ok: Whether the export was made and agrees: in its outputs with precision 32, in its fitness below that.
         reason: Why not, or a remark.
     """
 
     format: str
-    path: str | None
-    max_abs_diff: float | None
-    max_abs_diff_boxes: float | None
-    ok: bool
-    reason: str | None
+    precision: str = "32"
+    path: str | None = None
+    bytes: int | None = None
+    max_abs_diff: float | None = None
+    max_abs_diff_boxes: float | None = None
+    fitness: float | None = None
+    fitness_checkpoint: float | None = None
+    inspected: dict[str, Any] | None = None
+    ok: bool = False
+    reason: str | None = None
 
 
 @dataclass
@@ -170,11 +180,15 @@ class Report:
         return _score(fitness) + _change(fitness, self.dense.fitness)
 
     def export_table(self) -> str:
-        """Return the table of exports: the largest absolute difference of each output to the checkpoint's."""
-        rows: list[tuple[str, ...]] = [("export", "ok", "scores", "boxes (px)", "file or reason")]
+        """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""
+        rows: list[tuple[str, ...]] = [
+            ("export", "precision", "ok", "scores", "boxes (px)", "fitness", "size", "file or reason")
+        ]
         for e in self.exports:
             diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
-            rows.append((e.format, "yes" if e.ok else "no", *diffs, e.reason or e.path or ""))
+            fitness = _score(e.fitness) + _change(e.fitness, e.fitness_checkpoint)
+            rest = (fitness, _megabytes(e.bytes), e.reason or e.path or "")
+            rows.append((e.format, e.precision, "yes" if e.ok else "no", *diffs, *rest))
         return aligned(rows)
 
 

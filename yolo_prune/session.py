@@ -323,9 +323,10 @@ class Session:
         elif self.schedule and not self._guard:
             self._complaint = self._missed(final) or self._complaint
         if self.config.export:
-            self.report.exports = export_all(best, self.config.export, validation_images(trainer))
+            images, data = validation_images(trainer), trainer.args.data
+            self.report.exports = export_all(best, self.config.export, images, data)
             path = self.report.save(folder)
-            self._log(f"exports, largest difference to {best.name}\n{self.report.export_table()}")
+            self._log(f"exports, compared with {best.name}\n{self.report.export_table()}")
             if failed := [f"{e.format}: {e.reason}" for e in self.report.exports if not e.ok]:
                 self._complaint = self._complaint or ExportError("; ".join(failed))
         self._log(f"checkpoint {best}, report {path}")

@@ -1,0 +1,136 @@
+"""One pruned model in every format that Ultralytics exports, in each of its precisions.
+
+    python benchmarks/accuracy.py --only yolov8n-bccd-s0-start   # the dense model that it starts from
+    python benchmarks/exports.py --shared ../shared
+    other-venv/bin/python benchmarks/exports.py --only litert    # formats whose packages do not go with the others
+
+The model is cut to half of its MACs without training, or given with ``--checkpoint``. Each export is made, compared and
+validated by ``yolo_prune.export`` in a process of its own; what is in the results already is left as it is unless
+``--only`` names it. ``--table`` only prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "exports.json"
+IMGSZ = 224
+PACKAGES = (
+    *("ultralytics", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "coreai-torch"),
+    *("tensorflow", "onnx2tf", "litert-torch", "ai-edge-litert", "paddlepaddle", "MNN", "ncnn", "pnnx", "executorch"),
+)
+ENVIRONMENT = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+
+
+def main() -> None:
+    """Make the exports and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where accuracy.py left its runs")
+    parser.add_argument("--checkpoint", type=Path, help="export this one instead")
+    parser.add_argument("--only", nargs="*", help="formats (all their precisions) or exports, e.g. litert openvino:8")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # this process makes one export
+    parser.add_argument("--table", action="store_true", help="export nothing")
+    args = parser.parse_args()
+    data = (args.shared / "data" / "bccd" / "data.yaml").resolve()
+    checkpoint = args.checkpoint or args.runs.resolve() / "yolov8n-bccd-s0-exports" / "weights" / "best.pt"
+    if args.one:
+        print(json.dumps(export(checkpoint, args.one, data)))
+        return
+    if not args.table:
+        if not checkpoint.exists():
+            cut(args.runs.resolve(), data, checkpoint)
+        for name in every_export():
+            done = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+            if {name, name.partition(":")[0]} & set(args.only) if args.only else name not in done:
+                done[name] = in_own_process(name, sys.argv[1:])
+                print(name, done[name]["reason"] or "ok", file=sys.stderr, flush=True)
+                done = {n: done[n] for n in every_export() if n in done}
+                RESULTS.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    print(table())
+
+
+def every_export() -> list[str]:
+    """Return each format in its own precision, then in the others that it can have."""
+    from yolo_prune.export import formats, precisions
+
+    return [f"{name}:{p}" if i else name for name in formats() for i, p in enumerate(precisions(name))]
+
+
+def cut(runs: Path, data: Path, checkpoint: Path) -> None:
+    """Remove half of the MACs of the benchmark's dense model."""
+    from ultralytics import YOLO
+
+    from yolo_prune import prune_model
+
+    folder = checkpoint.parent.parent
+    where = {"project": folder.parent, "name": folder.name, "exist_ok": True}
+    start = runs / "yolov8n-bccd-s0-start" / "weights" / "best.pt"
+    prune_model(YOLO(start), 0.5, data=data, imgsz=IMGSZ, workers=0, **where)
+
+
+def in_own_process(name: str, arguments: list[str]) -> dict[str, Any]:
+    """Make one export where it can neither break nor help another; a crash is a result."""
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments, "--one", name], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        return {"ok": False, "reason": f"the process ended with {done.returncode}"}
+
+
+def export(checkpoint: Path, name: str, data: Path) -> dict[str, Any]:
+    """Return the record of one export, with its wall time in seconds and the versions of what took part."""
+    import torch
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    from yolo_prune.export import export_all
+
+    known = check_det_dataset(str(data))
+    dataset = build_yolo_dataset(get_cfg(overrides={"imgsz": IMGSZ}), known["val"], 1, known, mode="val")
+    images = torch.stack([dataset[i]["img"] for i in range(4)]).float() / 255
+    started = time.time()
+    (record,) = export_all(checkpoint, (name,), images, data)
+    row = asdict(record) | {"seconds": round(time.time() - started, 1), "versions": versions()}
+    row["path"] = record.path and Path(record.path).name
+    row["reason"] = record.reason and record.reason.replace(f"{checkpoint.parent}/", "").replace(str(data), "data.yaml")
+    return row
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that make or run exports, as far as they are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def table() -> str:
+    """Return the README's table."""
+    lines = ["| export | ok | scores | boxes (px) | mAP50-95 | size | remark |", "|---|---|---|---|---|---|---|"]
+    for name, row in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+        diffs = ("" if d is None else f"{d:.0e}" for d in (row["max_abs_diff"], row["max_abs_diff_boxes"]))
+        fitness = "" if row["fitness"] is None else f"{row['fitness']:.3f}"
+        size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f} MB"
+        cells = (f"`{name}`", "yes" if row["ok"] else "no", *diffs, fitness, size, row["reason"] or "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
