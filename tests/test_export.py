@@ -67,6 +67,13 @@ def test_exports_lie_beside_the_checkpoint_and_agree_with_it(slim: Path) -> None
         assert 0 <= (record.max_abs_diff or 0) < 1e-3
 
 
+def test_openvino_is_compared_in_full_precision_also_where_the_cpu_has_bfloat16(slim: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO comes with the export extra")
+    path = YOLO(slim).export(format="openvino", imgsz=IMGSZ, verbose=False)
+    boxes, scores = compare(slim, path, IMAGES)
+    assert boxes is not None and boxes < 1e-2 and scores < 1e-5
+
+
 def test_an_export_that_computes_something_else_is_found(slim: Path) -> None:
     path = YOLO(slim).export(format="onnx", imgsz=IMGSZ, verbose=False)
     ckpt = torch.load(slim, weights_only=False)
