@@ -14,6 +14,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import conv
 from ultralytics.utils import YAML
+from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
@@ -108,3 +109,36 @@ def assert_same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     assert a.keys() == b.keys()
     different = [k for k in a if not torch.equal(a[k], b[k])]
     assert not different, different
+
+
+def snapshot(trainer: Any) -> dict[str, Any]:
+    """Return everything of a trainer that a cut touches, as copies."""
+    model = unwrap_model(trainer.model)
+    return {
+        "tensors": {**state(model), **{f"ema.{k}": v for k, v in state(trainer.ema.ema).items()}},
+        "training": [m.training for m in model.modules()] + [m.training for m in trainer.ema.ema.modules()],
+        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
+        "params": [id(p) for g in trainer.optimizer.param_groups for p in g["params"]],
+        "scheduler": copy.deepcopy(trainer.scheduler.state_dict()),
+        "stopper": dict(trainer.stopper.__dict__),
+        "fitness": (trainer.best_fitness, trainer.fitness, trainer.epoch, dict(trainer.metrics)),
+        "yaml": (copy.deepcopy(model.yaml), copy.deepcopy(trainer.ema.ema.yaml)),
+        "rng": torch.get_rng_state(),
+        "last": trainer.last.read_bytes(),
+        "best": trainer.best.read_bytes(),
+    }
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif torch.is_tensor(a):
+        assert torch.equal(a, b)
+    elif not callable(a):
+        assert a == b

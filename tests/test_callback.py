@@ -19,7 +19,7 @@ class FakeSession:
 
     calls: list[str] = []  # noqa: RUF012  # one list for all, emptied by the fixture
 
-    def __init__(self, trainer: Any, config: Any) -> None:
+    def __init__(self, trainer: Any, config: Any, quantizes: bool) -> None:
         self.calls.append("start")
 
     def __getattr__(self, name: str) -> Any:

@@ -46,6 +46,7 @@ CONFIGS = st.builds(
     sparsity=st.sampled_from(SPARSITIES),
     sparsity_strength=st.floats(1e-9, 1.0),
     rewind=st.none() | st.just(0.0),
+    quantize_at=st.floats(0.01, 0.99),
     export=NAMES,
     verbose=st.booleans(),
 )
@@ -129,6 +130,7 @@ def test_load_takes_the_path_of_a_yaml_file(own_folder: Path) -> None:
         ({"max_drop": "1%"}, "max_drop='1%' is not a number; largest loss of fitness"),
         ({"rewind": 0.2}, "rewind=0.2 is not in 0 <= rewind <= start with start=0.1: only a state from before"),
         ({"sparsity_strength": 0.0}, "sparsity_strength=0 is not > 0; try 1e-4."),
+        ({"quantize_at": 1}, "quantize_at=1 is not a fraction of the run in 0 < quantize_at < 1; try 0.7."),
         ({"distill": ""}, "distill='' is neither True, False nor the path of a checkpoint."),
         ({"layer_limits": {"model.0.*": 1.0}}, "layer_limits: model.0.* has 1, not a share in 0 <= x < 1; the same"),
         ({"layer_limits": [0.5]}, "layer_limits=[0.5] does not map name patterns to shares; the same by name"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.report import CutRecord, ExportRecord, Report, Stage
+from yolo_prune.report import CutRecord, ExportRecord, QuantizationRecord, Report, Stage
 
 
 @pytest.fixture
@@ -66,11 +66,15 @@ def test_the_file_has_the_contracts_names_and_no_half_written_state(report: Repo
     assert [p.name for p in path.parent.iterdir()] == ["report.json"]
 
 
-def test_an_interrupted_run_reads_its_report_back(report: Report) -> None:
+def test_the_step_to_int8_is_a_row_of_the_table(report: Report) -> None:
+    report.quantization = QuantizationRecord(7, 0.45, 0.4, 0.44, 2.0)
+    row = report.table().splitlines()[3]
+    assert row.split() == ["int8", "7", "0.4000", "(-20.0%)", "0.4400", "(-12.0%)"]
+    assert row.index("0.4000") == report.table().splitlines()[0].index("fitness cut")
+
+
+@pytest.mark.parametrize("quantization", [None, QuantizationRecord(7, 0.45, 0.4, 0.44, 2.0)])
+def test_an_interrupted_run_reads_its_report_back(report: Report, quantization: QuantizationRecord | None) -> None:
+    report.quantization = quantization
     again = Report.from_dict(report.to_dict())
-    assert (again.imgsz, again.dense, again.cuts, again.config) == (
-        report.imgsz,
-        report.dense,
-        report.cuts,
-        report.config,
-    )
+    assert all(getattr(again, name) == getattr(report, name) for name in Report.NOTED)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from yolo_prune.config import LEARNING_RATES, SCHEDULES
 from yolo_prune.errors import ConfigError
-from yolo_prune.schedule import Cut, cuts, learning_rate_epoch
+from yolo_prune.schedule import Cut, cuts, learning_rate_epoch, quantization
 
 
 def plan(epochs: int = 60, **changes: object) -> list[Cut]:
@@ -81,6 +81,18 @@ def test_cuts_go_strictly_forward_and_the_last_one_goes_the_whole_way(
     assert got[-1].epoch < epochs
     assert got[0].way > 0
     assert got[-1].way == 1
+
+
+def test_a_run_turns_to_int8_after_its_last_cut() -> None:
+    assert quantization(epochs=60, at=0.7, cuts=plan()) == 42
+    assert quantization(epochs=60, at=0.41, cuts=plan()) == 25
+    assert quantization(epochs=60, at=0.1, cuts=[]) == 6
+
+
+@pytest.mark.parametrize(("at", "epoch"), [(0.4, 24), (0.2, 12), (0.999, 60)])
+def test_int8_that_does_not_fit_the_run_is_refused(at: float, epoch: int) -> None:
+    with pytest.raises(ConfigError, match=f"falls before epoch {epoch} of epochs=60, the last cut before epoch 24"):
+        quantization(epochs=60, at=at, cuts=plan())
 
 
 def test_before_any_cut_and_with_keep_the_learning_rate_follows_the_run() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import FAMILIES, assert_same_tensors, narrow_yaml, state
+from nets import FAMILIES, assert_same, assert_same_tensors, narrow_yaml, snapshot, state
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
@@ -23,6 +22,7 @@ from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError, UnsupportedError
 from yolo_prune.graph import trace
+from yolo_prune.guard import Guard
 from yolo_prune.latency import LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
 
@@ -51,6 +51,10 @@ def soon(target: Any = 0.5, **knobs: Any) -> PruneCallback:
     return PruneCallback(
         target, **{"steps": 2, "start": 0.25, "end": 0.5, "calibration": 4, "benchmark": False, **knobs}
     )
+
+
+class Interrupted(Exception):
+    """Stands for a lost machine."""
 
 
 def report_of(trainer: Any) -> dict[str, Any]:
@@ -209,39 +213,6 @@ def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
         assert_same_tensors(a, b)
 
 
-def snapshot(trainer: Any) -> dict[str, Any]:
-    """Return everything of a trainer that a cut touches, as copies."""
-    model = unwrap_model(trainer.model)
-    return {
-        "tensors": {**state(model), **{f"ema.{k}": v for k, v in state(trainer.ema.ema).items()}},
-        "training": [m.training for m in model.modules()] + [m.training for m in trainer.ema.ema.modules()],
-        "optimizer": copy.deepcopy(trainer.optimizer.state_dict()),
-        "params": [id(p) for g in trainer.optimizer.param_groups for p in g["params"]],
-        "scheduler": copy.deepcopy(trainer.scheduler.state_dict()),
-        "stopper": dict(trainer.stopper.__dict__),
-        "fitness": (trainer.best_fitness, trainer.fitness, trainer.epoch, dict(trainer.metrics)),
-        "yaml": (copy.deepcopy(model.yaml), copy.deepcopy(trainer.ema.ema.yaml)),
-        "rng": torch.get_rng_state(),
-        "last": trainer.last.read_bytes(),
-        "best": trainer.best.read_bytes(),
-    }
-
-
-def assert_same(a: Any, b: Any) -> None:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif torch.is_tensor(a):
-        assert torch.equal(a, b)
-    elif not callable(a):
-        assert a == b
-
-
 STAGES = (
     (session, "strip_optimizer"),
     (session, "plan_cut"),
@@ -396,6 +367,84 @@ def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(
     assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
 
 
+@pytest.fixture
+def turned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Epochs at which runs turn to INT8; where ModelOpt is missing, the schedule can be tested without it."""
+    epochs: list[int] = []
+    monkeypatch.setattr(session.quantization, "check_available", lambda: None)
+    monkeypatch.setattr(session.quantization, "begin", lambda done, trainer: epochs.append(trainer.epoch))
+    return epochs
+
+
+def test_a_run_turns_to_int8_once_after_its_last_cut_and_starts_anew(
+    run: Run, own_folder: Path, turned: list[int]
+) -> None:
+    asked: list[Any] = []
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    soon(quantize_at=0.75).attach(yolo)
+    yolo.add_callback("on_train_epoch_start", lambda t: asked.append((t.args.quantize, t.best_fitness is None)))
+    report = report_of(run(yolo, quantize=8))
+    assert turned == [3]
+    assert asked == [(None, True), (None, True), (None, True), (None, True)]
+    assert report["quantization"]["epoch"] == 3
+    assert report["quantization"]["fitness_float"] == report["cuts"][-1]["fitness_recovered"] is not None
+    assert None not in report["quantization"].values()
+
+
+def test_a_run_whose_target_holds_already_turns_to_int8_all_the_same(run: Run, turned: list[int]) -> None:
+    report = report_of(run(prune=soon("5000 GMACs"), quantize=8))
+    assert turned == [3] and not report["cuts"] and report["quantization"]["epoch"] == 3
+
+
+def test_patience_that_runs_out_before_int8_brings_it_forward(
+    run: Run, monkeypatch: pytest.MonkeyPatch, turned: list[int]
+) -> None:
+    def converged(trainer: Any) -> tuple[dict[str, float], float]:
+        trainer.best_fitness = 0.5
+        return trainer.metrics, 0.5
+
+    monkeypatch.setattr(BaseTrainer, "validate", converged)
+    trainer = run(
+        prune=PruneCallback(0.5, steps=1, start=0.1, end=0.1, calibration=4), quantize=8, epochs=12, patience=2
+    )
+    assert turned == [4]
+    assert trainer.epoch == 6  # after it, patience ends the run
+
+
+def test_a_guarded_cut_is_judged_before_int8(run: Run, turned: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[int] = []
+    monkeypatch.setattr(Guard, "holds", lambda guard, fitness: bool(judged.append(len(turned))))
+    prune = PruneCallback(0.5, schedule="one-shot", start=0.1, calibration=4, max_drop=0.5, quantize_at=0.5)
+    report = report_of(run(prune=prune, quantize=8, epochs=10))
+    assert turned == [5] and judged and not any(judged)
+    assert not report["cuts"] and report["quantization"]["epoch"] == 5
+
+
+@pytest.mark.parametrize("after", [3, 4])
+def test_an_interrupted_run_turns_to_int8_once(run: Run, own_folder: Path, turned: list[int], after: int) -> None:
+    def stop(trainer: Any) -> None:
+        if trainer.epoch == after:
+            raise Interrupted
+
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_fit_epoch_end", stop)
+    with pytest.raises(Interrupted):
+        run(yolo, soon(quantize_at=0.7), quantize=8, epochs=6, name="interrupted")
+    resumed = YOLO(own_folder / "runs" / "interrupted" / "weights" / "last.pt")
+    report = report_of(run(resumed, PruneCallback(None), resume=True))
+    assert turned == [4] and report["quantization"]["epoch"] == 4
+
+
+def test_a_run_that_is_stopped_before_int8_ends_with_an_error_after_saving(
+    run: Run, own_folder: Path, turned: list[int]
+) -> None:
+    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo.add_callback("on_train_epoch_end", lambda t: setattr(t, "stop", t.epoch == 2))
+    with pytest.raises(TargetError, match=r"stopped at epoch 3 of 4, before the step to INT8 at epoch 3, so .* float"):
+        run(yolo, soon(), quantize=8)
+    assert not turned and report_of(yolo.trainer)["final"]["macs"] <= 0.5 * report_of(yolo.trainer)["dense"]["macs"]
+
+
 def test_a_run_that_is_stopped_before_its_last_cut_ends_with_an_error_after_saving(run: Run, own_folder: Path) -> None:
     yolo = YOLO(narrow_yaml("yolov8n", own_folder))
     yolo.add_callback("on_train_epoch_end", lambda t: setattr(t, "stop", t.epoch == 1))
@@ -463,10 +512,6 @@ def test_what_an_interrupted_run_noted_is_checked() -> None:
         session.Session(trainer, None)
 
 
-class Interrupted(Exception):
-    """Stands for a lost machine."""
-
-
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_an_interrupted_run_resumes_its_schedule_with_the_same_plans(run: Run, own_folder: Path, after: int) -> None:
     undisturbed = report_of(run(prune=soon(), name="undisturbed"))
@@ -516,7 +561,6 @@ def test_a_failed_export_is_an_error_after_everything_else_is_saved(
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
     ({"compile": True}, {}, UnsupportedError, "pruning cannot be combined with compile yet: train with compile=False"),
     ({"time": 0.1}, {}, UnsupportedError, "pruning cannot be combined with time yet: give epochs instead"),
-    ({"quantize": 8}, {}, UnsupportedError, r"pruning cannot be combined with quantize=8 \(QAT\) yet"),
     ({"epochs": 3}, {"end": 0.3}, ConfigError, "2 cuts between start=0.25 and end=0.3 do not fit epochs=3"),
     ({}, {"export": ("onxx",)}, ConfigError, "export='onxx' is no export format of Ultralytics: did you mean onnx?"),
     (

@@ -44,6 +44,7 @@ class PruneCallback:
             raise UnsupportedError("knobs cannot be changed when a run is resumed; PruneCallback(None) takes none.")
         self.config = None if target is None else PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
         self._session: Session | None = None
+        self._quantizes = False
 
     @property
     def events(self) -> dict[str, Callable[[BaseTrainer], None]]:
@@ -80,13 +81,13 @@ class PruneCallback:
         """Refuse what cannot work, and let a pruned checkpoint be rebuilt pruned."""
         from yolo_prune.session import prepare
 
-        prepare(trainer, self.config)
+        self._quantizes = prepare(trainer, self.config)
 
     def on_pretrain_routine_end(self, trainer: BaseTrainer) -> None:
         """Model, EMA and optimizer exist: look at the network and check the target."""
         from yolo_prune.session import Session
 
-        self._session = Session(trainer, self.config)
+        self._session = Session(trainer, self.config, self._quantizes)
 
     def on_train_epoch_start(self, trainer: BaseTrainer) -> None:
         """Cut, if it is time."""

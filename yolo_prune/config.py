@@ -93,6 +93,9 @@ class PruneConfig:
     rewind: float | None = _knob(
         None, "after a cut the weights of this fraction of the run come back, 0 <= rewind <= start (lottery ticket)"
     )
+    quantize_at: float = _knob(
+        0.7, "when a run with quantize=8 turns to INT8, as a fraction of its epochs, after the last cut, 0 < x < 1"
+    )
     benchmark: bool = _knob(
         True, "time dense and pruned at the end in the runtime, beside official scales of their size"
     )
@@ -107,7 +110,7 @@ class PruneConfig:
         object.__setattr__(self, "layer_limits", _shares("layer_limits", self.layer_limits))
         optional = [name for name in ("max_drop", "rewind") if getattr(self, name) is not None]
         object.__setattr__(self, "target", canonical(read_targets(self.target)))
-        for name in ("start", "end", "max_pruning_ratio", "sparsity_strength", *optional):
+        for name in ("start", "end", "max_pruning_ratio", "sparsity_strength", "quantize_at", *optional):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name, low in (("steps", 1), ("round_to", 1), ("calibration", 4)):
             if getattr(self, name) is not None or name != "round_to":
@@ -138,6 +141,10 @@ class PruneConfig:
             raise ConfigError(
                 f"rewind={self.rewind:g} is not in 0 <= rewind <= start with start={self.start:g}: only a state from "
                 "before the first cut can come back."
+            )
+        if not 0 < self.quantize_at < 1:
+            raise ConfigError(
+                f"quantize_at={self.quantize_at:g} is not a fraction of the run in 0 < quantize_at < 1; try 0.7."
             )
 
     @property

@@ -5,7 +5,7 @@
     ├── UnsupportedError   the model or a feature of the host cannot be combined with pruning
     ├── TargetError        the asked target cannot be reached; names what is locked
     ├── PlanError          a plan is malformed or belongs to another model (also a ValueError)
-    ├── CutError           a cut failed and everything was put back
+    ├── CutError           a cut, or the step to INT8, failed and everything was put back
     ├── CheckpointError    a checkpoint is not what it has to be
     └── ExportError        an export failed or disagrees with the checkpoint
 
@@ -36,7 +36,7 @@ class PlanError(PruneError, ValueError):
 
 
 class CutError(PruneError):
-    """A cut failed; model, EMA, optimizer and trainer are as they were before it."""
+    """A cut, or the step to INT8, failed; model, EMA, optimizer and trainer are as they were before it."""
 
 
 class CheckpointError(PruneError):

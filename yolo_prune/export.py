@@ -33,6 +33,7 @@ from ultralytics.engine.exporter import (
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules import SemanticSegment
 from ultralytics.utils import checks
+from ultralytics.utils.torch_utils import is_qat
 
 from yolo_prune.coreml import disagreement, inspect
 from yolo_prune.errors import ConfigError, UnsupportedError
@@ -158,6 +159,11 @@ class _Checkpoint:
         return AutoBackend(str(self.path), device=torch.device("cpu"))
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether it was trained with INT8 quantizers, which every export of it keeps."""
+        return is_qat(self._backend.model)
+
+    @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self._backend.names)
@@ -201,6 +207,8 @@ def _export(original: _Checkpoint, export: str) -> ExportRecord:
         )
         return record
     try:
+        if original.is_quantized:
+            record.precision = "8"
         path = _make(original, name, record.precision, quantize)
         record.path, record.bytes = str(path), file_size(path)
         if name in APPLE and sys.platform != "darwin":

@@ -16,6 +16,7 @@ import torch_pruning as tp
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import guess_model_task
+from ultralytics.utils.torch_utils import is_qat
 
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
@@ -35,12 +36,17 @@ def trace(
         ignored: Maps a layer path to the reason why the user wants its output width kept, or to None.
 
     Raises:
-        UnsupportedError: If this is no such network, if its shapes depend on values, or if a row of it can be neither
-            traced nor kept as it is.
+        UnsupportedError: If this is no such network, if it is quantized, if its shapes depend on values, or if a row of
+            it can be neither traced nor kept as it is.
     """
     if not isinstance(getattr(model, "model", None), nn.Sequential):
         raise UnsupportedError(
             f"{type(model).__name__} is not an Ultralytics YOLO network; pass YOLO('….pt') or its .model."
+        )
+    if is_qat(model):
+        raise UnsupportedError(
+            "the network has INT8 quantizers (it was trained with quantize=8), which fit its present widths only: cut "
+            "the float checkpoint that it was made from, or cut it in a training, which starts from its float weights."
         )
     height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     image = torch.empty(1, image_channels(model), height, width, device="meta")

@@ -7,7 +7,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from yolo_prune.files import replacing
 
@@ -45,7 +45,7 @@ class CutRecord:
         params: Parameters after it.
         bytes: Size of the network as a checkpoint without optimizer.
         fitness_cut: Fitness right after it, after recalibration and before any training.
-        fitness_recovered: Best fitness before the next cut, or the end.
+        fitness_recovered: Best fitness before the next cut, the step to INT8, or the end.
         plan_sha256: Hash of the plan, which lies in ``pruning/plan-<n>.json``.
         locked: What could not be cut, and why.
         seconds: Wall time of the cut, with recalibration and validation.
@@ -63,6 +63,25 @@ class CutRecord:
     locked: list[dict[str, str]]
     seconds: float
     latency: float | None = None
+
+
+@dataclass
+class QuantizationRecord:
+    """The step to INT8 of a run with ``quantize=8``.
+
+    Attributes:
+        epoch: It fell before the batches of this epoch, counted from 0.
+        fitness_float: Best fitness of the float network before it, since the last cut.
+        fitness_quantized: Fitness right after it, before any training.
+        fitness_recovered: Best fitness from then on.
+        seconds: Wall time, with calibration and validation.
+    """
+
+    epoch: int
+    fitness_float: float | None
+    fitness_quantized: float | None
+    fitness_recovered: float | None
+    seconds: float
 
 
 @dataclass
@@ -112,6 +131,9 @@ class Report:
         guard: State of ``max_drop``, where it was asked for.
     """
 
+    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization")
+    """What an interrupted run needs of it."""
+
     imgsz: list[int]
     dense: Stage
     config: dict[str, Any]
@@ -121,6 +143,7 @@ class Report:
     timed: dict[str, Any] | None = None
     exports: list[ExportRecord] = field(default_factory=list)
     guard: dict[str, Any] | None = None
+    quantization: QuantizationRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -129,11 +152,13 @@ class Report:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
         """Read what ``to_dict`` wrote, to go on with an interrupted run."""
+        quantization = data["quantization"]
         return cls(
             imgsz=data["imgsz"],
             dense=Stage(**data["dense"]),
             config=data["config"],
             cuts=[CutRecord(**c) for c in data["cuts"]],
+            quantization=QuantizationRecord(**quantization) if quantization else None,
         )
 
     def save(self, folder: Path) -> Path:
@@ -145,7 +170,7 @@ class Report:
         return path
 
     def table(self) -> str:
-        """Return the table that a run prints: one row per cut, each figure with its change from the dense model."""
+        """Return the table that a run prints: one row per step, each figure with its change from the dense model."""
         dense = self.dense
         sizes = [_count(dense.macs), _count(dense.params), _megabytes(dense.bytes)]
         sizes += [_milliseconds(dense.latency)] * self._is_timed
@@ -157,6 +182,9 @@ class Report:
         for n, cut in enumerate(self.cuts, 1):
             fitness = (self._fitness(f) for f in (cut.fitness_cut, cut.fitness_recovered))
             rows.append((f"cut {n}/{len(self.cuts)}", str(cut.epoch), *self._sizes(cut), *fitness))
+        if q := self.quantization:
+            fitness = (self._fitness(f) for f in (q.fitness_quantized, q.fitness_recovered))
+            rows.append(("int8", str(q.epoch), *[""] * len(sizes), *fitness))
         if self.final:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
         rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]
@@ -195,7 +223,16 @@ class Report:
 def versions() -> dict[str, str]:
     """Return the versions of what took part."""
     found = {"python": platform.python_version()}
-    for package in ("yolo-prune", "ultralytics", "torch", "torch-pruning", "onnx", "onnxruntime", "openvino"):
+    for package in (
+        "yolo-prune",
+        "ultralytics",
+        "torch",
+        "torch-pruning",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "nvidia-modelopt",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

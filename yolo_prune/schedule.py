@@ -8,6 +8,7 @@ while the learning rate is high, and the last 60 % of the run is recovery.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yolo_prune.errors import ConfigError
@@ -66,6 +67,27 @@ def _way(schedule: str, x: float, removed: float) -> float:
     if schedule == "exponential":
         return math.expm1(x * math.log1p(-removed)) / -removed
     return x
+
+
+def quantization(*, epochs: int, at: float, cuts: Sequence[Cut]) -> int:
+    """Return the epoch, counted from 0, before whose batches a run turns to INT8.
+
+    Args:
+        epochs: Length of the run.
+        at: As a fraction of the run.
+        cuts: What `cuts` returned.
+
+    Raises:
+        ConfigError: If a cut would fall on the same epoch or later, or no epoch is left to train.
+    """
+    epoch, last = round(epochs * at), cuts[-1].epoch if cuts else -1
+    if not last < epoch < epochs:
+        raise ConfigError(
+            f"quantize_at={at:g} falls before epoch {epoch} of epochs={epochs}, the last cut before epoch {last}: "
+            "quantizing comes after the last cut, with an epoch left to train; use more epochs, or move end or "
+            "quantize_at."
+        )
+    return epoch
 
 
 def learning_rate_epoch(epoch: int, epochs: int, last_cut: int | None, mode: str) -> tuple[float, float]:

@@ -4,26 +4,26 @@ What happens at a cut, in this order and all or nothing:
 
     plan -> slice model, EMA and optimizer -> reconstruct -> validate -> write last.pt -> retire best.pt
 
-Cuts fall at ``on_train_epoch_start``: after the previous epoch has been validated and saved, before its successor's
-learning rate is set. Whatever fails is undone, and the trainer is as it was.
+A run with ``quantize=8`` turns to INT8 after the last one, in the same manner. All of it falls at
+``on_train_epoch_start``: after the previous epoch has been validated and saved, before its successor's learning rate is
+set. Whatever fails is undone, and the trainer is as it was.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from yolo_prune import checkpoint, distillation
+from yolo_prune import checkpoint, distillation, quantization
 from yolo_prune.allocation import check_reachable
 from yolo_prune.bench import time_result
 from yolo_prune.budget import Goal, file_bytes
@@ -55,11 +55,12 @@ from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut
 from yolo_prune.profiling import measure
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.report import CutRecord, Report, Stage
+from yolo_prune.report import CutRecord, QuantizationRecord, Report, Stage
 from yolo_prune.rewinding import recall, remember, rewind
 from yolo_prune.schedule import Cut as ScheduledCut
 from yolo_prune.schedule import cuts as schedule_cuts
 from yolo_prune.schedule import learning_rate_epoch
+from yolo_prune.schedule import quantization as quantization_epoch
 from yolo_prune.snapshot import Snapshot
 from yolo_prune.sparsity import Sparsity
 from yolo_prune.statistics import Gradients
@@ -78,29 +79,37 @@ _REFUSED: dict[str, tuple[Callable[[BaseTrainer], bool], str]] = {
         lambda t: bool(t.args.compile),
         "train with compile=False; the pruned model can be compiled afterwards",
     ),
-    "quantize=8 (QAT)": (lambda t: t.args.quantize == 8, "train without it and quantize the pruned best.pt at export"),
     "time": (lambda t: bool(t.args.time), "give epochs instead: cuts are scheduled in epochs"),
 }
 """Features of the host that do not work across a cut yet: name -> (whether a run uses it, the way out)."""
 
 
-def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> None:
+def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
     """Before the network is built: refuse what cannot work, and let pruned checkpoints be rebuilt pruned.
+
+    Returns:
+        Whether ``quantize=8`` was asked for and is put off until after the last cut.
 
     Raises:
         UnsupportedError: If the run uses a feature that cannot be combined with pruning.
         ConfigError: If the schedule does not fit the run's epochs.
     """
+    quantizes = False
     if config is None or config.targets:
         _refuse_unsupported(trainer)
     if config is not None:
         check_formats(config.export)
-        _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)  # how much it is, nobody knows yet
+        # How much is removed, nobody knows yet.
+        planned = _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)
+        quantizes = quantization.prepare(trainer, config)
+        if quantizes:
+            quantization_epoch(epochs=trainer.epochs, at=config.quantize_at, cuts=planned)
         if config.distill and not trainer.resume:
             distillation.prepare(trainer, config.distill)
         if config.max_drop is not None and not trainer.args.val:
             raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
     trainer.get_model = partial(_get_model, trainer.get_model)
+    return quantizes
 
 
 def _get_model(
@@ -139,6 +148,7 @@ class Session:
     Args:
         trainer: A trainer at ``on_pretrain_routine_end``.
         config: The knobs, or None to take them from the checkpoint that is resumed.
+        quantizes: What `prepare` returned.
 
     Raises:
         CheckpointError: If there is nothing to resume, or no configuration.
@@ -146,7 +156,7 @@ class Session:
         TargetError: If the target cannot be reached.
     """
 
-    def __init__(self, trainer: BaseTrainer, config: PruneConfig | None) -> None:
+    def __init__(self, trainer: BaseTrainer, config: PruneConfig | None, quantizes: bool = False) -> None:
         model = student_of(trainer.model)
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
         self.imgsz: int = trainer.args.imgsz
@@ -156,6 +166,7 @@ class Session:
         self.goal = Goal({})
         self.latency: LatencyTable | None = None
         self.schedule: list[ScheduledCut] = []
+        self.quantize_epoch: int | None = None
         self._complaint: PruneError | None = None
         self._in_epoch = False
         self._gradients = Gradients()
@@ -168,6 +179,8 @@ class Session:
             if LATENCY in self.goal.amounts:
                 self.latency = LatencyTable.load(trainer.save_dir / "pruning" / "latency.json")
             self._note_recovered(trainer)
+            if self.quantizes:
+                quantization.check_available()
             if config not in (None, self.config):
                 LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
         elif config is None:
@@ -179,14 +192,14 @@ class Session:
             self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
             if self.config.targets:
                 _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
-                self._begin(trainer)
+                self._begin(trainer, quantizes)
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
         if self.pending:
             self._listen(trainer)
 
-    def _begin(self, trainer: BaseTrainer) -> None:
+    def _begin(self, trainer: BaseTrainer, quantizes: bool) -> None:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
@@ -200,6 +213,10 @@ class Session:
         self.schedule = _schedule(self.config, trainer.epochs, self.goal.removed)
         if not self.schedule:
             self._log(f"target={self.config.target} holds already: nothing is cut")
+        if quantizes:
+            self.quantize_epoch = quantization_epoch(
+                epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.schedule
+            )
         self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
         self.report.dense = Stage(cost.macs(), cost.params(), latency=cost.seconds() if self.latency else None)
         for network in {model, unwrap_model(trainer.model)}:
@@ -237,6 +254,7 @@ class Session:
             self.dense_widths = dict(noted["dense_widths"])
             self.goal = Goal.from_dict(noted["goal"])
             self.schedule = [ScheduledCut(*c) for c in noted["schedule"]]
+            self.quantize_epoch = noted["quantize_epoch"]
             self.report = Report.from_dict(noted["report"])
             self._guard = Guard(**noted["guard"]) if noted["guard"] else None
         except (KeyError, TypeError, ValueError) as e:
@@ -250,11 +268,21 @@ class Session:
         """Cuts that have not been made yet."""
         return self.schedule[len(self.report.cuts) :]
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether the run still has to turn to INT8."""
+        return self.quantize_epoch is not None and self.report.quantization is None
+
     def before_epoch(self, trainer: BaseTrainer) -> None:
-        """Cut if the schedule says so; a repeated epoch (after a NaN, or out of memory) is not cut again."""
+        """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
-        if not self.schedule:
-            return
+        if self.schedule:
+            self._follow_schedule(trainer)
+        if self.quantizes and not self.pending and trainer.epoch >= self._float_epochs(trainer):
+            self._quantize(trainer)
+
+    def _follow_schedule(self, trainer: BaseTrainer) -> None:
+        """Judge the latest cut and make the next one, if it is time."""
         rewind_epoch = None if self.config.rewind is None else round(self.config.rewind * trainer.epochs)
         if trainer.epoch == rewind_epoch and not self.report.cuts:
             remember(student_of(trainer.model), self._early_state(trainer))
@@ -275,18 +303,23 @@ class Session:
             self._sparsity.progress = min(1.0, (trainer.epoch + 1) / max(first, 1))
 
     def after_epoch(self, trainer: BaseTrainer) -> None:
-        """Note the fitness of the stage, and do not let early stopping end the run before the last cut."""
+        """Note the fitness of the stage, and do not let early stopping end the run before its last step."""
         if not self._in_epoch:
             return  # the final validation fires the event once more
         self._in_epoch = False
         self._note_recovered(trainer)
         upcoming, stopper = trainer.epoch + 1, trainer.stopper
-        if self.pending and trainer.stop and upcoming < trainer.epochs:
-            if upcoming - stopper.best_epoch >= stopper.patience:
-                trainer.stop = False
+        ran_out = trainer.stop and upcoming < trainer.epochs and upcoming - stopper.best_epoch >= stopper.patience
+        if ran_out and (self.pending or self.quantizes):
+            trainer.stop = False
+            if self.pending:
                 self.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.pending[0].way)
-                self._log(f"patience ran out before the last cut: the next one comes early, at epoch {upcoming}")
-        elif trainer.stop and self._guard and self._deadline is not None:
+            else:
+                self.quantize_epoch = upcoming
+                self._deadline = upcoming if self._deadline is not None else None
+            step = "cut" if self.pending else "step to INT8"
+            self._log(f"patience ran out before the last {step}: the next one comes early, at epoch {upcoming}")
+        elif trainer.stop and self._guard and self._deadline is not None and not self.pending:
             self._judge(trainer)  # the last chance to hand back something that holds
 
     def finish(self, trainer: BaseTrainer) -> None:
@@ -295,11 +328,11 @@ class Session:
         self.report.final = final = _final_stage(best, self.imgsz)
         fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
         final.fitness = None if fitness is None else float(fitness)
-        if not self.schedule and not self._guard:
-            self.report.dense = final  # nothing was cut
+        if not self.schedule and not self._guard and not self.report.quantization:
+            self.report.dense = final  # nothing was changed
         folder = trainer.save_dir / "pruning"
         self.report.guard = self._guard.to_dict() if self._guard else None
-        if self.report.cuts and (self.latency or self.config.benchmark):
+        if self.report.cuts and not self.report.quantization and (self.latency or self.config.benchmark):
             try:
                 self._time(best)
             except Exception as e:  # whatever an exporter or a runtime raises, the run is done
@@ -309,7 +342,7 @@ class Session:
                 else:
                     self._log(reason)
         path = self.report.save(folder)
-        if self.schedule or self._guard:
+        if self.schedule or self._guard or self.report.quantization:
             self._log(f"done\n{self.report.table()}")
         if self._guard and self._guard.failures:
             outcome = "this is the smallest model that held" if self.report.cuts else "no cut held, so this is dense"
@@ -319,6 +352,11 @@ class Session:
                 f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs} with {len(self.pending)} of "
                 f"{len(self.schedule)} cuts not made, so {best} is not the model that was asked for; train it on with "
                 "the rest as target, or start anew."
+            )
+        elif self.quantizes:
+            self._complaint = TargetError(
+                f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs}, before the step to INT8 at "
+                f"epoch {self.quantize_epoch}, so {best} is a float model; quantize it at export, or start anew."
             )
         elif self.schedule and not self._guard:
             self._complaint = self._missed(final) or self._complaint
@@ -353,12 +391,37 @@ class Session:
         """Raise what went wrong, now that everything else is done and saved.
 
         Raises:
-            TargetError: If the run was stopped before its last cut, or the file is larger than was asked for.
+            TargetError: If the run was stopped before its last cut or the step to INT8, or the file is larger than was
+                asked for.
             ExportError: If an asked export was not made or disagrees with the checkpoint, or the result of a latency
                 target could not be timed.
         """
         if self._complaint:
             raise self._complaint
+
+    # The step to INT8 -------------------------------------------------------------------------------------------------
+
+    def _quantize(self, trainer: BaseTrainer) -> None:
+        """Let the rest of the run be quantization-aware, or leave everything as it was.
+
+        Raises:
+            CutError: If anything failed; the trainer is as it was.
+        """
+        started, best = time.time(), trainer.best_fitness
+        with _attempt(trainer, "the step to INT8") as done:
+            if self.report.dense.checkpoint is None:
+                self._note_dense(trainer)
+            quantization.begin(done, trainer)
+            _start_anew(done, trainer)
+            before = None if best is None else float(best)
+            record = QuantizationRecord(trainer.epoch, before, trainer.fitness, None, round(time.time() - started, 2))
+            done.set(self.report, "quantization", record)
+            self._save(trainer, done)
+        self._good = None  # a state without quantizers, which nothing goes back to any more
+        self._log(
+            f"INT8 from epoch {trainer.epoch} on: fitness {_score(before)} -> {_score(trainer.fitness)}, "
+            f"{record.seconds:.1f} s"
+        )
 
     # A cut ------------------------------------------------------------------------------------------------------------
 
@@ -369,37 +432,26 @@ class Session:
             CutError: If anything failed; the trainer is as it was.
         """
         started = time.time()
-        done = Cut()
-        with preserved_rng():
-            try:
-                if self.report.dense.checkpoint is None:
-                    self._note_dense(trainer)
-                if self._guard:
-                    self._good = Snapshot(trainer)
-                batches = calibration_batches(trainer, self.config.calibration)
-                plan = self._plan(trainer, way, batches)
-                record = self._apply(trainer, plan, done, batches)
-                record.seconds = round(time.time() - started, 2)
-                self._keep(trainer, plan, record, done)
-            except BaseException as e:  # an interrupt, too, must not leave half a cut
-                done.undo()
-                if not isinstance(e, Exception):
-                    raise
-                raise CutError(
-                    f"cut {len(self.report.cuts) + 1} of {len(self.schedule)} at epoch {trainer.epoch} failed and was "
-                    f"taken back; {trainer.last} can be resumed. {type(e).__name__}: {e}"
-                ) from e
-        trainer.best.unlink(missing_ok=True)  # the model of before this cut
+        with _attempt(trainer, f"cut {len(self.report.cuts) + 1} of {len(self.schedule)}") as done:
+            if self.report.dense.checkpoint is None:
+                self._note_dense(trainer)
+            if self._guard:
+                self._good = Snapshot(trainer)
+            batches = calibration_batches(trainer, self.config.calibration)
+            plan = self._plan(trainer, way, batches)
+            record = self._apply(trainer, plan, done, batches)
+            record.seconds = round(time.time() - started, 2)
+            self._keep(trainer, plan, record, done)
         if self._sparsity:
             self._sparsity.detach()
             self._sparsity = None
         if self._guard:
             upcoming = self.pending[0].epoch if self.pending else None
-            self._deadline = self._guard.deadline(trainer.epoch, upcoming, trainer.epochs)
+            self._deadline = self._guard.deadline(trainer.epoch, upcoming, self._float_epochs(trainer))
         self._log(
             f"cut {len(self.report.cuts)}/{len(self.schedule)} at epoch {trainer.epoch}: "
             f"MACs {_from_to(plan.macs, 1e9, 'G')}, params {_from_to(plan.params, 1e6, 'M')}, "
-            f"fitness {'not validated' if record.fitness_cut is None else f'{record.fitness_cut:.3f}'}, "
+            f"fitness {_score(record.fitness_cut)}, "
             f"{len(record.locked)} layers locked, {record.seconds:.1f} s"
         )
 
@@ -416,7 +468,7 @@ class Session:
         self.report.cuts.pop()
         less = self._guard.reject(way, record.epoch, record.macs, record.fitness_recovered)
         upcoming = trainer.epoch + (0 if self._in_epoch else 1)
-        is_possible = less is not None and upcoming < trainer.epochs - 1 and not trainer.stop
+        is_possible = less is not None and upcoming < self._float_epochs(trainer) - 1 and not trainer.stop
         self.schedule = [*self.schedule[: len(self.report.cuts)]]
         if less is not None and is_possible:
             self.schedule.append(ScheduledCut(upcoming, less))
@@ -428,6 +480,10 @@ class Session:
             f"max_drop={self._guard.max_drop:g} asks for {self._guard.floor:.4f}; "
             f"{'a smaller one follows' if is_possible else 'no more cuts, the rest of the run recovers'}"
         )
+
+    def _float_epochs(self, trainer: BaseTrainer) -> int:
+        """Return how long the run computes in float: until the step to INT8, or the end."""
+        return self.quantize_epoch if self.quantizes and self.quantize_epoch is not None else trainer.epochs
 
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
@@ -459,15 +515,7 @@ class Session:
             remember(early, self._early_state(trainer, cuts=len(self.report.cuts) + 1))
         if self.config.distill is True and not self.report.cuts:
             distillation.begin(done, trainer, trainer.wdir / "dense.pt")
-        for name, fresh in (
-            ("best_fitness", None),
-            ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
-            ("fitness", None),
-            ("metrics", trainer.metrics),
-        ):
-            done.set(trainer, name, fresh)
-        if trainer.args.val:
-            trainer.metrics, trainer.fitness = validate(trainer)
+        _start_anew(done, trainer)
         return CutRecord(
             epoch=trainer.epoch,
             macs=plan.macs["after"],
@@ -497,7 +545,9 @@ class Session:
         """Note in the networks, the report and ``last.pt`` where the run is."""
         done = done or Cut()
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
-        if self.report.cuts:
+        if self.report.quantization:
+            yaml = checkpoint.with_run(model.yaml, self._note())  # the widths are those of the last cut
+        elif self.report.cuts:
             yaml = checkpoint.marked(model, self._note())
         else:
             yaml = checkpoint.with_run(checkpoint.unmarked(model.yaml), self._note())
@@ -515,10 +565,10 @@ class Session:
         return Path(trainer.save_dir) / "pruning" / f"rewind-{made}.pt"
 
     def _note_recovered(self, trainer: BaseTrainer) -> None:
-        """Note the best fitness since the last cut."""
-        if self.report.cuts:
+        """Note the best fitness since the last cut, or since the step to INT8."""
+        if stage := self.report.quantization or (self.report.cuts[-1] if self.report.cuts else None):
             best = trainer.best_fitness
-            self.report.cuts[-1].fitness_recovered = None if best is None else float(best)
+            stage.fitness_recovered = None if best is None else float(best)
 
     def _note_dense(self, trainer: BaseTrainer) -> None:
         """Note the dense network's fitness and file, just before the first cut."""
@@ -547,8 +597,9 @@ class Session:
             "dense_widths": self.dense_widths,
             "goal": self.goal.to_dict(),
             "schedule": [[c.epoch, c.way] for c in self.schedule],
+            "quantize_epoch": self.quantize_epoch,
             "guard": self._guard.to_dict() if self._guard else None,
-            "report": {k: v for k, v in self.report.to_dict().items() if k in {"imgsz", "dense", "config", "cuts"}},
+            "report": {k: v for k, v in self.report.to_dict().items() if k in Report.NOTED},
         }
 
     def _log(self, text: str) -> None:
@@ -569,13 +620,52 @@ def _bend_learning_rate(trainer: BaseTrainer, last_cut: int | None, mode: str) -
     trainer.lf, scheduler.lr_lambdas = bent, [bent] * len(scheduler.lr_lambdas)
 
 
+@contextmanager
+def _attempt(trainer: BaseTrainer, what: str) -> Iterator[Cut]:
+    """Record what happens to a run between two epochs; if it fails, take it back, and if not, retire the best model.
+
+    Raises:
+        CutError: If anything failed; the trainer is as it was.
+    """
+    done = Cut()
+    with preserved_rng():
+        try:
+            yield done
+        except BaseException as e:  # an interrupt, too, must not leave half a cut
+            done.undo()
+            if not isinstance(e, Exception):
+                raise
+            raise CutError(
+                f"{what} at epoch {trainer.epoch} failed and was taken back; {trainer.last} can be resumed. "
+                f"{type(e).__name__}: {e}"
+            ) from e
+    trainer.best.unlink(missing_ok=True)
+
+
+def _start_anew(done: Cut, trainer: BaseTrainer) -> None:
+    """Let best fitness and early stopping begin anew with a network that has changed, and validate it."""
+    for name, fresh in (
+        ("best_fitness", None),
+        ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
+        ("fitness", None),
+        ("metrics", trainer.metrics),
+    ):
+        done.set(trainer, name, fresh)
+    if trainer.args.val:
+        trainer.metrics, trainer.fitness = validate(trainer)
+
+
 def _final_stage(best: Path, imgsz: int) -> Stage:
     """Return the figures of a checkpoint; where nothing was cut, it may be of a kind that cannot be traced."""
-    network, _ = load_checkpoint(best)
+    network = quantization.load_plain(best)
     stage = Stage(params=sum(p.numel() for p in network.parameters()), bytes=best.stat().st_size, checkpoint=str(best))
     with suppress(UnsupportedError):
         stage.macs = CostModel(trace(network, imgsz)).macs()
     return stage
+
+
+def _score(fitness: float | None) -> str:
+    return "not validated" if fitness is None else f"{fitness:.3f}"
 
 
 def _from_to(cost: dict[str, int], unit: float, name: str) -> str:

@@ -7,7 +7,7 @@ later on (out of memory while recalibrating, a full disk) can still be undone wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MISSING = object()
 _VALUES = object()
+_CALL = object()
 
 
 class Cut:
@@ -51,6 +52,10 @@ class Cut:
         with torch.no_grad():
             tensor.copy_(values)
 
+    def on_undo(self, revert: Callable[[], None]) -> None:
+        """Call a function when this point is taken back, for what is more than an assignment."""
+        self._done.append((revert, _CALL, None))
+
     def extend(self, later: Cut) -> None:
         """Take over assignments that were made after these."""
         self._done += later._done
@@ -61,6 +66,9 @@ class Cut:
             owner, key, old = self._done.pop()
             if key is _VALUES:
                 owner.detach().copy_(old)
+                continue
+            if key is _CALL:
+                owner()
                 continue
             items = owner if isinstance(owner, (dict, list)) else owner.__dict__
             items[key] = old
