@@ -13,19 +13,19 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 
+from yolo_prune.allocation import units_of
+from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph import trace
 from yolo_prune.host import calibration_batches, save_checkpoint, set_up
-from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import Evidence, plan_cut, rankings
+from yolo_prune.planner import Evidence, plan_traced, rankings
 from yolo_prune.profiling import measure
 from yolo_prune.report import Report, aligned
 from yolo_prune.sensitivity import Sensitivity, scan
 from yolo_prune.session import Session
-from yolo_prune.statistics import copy_of
 from yolo_prune.surgery import network_of
 from yolo_prune.targets import QUANTITIES, in_units
 
@@ -105,7 +105,7 @@ def prune_model(
     imgsz = imgsz or _own_imgsz(network)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
-    plan = plan_cut(network, config, imgsz, latency=_measured(network, config, imgsz))
+    plan = plan_traced(network, _traced(network, config, imgsz), config)
     plan.apply(network)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
@@ -179,23 +179,21 @@ def dry_run(
         UnsupportedError: If the model cannot be cut, or latency cannot be measured here.
     """
     network, size = network_of(model), imgsz or _own_imgsz(model.model)
-    latency = _measured(network, config, size)
+    graph = _traced(network, config, size)
     if data is None:
-        plan = plan_cut(network, config, size, latency=latency)
+        plan = plan_traced(network, graph, config)
     else:
         with _never_training(model, {**arguments, "data": data, "imgsz": size}) as trainer:
             evidence = Evidence(network, calibration_batches(trainer, config.calibration))
-            plan = plan_cut(network, config, size, evidence=evidence, latency=latency)
-    pruned = copy_of(network)
-    plan.apply(pruned)
-    costs = [CostModel(replace(trace(n, size), latency=latency)) for n in (network, pruned)]
+            plan = plan_traced(network, graph, config, evidence=evidence)
+    cost, units = CostModel(graph), units_of(graph, plan)
     rows: list[tuple[str, ...]] = [("layer", "channels", "kept")]
     for path, sides in plan.layers.items():
         if (kept := len(sides["out"])) < (width := plan.widths[path]["out"]) and "in" in sides:
             rows.append((path, str(width), f"{kept} ({kept / width:.0%})"))
     amounts = []
-    for q in QUANTITIES if latency else QUANTITIES[:-1]:
-        before, after = (cost.amount(q) for cost in costs)
+    for q in QUANTITIES if graph.latency else QUANTITIES[:-1]:
+        before, after = cost.amount(q), cost.amount(q, units)
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
     return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *amounts])
@@ -220,11 +218,10 @@ def _read(
     return values.pop("model"), values
 
 
-def _measured(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int]) -> LatencyTable | None:
-    """Return what has been measured of a network where the target needs it."""
-    if not config.is_timed:
-        return None
-    return measure(network, trace(network, imgsz, config.is_ignored), config.runtime)
+def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int]) -> ChannelGraph:
+    """Return the channel groups of a network, with what has been measured of it where the target needs that."""
+    graph = trace(network, imgsz, config.is_ignored)
+    return replace(graph, latency=measure(network, graph, config.runtime)) if config.is_timed else graph
 
 
 def _as_text(knobs: Mapping[str, str]) -> dict[str, str]:
