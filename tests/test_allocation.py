@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nets import FAMILIES, IMGSZ, build, graph_of, make
 
-from yolo_prune.allocation import ByScore, check_reachable, make_plan
+from yolo_prune.allocation import ByScore, check_reachable, make_plan, plan_of, units_of
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph import trace
@@ -53,6 +53,16 @@ def test_uniform_allocation_takes_the_same_share_everywhere() -> None:
     plan = make(build("yolov8n"), 0.5, round_to=1)
     shares = [len(kept["out"]) / plan.widths[path]["out"] for path, kept in plan.layers.items() if path.endswith("bn")]
     assert max(shares) - min(shares) < 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_tells_how_many_units_it_was_made_to_keep(family: str) -> None:
+    graph, draw = graph_of(family), np.random.default_rng(0)
+    steps = [b.steps if b.locked else int(draw.integers(1, b.steps + 1)) for b in graph.bundles]
+    plan = plan_of(graph, steps, [draw.permutation(group.width) for group in graph.groups])
+    units = units_of(graph, plan)
+    for bundle, kept in zip(graph.bundles, steps, strict=True):
+        assert units[list(bundle.groups)].tolist() == [kept * per_step for per_step in bundle.per_step]
 
 
 def test_global_allocation_takes_the_least_important_units_first() -> None:

@@ -18,13 +18,14 @@ from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
 from yolo_prune import checkpoint
-from yolo_prune.allocation import plan_of
+from yolo_prune.allocation import plan_of, units_of
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.graph import trace
-from yolo_prune.planner import plan_cut
+from yolo_prune.planner import plan_cut, plan_traced
 from yolo_prune.surgery import cut
+from yolo_prune.targets import BYTES, MACS, PARAMS
 from yolo_prune.verification import largest_difference, outputs, randomise_norms, verify_cut
 from yolo_prune.zoo import build_model, model_yamls, scaled
 
@@ -36,24 +37,35 @@ def test_half_of_the_macs_can_be_cut_from_every_model_and_the_cut_is_right(path:
     pixels = 128 if "p6" in path.stem else 64
     network = build_model(path).model
     randomise_norms(network)
-    plan = plan_cut(network, PruneConfig(target=0.5, importance="random"), 640)
+    graph, at_pixels = trace(network, 640), CostModel(trace(network, pixels))
+    plan = plan_traced(network, graph, PruneConfig(target=0.5, importance="random"))
     assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
     assert max(verify_cut(network, plan, pixels).values()) < 1e-9
 
     assert plan.params["before"] == sum(p.numel() for p in network.parameters())
     plan.apply(network)
     assert plan.params["after"] == sum(p.numel() for p in network.parameters())
-    with FlopCounterMode(display=False) as counter:
-        fused = copy.deepcopy(network).eval().fuse(verbose=False)
-        expected = outputs(fused, torch.zeros(1, 3, pixels, pixels))
-    assert counter.get_total_flops() // 2 == CostModel(trace(network, pixels)).macs()
-    assert expected
+    units = units_of(graph, plan)
+    predicted = {quantity: at_pixels.amount(quantity, units) for quantity in (MACS, PARAMS, BYTES)}
+    assert predicted == counted(network, (pixels, pixels))
 
     again = checkpoint.rebuild(partial(fresh, type(network)), network.yaml, network)
     if hasattr(network, "txt_feats"):  # no parameter: a WorldModel draws them until it is told its classes
         again.txt_feats = network.txt_feats
     image = torch.rand(1, 3, pixels, pixels)
     assert largest_difference(*(outputs(n.eval(), image) for n in (network, again))) == 0
+
+
+def counted(network: tasks.BaseModel, imgsz: tuple[int, int], ch: int = 3) -> dict[str, int]:
+    """Count by what torch has: its counter on the deployed network, parameters, and tensors in half precision."""
+    with FlopCounterMode(display=False) as counter:
+        assert outputs(copy.deepcopy(network).eval().fuse(verbose=False), torch.zeros(1, ch, *imgsz))
+    half = copy.deepcopy(network).half()
+    return {
+        MACS: counter.get_total_flops() // 2,
+        PARAMS: sum(p.numel() for p in network.parameters()),
+        BYTES: sum(t.numel() * t.element_size() for t in (*half.parameters(), *half.buffers())),
+    }
 
 
 def fresh(kind: type[tasks.BaseModel], cfg: dict[str, Any], weights: None, verbose: bool) -> tasks.BaseModel:
@@ -81,9 +93,7 @@ def test_other_inputs_classes_levels_and_rectangles(name: str, ch: int, nc: int,
     assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
     assert max(verify_cut(network, plan, imgsz).values()) < 1e-9
     plan.apply(network)
-    with FlopCounterMode(display=False) as counter:
-        outputs(copy.deepcopy(network).eval().fuse(verbose=False), torch.zeros(1, ch, *imgsz))
-    assert counter.get_total_flops() // 2 == plan.macs["after"]
+    assert counted(network, imgsz, ch)[MACS] == plan.macs["after"]
 
 
 WIDTHS = st.sampled_from((16, 24, 32, 64))
@@ -176,6 +186,10 @@ def test_any_widths_that_keep_ties_are_cut_right(name: str, data: st.DataObject)
     ranked = [rng.permutation(group.width) for group in graph.groups]
     plan = plan_of(graph, steps, ranked)
     assert max(verify_cut(network, plan, 64).values()) < 1e-9
+
+    smaller, cost, units = copy.deepcopy(network), CostModel(graph), units_of(graph, plan)
+    cut(plan, [smaller])
+    assert {quantity: cost.amount(quantity, units) for quantity in (MACS, PARAMS, BYTES)} == counted(smaller, (64, 64))
 
 
 def test_a_yaml_is_found_with_each_of_its_scales() -> None:

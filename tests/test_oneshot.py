@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ from task_data import as_task
 from torch import nn
 from ultralytics import YOLO
 
-from yolo_prune import PruneConfig, checkpoint, cli, prune_model
+from yolo_prune import PruneConfig, checkpoint, cli, oneshot, planner, prune_model
+from yolo_prune.channels import ChannelGraph
+from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, TargetError, UnsupportedError
+from yolo_prune.graph import trace
+from yolo_prune.latency import LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
+from yolo_prune.targets import QUANTITIES, in_units
 from yolo_prune.verification import outputs
 
 
@@ -164,6 +170,37 @@ def test_a_dry_run_tells_what_would_be_cut_and_changes_nothing(
     assert change["MACs"] <= -30 and change["params"] <= -40 and change["B"] < -30
     assert (own_folder / "dense.pt").read_bytes() == before
     assert [path.name for path in own_folder.iterdir()] == ["dense.pt"]
+
+
+def by_outputs(network: nn.Module, graph: ChannelGraph, runtime: str) -> LatencyTable:
+    """Stand in for a machine on which every layer takes as long as it has outputs."""
+    layers = {path: layer for path, layer in graph.layers.items() if layer.kernel}
+    times = {p: Surface((0, layer.out), (1,), ((0.0,), (layer.out * 1e-5,))) for p, layer in layers.items()}
+    return LatencyTable(times, dict.fromkeys(times, 1))
+
+
+@pytest.mark.parametrize(
+    ("target", "timed", "quantities"),
+    [("0.5", False, QUANTITIES[:-1]), ("0.5", True, QUANTITIES), ("30% latency", False, QUANTITIES)],
+)
+def test_a_dry_run_reads_the_network_once_and_tells_what_the_cut_comes_to(
+    target: str, timed: bool, quantities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced = []
+    for room in (oneshot, planner):
+        monkeypatch.setattr(room, "trace", lambda *of: traced.append(of) or trace(*of))
+    monkeypatch.setattr(oneshot, "measure", by_outputs)
+    model, config = YOLO("yolo11n.yaml"), PruneConfig(target=target, **oneshot.DATA_FREE)
+    told = oneshot.dry_run(model, config, imgsz=IMGSZ, timed=timed).splitlines()[-len(quantities) :]
+    assert len(traced) == 1
+
+    dense = trace(model.model, IMGSZ)
+    prune_model(model, config, imgsz=IMGSZ)
+    table = by_outputs(model.model, dense, config.runtime)
+    costs = [CostModel(replace(graph, latency=table)) for graph in (dense, trace(model.model, IMGSZ))]
+    for line, quantity in zip(told, quantities, strict=True):
+        before, after = (in_units(quantity, cost.amount(quantity)) for cost in costs)
+        assert line.startswith(f"{before} -> {after} (")
 
 
 def test_a_dry_run_says_what_is_missing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

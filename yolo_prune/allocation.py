@@ -154,6 +154,16 @@ def plan_of(graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.n
     )
 
 
+def units_of(graph: ChannelGraph, plan: PrunePlan) -> np.ndarray:
+    """Return how many units of each group a plan keeps."""
+    kept = []
+    for group in graph.groups:
+        (path, side), table = next(iter(group.members.items()))
+        stays = np.isin(table[:, 0], plan.layers[path][side]) if path in plan.layers else np.ones(group.width)
+        kept.append(int(stays.sum()))
+    return np.array(kept, dtype=np.int64)
+
+
 def check_reachable(
     graph: ChannelGraph,
     budget: Budget,
@@ -196,8 +206,9 @@ class _Allocation:
     def __init__(
         self, graph: ChannelGraph, cost: CostModel, options: list[np.ndarray], ranking: Ranking, per_cost: bool
     ) -> None:
-        self._graph, self._cost, self._options, self._ranking, self._per_cost = graph, cost, options, ranking, per_cost
+        self._graph, self._cost, self._ranking, self._per_cost = graph, cost, ranking, per_cost
         self.steps = [int(o[-1]) for o in options]
+        self._moves = [_moves(o.tolist()) for o in options]
         classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for b, bundle in enumerate(graph.bundles):
             if not bundle.locked:
@@ -209,11 +220,10 @@ class _Allocation:
     def shrink(self, budget: Budget, rule: Rule) -> None:
         """Move by move, let the bundle go that the rule names, until the budget holds."""
         history: list[tuple[int, int]] = []
-        while excess := self._excess(self.steps, budget):
-            units = _units(self._graph, self.steps)
+        while excess := self._excess(units := _units(self._graph, self.steps), budget):
             savings = [self._cost.savings(q, units) / amount for q, amount in excess.items()]
             self._savings = np.sum(savings, axis=0)
-            moves = {b: fewer for b in range(len(self.steps)) if (fewer := self._next(b)) is not None}
+            moves = {b: move[n] for b, (n, move) in enumerate(zip(self.steps, self._moves, strict=True)) if n in move}
             bundle = min(moves, key=lambda b: rule(b, moves[b]))
             history.append((bundle, self.steps[bundle]))
             for changed in (bundle, *self._ranking.remove(bundle, self.steps[bundle] - moves[bundle])):
@@ -221,21 +231,13 @@ class _Allocation:
             self.steps[bundle] = moves[bundle]
         for bundle, before in reversed(history):  # the last moves may have gone further than needed
             more = [*self.steps[:bundle], before, *self.steps[bundle + 1 :]]
-            if self.steps[bundle] < before and not self._excess(more, budget):
+            if self.steps[bundle] < before and not self._excess(_units(self._graph, more), budget):
                 self.steps = more
 
-    def _excess(self, steps: Sequence[int], budget: Budget) -> dict[str, float]:
+    def _excess(self, units: np.ndarray, budget: Budget) -> dict[str, float]:
         """Return how much of each quantity is beyond the budget; nothing where it holds."""
-        units = _units(self._graph, steps)
         amounts = {q: self._cost.amount(q, units) for q in budget}
         return {q: amounts[q] - most for q, most in budget.items() if amounts[q] > most}
-
-    def _next(self, b: int) -> int | None:
-        """Return how many steps a bundle keeps after its next move, or None if it has none left."""
-        options = self._options[b]
-        level = int(np.searchsorted(options, self.steps[b]))
-        stride = max(1, round(len(options) / MOVES))
-        return int(options[max(level - stride, 0)]) if level else None
 
     def share(self, b: int, steps: int) -> float:
         """Return the share of a bundle's steps that would be gone."""
@@ -259,6 +261,12 @@ class _Allocation:
         return 1 - kept / total, self.price(b, steps)
 
 
+def _moves(options: list[int]) -> dict[int, int]:
+    """Return a bundle's moves: steps kept before -> after; there is none from the fewest."""
+    stride = max(1, round(len(options) / MOVES))
+    return {steps: options[max(level - stride, 0)] for level, steps in enumerate(options) if level}
+
+
 def _structure(graph: ChannelGraph, bundle: Bundle) -> tuple[str, ...]:
     """Return what bundles of the same structure have in common: the kinds of their layers, not their widths."""
     kinds = []
@@ -271,11 +279,11 @@ def _structure(graph: ChannelGraph, bundle: Bundle) -> tuple[str, ...]:
 
 def _units(graph: ChannelGraph, kept_steps: Sequence[int]) -> np.ndarray:
     """Return kept units per group from kept steps per bundle."""
-    units = np.zeros(len(graph.groups), dtype=np.int64)
+    units = [0] * len(graph.groups)  # numpy takes longer to set single values
     for bundle, steps in zip(graph.bundles, kept_steps, strict=True):
         for g, per_step in zip(bundle.groups, bundle.per_step, strict=True):
-            units[g] = steps * per_step
-    return units
+            units[g] = int(steps) * per_step
+    return np.array(units, dtype=np.int64)
 
 
 def _unreachable(graph: ChannelGraph, quantity: str, now: float, least: float, most: float) -> str:

@@ -9,7 +9,8 @@ ships it, in FP16.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,11 +23,37 @@ FP16 = 2
 """Bytes of a number in half precision."""
 
 
+@dataclass(frozen=True)
+class _Form:
+    """An amount as a quadratic form of the kept units k: ``k @ pairs @ k + units @ k + fixed``.
+
+    All coefficients are whole numbers, and all sums far below 2^53, so that double precision is exact.
+
+    Attributes:
+        pairs: Of units of two groups, one that a layer makes and one that it reads, shape (groups, groups).
+        units: Of a unit alone, shape (groups,).
+        fixed: Of what never changes.
+    """
+
+    pairs: np.ndarray
+    units: np.ndarray
+    fixed: float
+
+    def at(self, kept: np.ndarray) -> int:
+        """Return the amount."""
+        return round(float((self.pairs @ kept + self.units) @ kept) + self.fixed)
+
+    def slopes(self, kept: np.ndarray) -> np.ndarray:
+        """Return how much one more unit of each group adds."""
+        slopes: np.ndarray = self.pairs @ kept + kept @ self.pairs + self.units
+        return slopes
+
+
 class CostModel:
     """The cost of a network as a function of how many units of each channel group are kept.
 
-    Each layer's width is linear in the kept units and each layer's cost is a product of two widths, so one evaluation
-    is two small matrix-vector products.
+    Each layer's width is linear in the kept units and each layer's cost is a product of two widths. So an amount of the
+    whole network is a quadratic form, and one evaluation is one small matrix-vector product.
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
@@ -34,34 +61,37 @@ class CostModel:
         row = {layer.path: i for i, layer in enumerate(layers)}
         self.widths = np.array([g.width for g in graph.groups], dtype=np.int64)
         """Units of each group before the cut."""
-        out, inp = (np.zeros((len(layers), len(graph.groups)), dtype=np.int64) for _ in range(2))
+        out, inp = (np.zeros((len(layers), len(graph.groups))) for _ in range(2))
         for g, group in enumerate(graph.groups):
             for (path, side), table in group.members.items():
                 (out if side == "out" else inp)[row[path], g] += table.shape[1]
         self._out, self._in = out, inp
         self._fixed_out = np.array([layer.out for layer in layers]) - out @ self.widths
         self._fixed_in = np.array([layer.inp for layer in layers]) - inp @ self.widths
-        self._per_out = np.array([layer.inp / layer.groups if layer.groups > 1 else 0 for layer in layers])
-        self._reads_all = np.array([float(layer.groups == 1) for layer in layers])
-        self._kernel = np.array([layer.kernel for layer in layers], dtype=np.float64)
-        self._positions = np.array([layer.positions * layer.deployed for layer in layers], dtype=np.float64)
-        self._other_params = graph.other_params
-        self._params_per_out = np.array([layer.params_per_out for layer in layers], dtype=np.float64)
-        self._buffers_per_out = np.array([layer.buffers_per_out for layer in layers], dtype=np.float64)
-        self._other_bytes = graph.other_bytes
-        self._product_macs, self._fixed_product_macs = self._products(graph)
+        reads_all = np.array([layer.groups == 1 for layer in layers])
+        per_group = np.array([layer.inp / layer.groups for layer in layers])  # a group is removed or kept whole
+        reads, fixed_reads = inp * reads_all[:, None], np.where(reads_all, self._fixed_in, per_group)
+
+        def form(per_pair: np.ndarray, per_out: np.ndarray | float, units: np.ndarray | float, fixed: float) -> _Form:
+            """Add up what a pair of channels, and an output channel, of each layer amounts to."""
+            alone = per_pair * fixed_reads + per_out
+            return _Form(
+                pairs=(out * per_pair[:, None]).T @ reads,
+                units=alone @ out + (per_pair * self._fixed_out) @ reads + units,
+                fixed=float(alone @ self._fixed_out) + fixed,
+            )
+
+        kernel, params, buffers = np.array(
+            [(layer.kernel, layer.params_per_out, layer.buffers_per_out) for layer in layers], dtype=float
+        ).T
+        applied = np.array([layer.positions * layer.deployed for layer in layers])
+        self._forms = {
+            MACS: form(kernel * applied, 0.0, *self._products(graph)),
+            PARAMS: form(kernel, params, 0.0, graph.other_params),
+            BYTES: form(FP16 * kernel, FP16 * (params + buffers), 0.0, FP16 * graph.other_params + graph.other_bytes),
+        }
         self._latency = graph.latency
         self._timed = np.array([row[path] for path in graph.latency.layers] if graph.latency else [], dtype=np.int64)
-        self._amounts: dict[str, Callable[[Sequence[int] | np.ndarray | None], float]] = {
-            **{MACS: self.macs, PARAMS: self.params, BYTES: self.bytes},
-            LATENCY: self.seconds,
-        }
-        per_out, nothing = self._params_per_out, np.zeros(len(graph.groups))
-        self._rates = {  # of each pair of channels of a layer, of each output channel, of each unit
-            MACS: (self._kernel * self._positions, np.zeros(len(layers)), self._product_macs),
-            PARAMS: (self._kernel, per_out, nothing),
-            BYTES: (FP16 * self._kernel, FP16 * (per_out + self._buffers_per_out), nothing),
-        }
 
     def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
         per_unit, fixed = np.zeros(len(graph.groups)), float(graph.other_macs)
@@ -75,34 +105,17 @@ class CostModel:
                     fixed -= inside * group.width
         return per_unit, fixed
 
-    def _pairs(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return each layer's output width and its number of (input, output) channel pairs."""
-        out = self._fixed_out + self._out @ kept
-        return out, out * self._per_output(kept)
-
-    def _per_output(self, kept: np.ndarray) -> np.ndarray:
-        """Return how many input channels each output channel of a layer reads."""
-        inputs: np.ndarray = self._per_out + self._reads_all * (self._fixed_in + self._in @ kept)
-        return inputs
-
     def macs(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return multiply-adds for one image, with ``kept`` units per group (default: all)."""
-        units = self.widths if kept is None else np.asarray(kept)
-        pairs = self._pairs(units)[1]
-        return round(
-            float((self._kernel * self._positions) @ pairs + self._product_macs @ units + self._fixed_product_macs)
-        )
+        return self._forms[MACS].at(self._units(kept))
 
     def params(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return the number of parameters, with ``kept`` units per group (default: all)."""
-        out, pairs = self._pairs(self.widths if kept is None else np.asarray(kept))
-        return round(float(self._kernel @ pairs + self._params_per_out @ out)) + self._other_params
+        return self._forms[PARAMS].at(self._units(kept))
 
     def bytes(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return the bytes of an FP16 checkpoint's tensors, with ``kept`` units per group (default: all)."""
-        out, pairs = self._pairs(self.widths if kept is None else np.asarray(kept))
-        values = self._kernel @ pairs + (self._params_per_out + self._buffers_per_out) @ out
-        return FP16 * (round(float(values)) + self._other_params) + self._other_bytes
+        return self._forms[BYTES].at(self._units(kept))
 
     def seconds(self, kept: Sequence[int] | np.ndarray | None = None) -> float:
         """Return the predicted seconds for one image, with ``kept`` units per group (default: all).
@@ -110,7 +123,10 @@ class CostModel:
         Raises:
             UnsupportedError: If nothing has been measured of the network.
         """
-        return self._measured.seconds(*self._timed_widths(self.widths if kept is None else np.asarray(kept)))
+        return self._measured.seconds(*self._timed_widths(self._units(kept)))
+
+    def _units(self, kept: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        return np.asarray(self.widths if kept is None else kept, dtype=np.float64)  # what BLAS multiplies
 
     def _timed_widths(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return output and input widths of the layers that have been measured."""
@@ -125,16 +141,13 @@ class CostModel:
 
     def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
         """Return what the network has of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
-        return self._amounts[quantity](kept)
+        return self.seconds(kept) if quantity == LATENCY else self._forms[quantity].at(self._units(kept))
 
     def savings(self, quantity: str, kept: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return per group how much of a quantity one unit less saves, with ``kept`` units per group."""
-        units = np.asarray(kept)
-        if quantity == LATENCY:
-            by_out, by_in = self._measured.slopes(*self._timed_widths(units))
-            slopes: np.ndarray = by_out @ self._out[self._timed] + by_in @ self._in[self._timed]
-            return slopes
-        per_pair, per_out, per_unit = self._rates[quantity]
-        out = self._fixed_out + self._out @ units
-        savings: np.ndarray = (per_pair * self._per_output(units) + per_out) @ self._out
-        return savings + (per_pair * out * self._reads_all) @ self._in + per_unit
+        units = self._units(kept)
+        if quantity != LATENCY:
+            return self._forms[quantity].slopes(units)
+        by_out, by_in = self._measured.slopes(*self._timed_widths(units))
+        slopes: np.ndarray = by_out @ self._out[self._timed] + by_in @ self._in[self._timed]
+        return slopes

@@ -104,6 +104,8 @@ def _weightless(model: nn.Module) -> nn.Module:
     for module in copy.modules():  # whoever listens to the network does not want to hear of its copy
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
+        if isinstance(module, nn.BatchNorm2d):  # as its input; torch takes long to find that out without values
+            module.forward = torch.clone
         for memory in ("shape", "shapes"):  # a head that remembers real anchors for an image size would use them again
             if memory in module.__dict__:
                 setattr(module, memory, None)
@@ -361,7 +363,7 @@ def _channel_groups(
     alike: dict[Signature, list[list[Unit]]] = defaultdict(list)
     for component in components:
         units = sorted(component.units, key=lambda u: (u[1] == "in", rank[u[0]], u[2]))  # what makes it comes first
-        lanes = frozenset().union(*(lane_of[u] for u in units))
+        lanes = frozenset().union(*(lane_of[u] for u in units if u in lane_of))
         alike[tuple((path, side) for path, side, _ in units), lanes, component.locked].append(units)
 
     groups, group_lanes = [], []

@@ -13,20 +13,20 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import load_checkpoint
 
+from yolo_prune.allocation import units_of
+from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.export import check_formats
 from yolo_prune.graph import image_size, trace
 from yolo_prune.host import calibration_batches, save_checkpoint, set_up
-from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import Evidence, plan_cut, rankings
+from yolo_prune.planner import Evidence, plan_traced, rankings
 from yolo_prune.profiling import measure
 from yolo_prune.report import Report, aligned
 from yolo_prune.sensitivity import Sensitivity, scan
 from yolo_prune.session import Session
-from yolo_prune.statistics import copy_of
 from yolo_prune.surgery import network_of
 from yolo_prune.targets import QUANTITIES, in_units
 
@@ -106,7 +106,7 @@ def prune_model(
     imgsz = imgsz or image_size(network)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
-    plan = plan_cut(network, config, imgsz, latency=_measured(network, config, imgsz))
+    plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
     plan.apply(network)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
@@ -159,11 +159,17 @@ def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None
     """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
     model, values = _read(arguments, "plan", needed=("model",))
     config = PruneConfig.from_cli(knobs if "data" in values else {**_as_text(DATA_FREE), **knobs})
-    print(dry_run(YOLO(model), config, **values))
+    print(dry_run(YOLO(model), config, timed=f"{CLI_PREFIX}runtime" in knobs, **values))
 
 
 def dry_run(
-    model: YOLO, config: PruneConfig, *, data: str | None = None, imgsz: int | None = None, **arguments: Any
+    model: YOLO,
+    config: PruneConfig,
+    *,
+    data: str | None = None,
+    imgsz: int | None = None,
+    timed: bool = False,
+    **arguments: Any,
 ) -> str:
     """Return what one cut to the target would do, as text: the model stays as it is and nothing is trained.
 
@@ -173,6 +179,7 @@ def dry_run(
         data: A data set as Ultralytics takes it, of whose training images criteria may look at some; with it
             Ultralytics makes an empty run's folder.
         imgsz: Side of the images in pixels (default: the model's own).
+        timed: Whether to tell the latency, too; with a latency target it is told anyhow.
         **arguments: Arguments of Ultralytics' ``train``, such as ``batch`` and ``device``.
 
     Raises:
@@ -180,23 +187,21 @@ def dry_run(
         UnsupportedError: If the model cannot be cut, or latency cannot be measured here.
     """
     network, size = network_of(model), imgsz or image_size(model.model)
-    latency = _measured(network, config, size)
+    graph = _traced(network, config, size, timed or config.is_timed)
     if data is None:
-        plan = plan_cut(network, config, size, latency=latency)
+        plan = plan_traced(network, graph, config)
     else:
         with _never_training(model, {**arguments, "data": data, "imgsz": size}) as trainer:
             evidence = Evidence(network, calibration_batches(trainer, config.calibration))
-            plan = plan_cut(network, config, size, evidence=evidence, latency=latency)
-    pruned = copy_of(network)
-    plan.apply(pruned)
-    costs = [CostModel(replace(trace(n, size), latency=latency)) for n in (network, pruned)]
+            plan = plan_traced(network, graph, config, evidence=evidence)
+    cost, units = CostModel(graph), units_of(graph, plan)
     rows: list[tuple[str, ...]] = [("layer", "channels", "kept")]
     for path, sides in plan.layers.items():
         if (kept := len(sides["out"])) < (width := plan.widths[path]["out"]) and "in" in sides:
             rows.append((path, str(width), f"{kept} ({kept / width:.0%})"))
     amounts = []
-    for q in QUANTITIES if latency else QUANTITIES[:-1]:
-        before, after = (cost.amount(q) for cost in costs)
+    for q in QUANTITIES if graph.latency else QUANTITIES[:-1]:
+        before, after = cost.amount(q), cost.amount(q, units)
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
     return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *amounts])
@@ -221,11 +226,10 @@ def _read(
     return values.pop("model"), values
 
 
-def _measured(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int]) -> LatencyTable | None:
-    """Return what has been measured of a network where the target needs it."""
-    if not config.is_timed:
-        return None
-    return measure(network, trace(network, imgsz, config.is_ignored), config.runtime)
+def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool) -> ChannelGraph:
+    """Return the channel groups of a network, with what has been measured of it where that is needed."""
+    graph = trace(network, imgsz, config.is_ignored)
+    return replace(graph, latency=measure(network, graph, config.runtime)) if timed else graph
 
 
 def _as_text(knobs: Mapping[str, str]) -> dict[str, str]:

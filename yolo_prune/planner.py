@@ -120,6 +120,31 @@ def plan_cut(
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
     graph = replace(trace(model, imgsz, config.is_ignored), latency=latency)
+    return plan_traced(model, graph, config, budget, dense_widths, evidence)
+
+
+def plan_traced(
+    model: nn.Module,
+    graph: ChannelGraph,
+    config: PruneConfig,
+    budget: Budget | None = None,
+    dense_widths: Mapping[str, int] | None = None,
+    evidence: Evidence | None = None,
+) -> PrunePlan:
+    """Rank and choose, where the network has been traced already.
+
+    Args:
+        model: The network to cut.
+        graph: Its channel groups, traced with the config's ``is_ignored``; for a latency budget, with its latency.
+        config: The knobs.
+        budget: What to land on (default: the config's targets, shares being of what the network is now).
+        dense_widths: Output width of each layer before the run's first cut.
+        evidence: What criteria and allocations that look at data need.
+
+    Raises:
+        TargetError: If the target is out of reach.
+        ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
+    """
     cost = CostModel(graph)
     budget = Goal.of(config.targets, cost, model).at(1.0) if budget is None else budget
     dense_widths = dense_widths or {path: layer.out for path, layer in graph.layers.items()}
@@ -130,7 +155,7 @@ def plan_cut(
     for stage in _stages({q: cost.amount(q) for q in budget}, budget) if in_strides else [budget]:
         if plans:
             evidence = evidence.after(plans[-1], config)
-            graph = replace(trace(evidence.model, imgsz, config.is_ignored), latency=latency)
+            graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
         plans.append(_stride(graph, config, stage, dense_widths, evidence))
     return reduce(PrunePlan.then, plans)
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from yolo_prune.allocation import Budget, Ranking, make_plan
-from yolo_prune.channels import Bundle, ChannelGraph
+from yolo_prune.allocation import Budget, Ranking, make_plan, units_of
+from yolo_prune.channels import ChannelGraph
 from yolo_prune.sensitivity import Batches, Judge
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def search(
     def plan(**how: Any) -> PrunePlan:
         return make_plan(graph, ranking(), budget, **how, **options)
 
-    by_price = plan(allocation="global")
-    shares = np.array([_removed_share(graph, bundle, by_price) for bundle in graph.bundles])
+    kept = units_of(graph, plan(allocation="global"))
+    shares = np.array([1 - kept[b.groups[0]] / graph.groups[b.groups[0]].width for b in graph.bundles])
     starts = [np.ones(len(shares)), np.maximum(shares, WEAKEST)]
     tried: list[tuple[float, np.ndarray]] = []
     for n in range(candidates):
@@ -107,9 +107,3 @@ def search(
 
 def _tolerance(strengths: Sequence[float] | np.ndarray, bundle: int, share: float) -> float:
     return float(share / strengths[bundle])
-
-
-def _removed_share(graph: ChannelGraph, bundle: Bundle, plan: PrunePlan) -> float:
-    """Return the share of a bundle's channels that a plan removes."""
-    (path, side), table = next(iter(graph.groups[bundle.groups[0]].members.items()))
-    return float(1 - np.isin(table, plan.layers[path][side]).mean()) if path in plan.layers else 0.0

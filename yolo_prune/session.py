@@ -52,7 +52,7 @@ from yolo_prune.host import (
 )
 from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut
+from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import CutRecord, QuantizationRecord, Report, Stage
@@ -243,7 +243,7 @@ class Session:
             graph, doomed = trace(model, self.imgsz, self.config.is_ignored), None
             if self.config.sparsity == "growing":
                 by_norm = self.config.replace(importance="l2", allocation="uniform")
-                doomed = plan_cut(model, by_norm, self.imgsz).removed()
+                doomed = plan_traced(model, graph, by_norm).removed()
             self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength, doomed)
             self._sparsity.attach(trainer.optimizer)
 
