@@ -245,3 +245,13 @@ def test_a_fused_network_can_be_cut_too(family: str) -> None:
     plan = make(model, importance="random")
     assert 0.48 <= plan.macs["after"] / plan.macs["before"] <= 0.5
     assert verify_cut(model, plan, IMGSZ)["eval"] < 1e-9
+
+
+def test_what_is_taken_back_goes_last_first_and_calls_what_asked_for_it() -> None:
+    done, settings, seen = surgery.Cut(), {"a": 1}, []
+    done.set(settings, "a", 2)
+    done.on_undo(lambda: seen.append(dict(settings)))
+    done.set(settings, "a", 3)
+    done.undo()
+    done.undo()
+    assert seen == [{"a": 2}] and settings == {"a": 1}
