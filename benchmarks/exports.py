@@ -14,13 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from yolo_prune.report import ExportRecord
 
 RESULTS = Path(__file__).parent / "results" / "exports.json"
 IMGSZ = 224
@@ -42,7 +49,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="export nothing")
     args = parser.parse_args()
     data = (args.shared / "data" / "bccd" / "data.yaml").resolve()
-    checkpoint = args.checkpoint or args.runs.resolve() / "yolov8n-bccd-s0-exports" / "weights" / "best.pt"
+    checkpoint = (args.checkpoint or args.runs / "yolov8n-bccd-s0-exports" / "weights" / "best.pt").resolve()
     if args.one:
         print(json.dumps(export(checkpoint, args.one, data)))
         return
@@ -50,13 +57,18 @@ def main() -> None:
         if not checkpoint.exists():
             cut(args.runs.resolve(), data, checkpoint)
         for name in every_export():
-            done = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-            if {name, name.partition(":")[0]} & set(args.only) if args.only else name not in done:
-                done[name] = in_own_process(name, sys.argv[1:])
-                print(name, done[name]["reason"] or "ok", file=sys.stderr, flush=True)
+            if {name, name.partition(":")[0]} & set(args.only) if args.only else name not in results():
+                row = in_own_process(name, ("--checkpoint", checkpoint, "--shared", args.shared.resolve()))
+                print(name, row["reason"] or "ok", file=sys.stderr, flush=True)
+                done = results() | {name: row}
                 done = {n: done[n] for n in every_export() if n in done}
                 RESULTS.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
     print(table())
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """Return what has been made so far: export -> record."""
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 
 def every_export() -> list[str]:
@@ -78,15 +90,19 @@ def cut(runs: Path, data: Path, checkpoint: Path) -> None:
     prune_model(YOLO(start), 0.5, data=data, imgsz=IMGSZ, workers=0, **where)
 
 
-def in_own_process(name: str, arguments: list[str]) -> dict[str, Any]:
+def in_own_process(name: str, arguments: Sequence[str | Path]) -> dict[str, Any]:
     """Make one export where it can neither break nor help another; a crash is a result."""
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments, "--one", name], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    command = [sys.executable, str(Path(__file__).resolve()), *map(str, arguments), "--one", name]
+    with tempfile.TemporaryDirectory() as folder:
+        # What Ultralytics downloads for onnx2tf to compare its own steps with; noise does, too, and needs no network.
+        noise = np.random.default_rng(0).random((20, 128, 128, 3), np.float32)
+        np.save(Path(folder) / "calibration_image_sample_data_20x128x128x3_float32.npy", noise)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=folder, check=False)
     try:
-        return json.loads(done.stdout.splitlines()[-1])
+        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
-        return {"ok": False, "reason": f"the process ended with {done.returncode}"}
+        row = {**asdict(ExportRecord(*name.split(":"))), "reason": f"the process ended with {done.returncode}"}
+    return row
 
 
 def export(checkpoint: Path, name: str, data: Path) -> dict[str, Any]:
@@ -105,7 +121,7 @@ def export(checkpoint: Path, name: str, data: Path) -> dict[str, Any]:
     (record,) = export_all(checkpoint, (name,), images, data)
     row = asdict(record) | {"seconds": round(time.time() - started, 1), "versions": versions()}
     row["path"] = record.path and Path(record.path).name
-    row["reason"] = record.reason and record.reason.replace(f"{checkpoint.parent}/", "").replace(str(data), "data.yaml")
+    row["reason"] = record.reason and re.sub(r"(?<![:/\w])/\S+/", "", record.reason)  # folders of this machine
     return row
 
 
@@ -121,15 +137,27 @@ def versions() -> dict[str, str]:
 
 
 def table() -> str:
-    """Return the README's table."""
-    lines = ["| export | ok | scores | boxes (px) | mAP50-95 | size | remark |", "|---|---|---|---|---|---|---|"]
-    for name, row in json.loads(RESULTS.read_text(encoding="utf-8")).items():
+    """Return the README's table of what was made, and below it what was not."""
+    lines = ["| export | agrees | scores | boxes (px) | mAP50-95 | size | remark |", "|---|---|---|---|---|---|---|"]
+    missing: dict[str, list[str]] = {}
+    for name, row in results().items():
+        if row["path"] is None:
+            missing.setdefault(_short(row["reason"]), []).append(f"`{name}`")
+            continue
         diffs = ("" if d is None else f"{d:.0e}" for d in (row["max_abs_diff"], row["max_abs_diff_boxes"]))
         fitness = "" if row["fitness"] is None else f"{row['fitness']:.3f}"
-        size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.2f} MB"
-        cells = (f"`{name}`", "yes" if row["ok"] else "no", *diffs, fitness, size, row["reason"] or "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        verdict = "yes" if row["ok"] else "no"
+        if row["ok"] and row["max_abs_diff"] is None:
+            verdict = "inspected" if row["inspected"] else "made"
+        cells = (verdict, *diffs, fitness, f"{row['bytes'] / 1e6:.2f} MB", _short(row["reason"]))
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    legend = (f"- {', '.join(names)}: {why}" for why, names in missing.items())
+    return "\n".join((*lines, "", "Not made on this machine:", "", *legend))
+
+
+def _short(reason: str | None) -> str:
+    """Return the first sentence of a reason without the exception's name and the way out."""
+    return re.split(r"\.?; |\. |, i\.e\.|\.$", re.sub(r"\w*(Error|Fail): ", "", reason or ""))[0]
 
 
 if __name__ == "__main__":

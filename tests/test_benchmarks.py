@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from yolo_prune.export import formats, precisions
 from yolo_prune.zoo import model_yamls, scaled
 
 REPOSITORY = Path(__file__).parent.parent
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the sdist has no b
 def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import accuracy
+    import exports
     import main_job
     import support
     import without_training
@@ -28,7 +30,8 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     assert support.table(SUPPORT) in readme
     assert without_training.table() in readme
     assert accuracy.table() in readme
-    for name in ("main_job", "support", "without_training", "accuracy", "training"):
+    assert exports.table() in readme
+    for name in ("exports", "main_job", "support", "without_training", "accuracy", "training"):
         sys.modules.pop(name)
 
 
@@ -41,6 +44,20 @@ def test_the_support_results_have_every_model_yaml_and_no_failure() -> None:
         assert row["plain_load"] == 0 and row["train_step"]
         assert row["onnx"] < 1e-3
         assert row["counted_macs"] / row["macs"] == row["macs_kept"]
+
+
+def test_every_format_and_precision_has_a_result_and_what_runs_in_full_precision_agrees() -> None:
+    results = json.loads((RESULTS / "exports.json").read_text(encoding="utf-8"))
+    assert results.keys() >= {
+        f"{name}:{p}" if i else name for name in formats() for i, p in enumerate(precisions(name))
+    }
+    for name, row in results.items():
+        assert row["ok"] or row["reason"], name
+        if row["fitness"] is not None and row["precision"] == "32":
+            assert row["ok"] and abs(row["fitness"] - row["fitness_checkpoint"]) < 2e-3, name
+    ran = {name for name, row in results.items() if row["fitness"] is not None}
+    assert ran >= {"onnx", "onnx:8", "openvino", "openvino:8", "torchscript", "litert", "litert:8", "ncnn", "mnn"}
+    assert results["coreml"]["inspected"]["input"]["shape"] == [224, 224]
 
 
 @pytest.mark.parametrize("path", sorted((RESULTS / "main_job").glob("*-pruned.json")), ids=lambda p: p.stem)

@@ -49,8 +49,8 @@ APPLE = {"coreml": "Core ML", "coreai": "Core AI"}
 LOSS = {"16": 0.02, "8": 0.1, "w8a16": 0.1, "w8a32": 0.1}
 """Precision -> share of its fitness that an export may lose.
 
-Measured on a YOLOv8n of half the MACs (`benchmarks/exports.py`): FP16 moves the fitness by 0.3 % at most, INT8 that is
-calibrated well loses 0 to 2 %, and a static INT8 that confuses classes 15 %, which has to be told.
+Measured on a YOLOv8n of half the MACs (`benchmarks/exports.py`): FP16 moves the fitness by 0.3 % at most, INT8 loses
+0 to 2 % in most formats and 16 % in LiteRT's static one, which has to be told.
 """
 NOISE = 0.01
 """Fitness that may always be lost: so much hangs on a single image of a small validation set."""
@@ -119,11 +119,15 @@ def export_all(
         exports: What `check_formats` takes, e.g. ``("onnx", "openvino:8")``.
         images: Real images of shape (B, C, H, W), values 0..1, at the size to export for.
         data: The data set that the checkpoint is for, as Ultralytics takes it. It calibrates INT8 and judges every
-            export; without it fitness stays unknown and nothing below full precision is ok.
+            export; without it fitness stays unknown, and nothing below full precision is made.
+
+    Raises:
+        ConfigError: If Ultralytics cannot export one of them at all.
     """
+    asked = [_read(export) for export in exports]
     with _nothing_installed():
         original = _Checkpoint(checkpoint, images, data)
-        return [_export(original, export) for export in exports]
+        return [_export(original, name, quantize) for name, quantize in asked]
 
 
 @contextmanager
@@ -195,10 +199,12 @@ class _Checkpoint:
         return dict(YOLO(self.path).overrides)
 
 
-def _export(original: _Checkpoint, export: str) -> ExportRecord:
+def _export(original: _Checkpoint, name: str, quantize: int | str | None) -> ExportRecord:
     """Make one export and say what came of it."""
-    name, quantize = _read(export)
     record = ExportRecord(name, str(quantize or precisions(name)[0]))
+    if record.precision != "32" and original.data is None:
+        record.reason = f"precision {record.precision} is judged with data, and none was given"
+        return record
     if name == "engine" and not torch.cuda.is_available():
         asked = f" quantize={quantize}" * (quantize is not None) + f" data={original.data}" * (quantize == 8)
         record.reason = (
@@ -215,7 +221,8 @@ def _export(original: _Checkpoint, export: str) -> ExportRecord:
             record.ok, record.reason = True, f"made, but {APPLE[name]} runs on macOS only: not compared"
             if name == "coreml":
                 record.inspected = inspect(path)
-                shapes = [output.shape for output in original.outputs(name)[: len(record.inspected["outputs"])]]
+                outputs = original.outputs("onnx")  # like Core ML's, maps of classes are whole numbers there
+                shapes = [output.shape for output in outputs[: len(record.inspected["outputs"])]]  # of the first image
                 wrong = disagreement(record.inspected, original.imgsz, original.classes, shapes)
                 record.ok, record.reason = wrong is None, wrong or record.reason
             return record
@@ -223,10 +230,12 @@ def _export(original: _Checkpoint, export: str) -> ExportRecord:
         record.fitness, record.fitness_checkpoint = original.fitness_of(path), original.fitness
         record.reason = _objection(record, max(original.imgsz))
         record.ok = record.reason is None
-    except ImportError as e:
-        record.reason = f"{type(e).__name__}: {e}; {name} needs {_needs(name)}"
+        if record.ok and (name, record.precision) == ("saved_model", "8"):
+            record.reason = "compared is the SavedModel, which stays float; not the INT8 TFLite files in it"
     except Exception as e:  # whatever an exporter or runtime raises is a result of this format, not the run's end
-        record.reason = f"{type(e).__name__}: {e}"
+        stage = "made, but not judged: " * (record.path is not None)
+        way_out = f"; {name} needs {_needs(name)}" * isinstance(e, ImportError)
+        record.reason = f"{stage}{type(e).__name__}: {e}{way_out}"
     return record
 
 
@@ -277,14 +286,12 @@ def _objection(record: ExportRecord, imgsz: int) -> str | None:
         scores, boxes = record.max_abs_diff or 0.0, record.max_abs_diff_boxes or 0.0
         is_same = scores <= SCORE_TOLERANCE and boxes <= BOX_TOLERANCE * imgsz
         return None if is_same else "its outputs differ from the checkpoint's"
-    if record.fitness is None or record.fitness_checkpoint is None:
-        return f"whether precision {record.precision} is enough cannot be told without data"
-    share = LOSS[record.precision]
-    if record.fitness >= record.fitness_checkpoint - max(share * record.fitness_checkpoint, NOISE):
+    before, after, share = record.fitness_checkpoint or 0.0, record.fitness or 0.0, LOSS[record.precision]
+    if after >= before - max(share * before, NOISE):
         return None
     return (
-        f"fitness fell from {record.fitness_checkpoint:.4f} to {record.fitness:.4f}, by more than {share:.0%}; "
-        f"take another precision, or another format"
+        f"fitness fell from {before:.4f} to {after:.4f}, by more than {share:.0%}; "
+        "take another precision, or another format"
     )
 
 
