@@ -7,4 +7,4 @@ test:
 	pytest -n 2
 
 bench:
-	python benchmarks/overhead.py && python benchmarks/support.py && python benchmarks/main_job.py --shared ../shared
+	python benchmarks/overhead.py && python benchmarks/support.py && python benchmarks/cost_model.py && python benchmarks/main_job.py --shared ../shared

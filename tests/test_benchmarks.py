@@ -13,13 +13,17 @@ from yolo_prune.zoo import model_yamls, scaled
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
-SUPPORT = json.loads((RESULTS / "support.json").read_text(encoding="utf-8")) if RESULTS.is_dir() else {}
+SUPPORT, COST_MODEL = (
+    json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) if RESULTS.is_dir() else {}
+    for name in ("support", "cost_model")
+)
 pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the sdist has no benchmarks")
 
 
 def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import accuracy
+    import cost_model
     import exports
     import main_job
     import support
@@ -31,7 +35,8 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     assert without_training.table() in readme
     assert accuracy.table() in readme
     assert exports.table() in readme
-    for name in ("exports", "main_job", "support", "without_training", "accuracy", "training"):
+    assert cost_model.table(COST_MODEL) in readme
+    for name in ("cost_model", "exports", "main_job", "support", "without_training", "accuracy", "training"):
         sys.modules.pop(name)
 
 
@@ -74,6 +79,19 @@ def test_every_committed_run_is_on_target_and_its_export_agrees(path: Path) -> N
 def test_planning_and_cutting_took_less_than_promised() -> None:
     seconds = json.loads((RESULTS / "overhead.json").read_text(encoding="utf-8"))["seconds"]
     assert seconds["yolo11n"]["total"] < 2 and seconds["yolo11x"]["total"] < 10
+
+
+def test_the_cost_model_is_exact_for_every_model_yaml() -> None:
+    assert {row["model"] for row in COST_MODEL["models"]} >= {scaled(path)[0].stem for path in model_yamls()}
+    exact = {"macs": 0, "params": 0, "bytes": 0}
+    assert [row for row in COST_MODEL["models"] if row["differences"] != exact] == []
+
+
+def test_the_cost_model_and_a_plan_are_as_fast_as_promised() -> None:
+    assert min(COST_MODEL["evaluations_per_second"].values()) >= 5000
+    if COST_MODEL["load_before"] > 1:
+        pytest.skip("the command was timed on a busy machine: python benchmarks/cost_model.py --timings")
+    assert COST_MODEL["plan_command"]["wall_seconds"] < 10
 
 
 def test_accuracy_without_training_is_what_was_promised() -> None:
