@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,11 @@ class LatencyTable:
         """Return per layer the seconds that an output, and an input, more takes."""
         by_out, by_in = self._grid.slopes(out, inp)
         return self.per_layer * by_out + self.per_value * self._values, self.per_layer * by_in
+
+    def scaled(self, factor: float) -> LatencyTable:
+        """Return a table by which everything takes so many times as long."""
+        weights = {name: factor * getattr(self, name) for name in ("per_layer", "per_value", "fixed")}
+        return replace(self, **weights)
 
     @cached_property
     def _values(self) -> np.ndarray:
