@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +49,8 @@ CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     **{f"{target} in onnx at 224 px": (224, (f"prune={target}",)) for target in ("1.5x", "2x")},
 }
 """Name -> image size of the cut and its arguments. Latency targets are met at the size that they are planned for."""
+PARTS = ("macs", "latency", "prediction")
+"""Of the measurement: cuts for a target in MACs, cuts for a latency, and random plans."""
 
 
 def main() -> None:
@@ -55,16 +58,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where accuracy.py left its runs")
-    parser.add_argument("--only", default="", help="part of the names of cuts; measure nothing")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--table", action="store_true", help="cut and measure nothing")
     args = parser.parse_args()
     if not args.table:
         RESULTS.mkdir(parents=True, exist_ok=True)
         data = str(args.shared.resolve() / "data" / "bccd" / "data.yaml")
-        for case in (Case(model, "bccd") for model in MODELS):
-            files = {name: cut(case, name, data, args.runs.resolve()) for name in CUTS if args.only in name}
-            if not args.only:
-                measure(case, files, data, args.runs.resolve())
+        for case, part in product((Case(model, "bccd") for model in MODELS), args.parts):
+            if part == "prediction":
+                measure_prediction(case, args.runs.resolve())
+            else:
+                measure(case, part, data, args.runs.resolve())
     print(speed_table(), target_table(), width_table(), equal_speed_table(), error_table(), sep="\n\n")
 
 
@@ -82,26 +86,32 @@ def cut(case: Case, name: str, data: str, runs: Path) -> Path:
     return best
 
 
-def measure(case: Case, cuts: Mapping[str, Path], data: str, runs: Path) -> None:
-    """Time dense and cut networks, in turns for each runtime and size, and compare predictions with measurements."""
+def measure(case: Case, part: str, data: str, runs: Path) -> None:
+    """Time dense and cut networks, in turns for each runtime and size; at 224 px, their training's, also judge them."""
     from yolo_prune.bench import bench
 
-    dense = runs / f"{case}-start" / "weights" / "best.pt"
+    of_part = [name for name in CUTS if ("x in " in name) == (part == "latency")]
+    files = {name: cut(case, name, data, runs) for name in of_part}
     for imgsz in (224, *SIZES):
-        file = RESULTS / f"{case.model}-{imgsz}.json"
-        if file.exists():
-            continue
-        names = [name for name, (size, _) in CUTS.items() if size == imgsz or (imgsz != 224 and size == 224)]
+        file = RESULTS / f"{case.model}-{imgsz}-{part}.json"
+        names = [name for name in of_part if part == "macs" or CUTS[name][0] == imgsz]
         how = {"runtimes": RUNTIMES} if imgsz in SIZES else {"runtimes": ("onnx",), "data": data}
-        found = bench([dense, *(cuts[name] for name in names)], imgsz=imgsz, scales=False, **how)
-        rows = [
-            {"cut": name, "runtime": row.runtime, "macs": row.macs, "params": row.params}
-            | {"seconds": row.seconds, "speedup": row.speedup, "fitness": row.fitness}
-            for row, name in zip(found.rows, ["dense", *names] * len(found.where), strict=True)
-        ]
-        write(file, {"imgsz": imgsz, "rounds": found.rounds, "where": found.where, "rows": rows})
+        if not file.exists():
+            dense = runs / f"{case}-start" / "weights" / "best.pt"
+            found = bench([dense, *(files[name] for name in names)], imgsz=imgsz, scales=False, **how)
+            rows = [
+                {"cut": name, "runtime": row.runtime, "macs": row.macs, "params": row.params}
+                | {"seconds": row.seconds, "speedup": row.speedup, "fitness": row.fitness}
+                for row, name in zip(found.rows, ["dense", *names] * len(found.where), strict=True)
+            ]
+            write(file, {"imgsz": imgsz, "rounds": found.rounds, "where": found.where, "rows": rows})
+
+
+def measure_prediction(case: Case, runs: Path) -> None:
+    """Compare predictions with measurements."""
     file = RESULTS / f"{case.model}-prediction.json"
     if not file.exists():
+        dense = runs / f"{case}-start" / "weights" / "best.pt"
         write(file, {"imgsz": SIZES[0], "errors": {runtime: errors(dense, runtime) for runtime in RUNTIMES}})
 
 
@@ -135,11 +145,11 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 
 def rows_of(model: str, imgsz: int) -> dict[str, dict[str, Any]]:
     """Return cut -> MACs kept, fitness, and runtime -> speed-up, of one measurement; nothing if it is not there."""
-    file = RESULTS / f"{model}-{imgsz}.json"
     found: dict[str, dict[str, Any]] = {}
-    for row in json.loads(file.read_text())["rows"] if file.exists() else ():
-        cell = found.setdefault(row["cut"], {"macs": row["macs"], "fitness": row["fitness"]})
-        cell[row["runtime"]] = row["speedup"]
+    for file in (RESULTS / f"{model}-{imgsz}-{part}.json" for part in PARTS):
+        for row in json.loads(file.read_text())["rows"] if file.exists() else ():
+            cell = found.setdefault(row["cut"], {"macs": row["macs"], "fitness": row["fitness"]})
+            cell[row["runtime"]] = row["speedup"]
     return found
 
 
