@@ -247,7 +247,7 @@ class Session:
             graph, doomed = trace(model, self.imgsz, self.config.is_ignored), None
             if self.config.sparsity == "growing":
                 by_norm = self.config.replace(importance="l2", allocation="uniform")
-                doomed = plan_traced(model, graph, by_norm).removed()
+                doomed = plan_traced(model, replace(graph, latency=self.latency), by_norm).removed()
             self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength, doomed)
             self._sparsity.attach(trainer.optimizer)
 
