@@ -26,6 +26,7 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     import cost_model
     import exports
     import main_job
+    import speed
     import support
     import without_training
 
@@ -36,7 +37,9 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     assert accuracy.table() in readme
     assert exports.table() in readme
     assert cost_model.table(COST_MODEL) in readme
-    for name in ("cost_model", "exports", "main_job", "support", "without_training", "accuracy", "training"):
+    for table in (speed.speed_table(), speed.width_table(), speed.error_table()):
+        assert table in readme
+    for name in ("cost_model", "exports", "main_job", "speed", "support", "without_training", "accuracy", "training"):
         sys.modules.pop(name)
 
 
