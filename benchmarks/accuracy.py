@@ -74,6 +74,10 @@ class Case:
         """Key of Ultralytics' results that is compared."""
         return "mAP50-95(M)" if self.model.endswith("-seg") else "mAP50-95(B)"
 
+    def start(self, runs: Path) -> Path:
+        """Return the dense model that all contenders start from."""
+        return runs / f"{self}-start" / "weights" / "best.pt"
+
     def pretrained(self, shared: Path) -> tuple[str, ...]:
         """Return the arguments for the pretrained weights; other tasks than detection take what fits."""
         weights = shared / "weights" / f"{self.model.partition('-')[0]}-from-int8.pt"
@@ -103,7 +107,7 @@ class Run:
     def arguments(self, shared: Path, runs: Path) -> tuple[str, ...]:
         """Return what follows ``yolo train``; prepare the checkpoint that it starts from."""
         epochs, removed = EPOCHS, f"{1 - self.kept / 100:.2f}"
-        start = runs / f"{self.case}-start" / "weights" / "best.pt"
+        start = self.case.start(runs)
         model: tuple[str, ...] = (f"model={start}",)
         prune: tuple[str, ...] = ()
         kind, _, ingredient = self.contender.partition(":")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy import Case
+from training import ENVIRONMENT
 
 from yolo_prune.report import ExportRecord
 
@@ -35,7 +36,6 @@ PACKAGES = (
     *("ultralytics", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "coreai-torch"),
     *("tensorflow", "onnx2tf", "litert-torch", "ai-edge-litert", "paddlepaddle", "MNN", "ncnn", "pnnx", "executorch"),
 )
-ENVIRONMENT = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
 
 def main() -> None:
@@ -86,8 +86,7 @@ def cut(runs: Path, data: Path, checkpoint: Path) -> None:
 
     folder = checkpoint.parent.parent
     where = {"project": folder.parent, "name": folder.name, "exist_ok": True}
-    start = runs / "yolov8n-bccd-s0-start" / "weights" / "best.pt"
-    prune_model(YOLO(start), 0.5, data=data, imgsz=IMGSZ, workers=0, **where)
+    prune_model(YOLO(Case("yolov8n", "bccd").start(runs)), 0.5, data=data, imgsz=IMGSZ, workers=0, **where)
 
 
 def in_own_process(name: str, arguments: Sequence[str | Path]) -> dict[str, Any]:

@@ -78,8 +78,14 @@ def cut(case: Case, name: str, data: str, runs: Path) -> Path:
     folder = runs / f"{case}-speed" / name.replace(" ", "-").replace("%", "percent")
     best = folder / "weights" / "best.pt"
     if not best.exists():
-        start = runs / f"{case}-start" / "weights" / "best.pt"
-        what = (f"model={start}", f"data={data}", f"imgsz={imgsz}", *knobs, "workers=0", "prune_benchmark=False")
+        what = (
+            f"model={case.start(runs)}",
+            f"data={data}",
+            f"imgsz={imgsz}",
+            *knobs,
+            "workers=0",
+            "prune_benchmark=False",
+        )
         where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
         command = [Path(sys.executable).with_name("yolo-prune"), "prune", *what, *where]
         subprocess.run(command, check=True, env=ENVIRONMENT)
@@ -97,8 +103,7 @@ def measure(case: Case, part: str, data: str, runs: Path) -> None:
         names = [name for name in of_part if part == "macs" or CUTS[name][0] == imgsz]
         how = {"runtimes": RUNTIMES} if imgsz in SIZES else {"runtimes": ("onnx",), "data": data}
         if not file.exists():
-            dense = runs / f"{case}-start" / "weights" / "best.pt"
-            found = bench([dense, *(files[name] for name in names)], imgsz=imgsz, scales=False, **how)
+            found = bench([case.start(runs), *(files[name] for name in names)], imgsz=imgsz, scales=False, **how)
             rows = [
                 {"cut": name, "runtime": row.runtime, "macs": row.macs, "params": row.params}
                 | {"seconds": row.seconds, "speedup": row.speedup, "fitness": row.fitness}
@@ -111,7 +116,7 @@ def measure_prediction(case: Case, runs: Path) -> None:
     """Compare predictions with measurements."""
     file = RESULTS / f"{case.model}-prediction.json"
     if not file.exists():
-        dense = runs / f"{case}-start" / "weights" / "best.pt"
+        dense = case.start(runs)
         write(file, {"imgsz": SIZES[0], "errors": {runtime: errors(dense, runtime) for runtime in RUNTIMES}})
 
 
@@ -124,6 +129,7 @@ def errors(checkpoint: Path, runtime: str) -> list[float]:
     from yolo_prune import profiling
     from yolo_prune.cost import CostModel
     from yolo_prune.graph import trace
+    from yolo_prune.statistics import copy_of
 
     network = load_checkpoint(checkpoint)[0]
     graph = trace(network, SIZES[0])
@@ -131,7 +137,7 @@ def errors(checkpoint: Path, runtime: str) -> list[float]:
     draw = np.random.default_rng(0)
     networks = [network]
     for seed in range(RANDOM_PLANS):  # other seeds than those of the networks that the table was weighed with
-        networks.append(profiling.copy_of(network))
+        networks.append(copy_of(network))
         profiling.random_plan(graph, draw.uniform(0.25, 0.9), seed=100 + seed).apply(networks[-1])
     predicted = [CostModel(replace(trace(n, SIZES[0]), latency=table)).seconds() for n in networks]
     measured = profiling.time_networks(networks, runtime, SIZES[0])

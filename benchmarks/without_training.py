@@ -39,7 +39,7 @@ def main() -> None:
 
 def cut(case: Case, shared: Path, runs: Path) -> list[dict[str, object]]:
     """Return one row per share of the MACs."""
-    start, data = runs / f"{case}-start" / "weights" / "best.pt", str(shared / "data" / case.data / "data.yaml")
+    start, data = case.start(runs), str(shared / "data" / case.data / "data.yaml")
     dense = validate(start, data, IMGSZ)[case.metric]
     rows: list[dict[str, object]] = []
     for kept in KEPT:

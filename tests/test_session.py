@@ -368,14 +368,19 @@ def test_frozen_layers_stay_frozen_and_keep_their_statistics(run: Run, own_folde
     assert all(p.requires_grad for n, p in model.named_parameters() if not n.startswith("model.0.") and ".dfl" not in n)
 
 
-def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def converged(trainer: Any) -> tuple[dict[str, float], float]:
+@pytest.fixture
+def converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no epoch be better than another."""
+
+    def validate(trainer: Any) -> tuple[dict[str, float], float]:
         trainer.best_fitness = 0.5
         return trainer.metrics, 0.5
 
-    monkeypatch.setattr(BaseTrainer, "validate", converged)
+    monkeypatch.setattr(BaseTrainer, "validate", validate)
+
+
+@pytest.mark.usefixtures("converged")
+def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(run: Run) -> None:
     trainer = run(
         prune=PruneCallback(0.5, steps=2, start=0.1, end=0.8, calibration=4, benchmark=False), epochs=12, patience=2
     )
@@ -414,14 +419,8 @@ def test_a_run_whose_target_holds_already_turns_to_int8_all_the_same(run: Run, t
     assert turned == [3] and not report["cuts"] and report["quantization"]["epoch"] == 3
 
 
-def test_patience_that_runs_out_before_int8_brings_it_forward(
-    run: Run, monkeypatch: pytest.MonkeyPatch, turned: list[int]
-) -> None:
-    def converged(trainer: Any) -> tuple[dict[str, float], float]:
-        trainer.best_fitness = 0.5
-        return trainer.metrics, 0.5
-
-    monkeypatch.setattr(BaseTrainer, "validate", converged)
+@pytest.mark.usefixtures("converged")
+def test_patience_that_runs_out_before_int8_brings_it_forward(run: Run, turned: list[int]) -> None:
     trainer = run(
         prune=PruneCallback(0.5, steps=1, start=0.1, end=0.1, calibration=4), quantize=8, epochs=12, patience=2
     )

@@ -150,11 +150,12 @@ def bench(
         for runtime in sorted(known):
             found.where[runtime] = described(runtime.partition(":")[0], threads or all_threads())
             here = [s for s in subjects if runtime in s.files]
-            found.rows += _timed(here, runtime, shape, threads or all_threads(), rounds)
-            for row, subject in zip(found.rows[-len(here) :], here, strict=True):
+            rows = _timed(here, runtime, shape, threads or all_threads(), rounds)
+            for row, subject in zip(rows, here, strict=True):
                 if data and row.seconds and not subject.is_official:
                     task = subject.network and guess_model_task(subject.network)
                     row.fitness = fitness(subject.files[runtime], data, max(found.imgsz), task)
+            found.rows += rows
     return found
 
 

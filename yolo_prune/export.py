@@ -61,7 +61,13 @@ _PRECISION = r"(?:[-_](8|16|32|w8a16|w8a32|int8))"
 
 def formats() -> tuple[str, ...]:
     """Return Ultralytics' names of the formats that it exports to."""
-    return tuple(name for name in export_formats()["Argument"] if name != "-")
+    return tuple(_formats("Suffix"))
+
+
+def _formats(column: str) -> dict[str, Any]:
+    """Return what Ultralytics says of each format that it exports to in one column of its table."""
+    table = export_formats()
+    return {name: of for name, of in zip(table["Argument"], table[column], strict=True) if name != "-"}
 
 
 def precisions(name: str) -> tuple[str, ...]:
@@ -246,8 +252,11 @@ def _make(original: _Checkpoint, name: str, precision: str, quantize: int | str 
     they would replace what has been checked already.
     """
     stem = original.path.stem if quantize is None else f"{original.path.stem}-{quantize}"  # `_PRECISION` reads it
-    takes = dict(zip(export_formats()["Argument"], export_formats()["Arguments"], strict=True))[name]
-    calibration = {"data": str(original.data)} if original.data and "data" in takes and "8" in precision else {}
+    calibration = (
+        {"data": str(original.data)}
+        if original.data and "data" in _formats("Arguments")[name] and "8" in precision
+        else {}
+    )
     with tempfile.TemporaryDirectory(dir=original.path.parent) as folder:
         copy = Path(folder).resolve() / f"{stem}.pt"
         shutil.copy(original.path, copy)
@@ -269,8 +278,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _needs(name: str) -> str:
     """Return the command that installs what Ultralytics names for a format."""
-    known = export_formats()
-    needed = EXPORT_ENVS[dict(zip(known["Argument"], known["Env"], strict=True))[name]]
+    needed = EXPORT_ENVS[_formats("Env")[name]]
     packages = (f"ultralytics[{','.join(needed['extras'])}]", *needed["requirements"])
     return " ".join(("pip install", *(f'"{package}"' for package in packages)))
 
@@ -390,8 +398,7 @@ def form_of(path: Path) -> str:
     Raises:
         UnsupportedError: If it is of no format of Ultralytics.
     """
-    known = export_formats()
-    for name, suffix in zip(known["Argument"][1:], known["Suffix"][1:], strict=True):
+    for name, suffix in _formats("Suffix").items():
         if path.name.endswith(suffix):
             precision = re.search(f"{_PRECISION}$", path.name.removesuffix(suffix))
             return f"{name}:{precision[1].removeprefix('int')}" if precision else name
@@ -400,7 +407,7 @@ def form_of(path: Path) -> str:
 
 def exports_of(checkpoint: Path) -> dict[str, Path]:
     """Return the exports that lie beside a checkpoint: what each is -> file or folder."""
-    suffixes = "|".join(map(re.escape, export_formats()["Suffix"][1:]))
+    suffixes = "|".join(map(re.escape, _formats("Suffix").values()))
     name = re.compile(f"{re.escape(checkpoint.stem)}{_PRECISION}*({suffixes})")
     beside = (path for path in sorted(checkpoint.parent.iterdir()) if name.fullmatch(path.name))
     return {form_of(path): path for path in beside}
