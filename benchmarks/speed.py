@@ -30,10 +30,12 @@ MODELS = ("yolov8n", "yolo11n")
 RUNTIMES = ("onnx", "openvino", "pytorch")
 SIZES = (320, 640)
 RANDOM_PLANS = 20
+ROUNDS = 40
 CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "30 % fewer MACs": (224, ("prune=0.3",)),
     "50 % fewer MACs": (224, ("prune=0.5",)),
     "70 % fewer MACs": (224, ("prune=0.7",)),
+    "80 % fewer MACs": (224, ("prune=0.8",)),
     "50 %, any width": (224, ("prune=0.5", "prune_round_to=1")),
     "50 %, multiples of 4": (224, ("prune=0.5", "prune_round_to=4")),
     "50 %, multiples of 16": (224, ("prune=0.5", "prune_round_to=16")),
@@ -72,12 +74,12 @@ def main() -> None:
     print(speed_table(), target_table(), width_table(), equal_speed_table(), error_table(), sep="\n\n")
 
 
-def cut(case: Case, name: str, data: str, runs: Path) -> Path:
-    """Return the checkpoint of a cut, which is made if it is not there."""
+def cut(case: Case, name: str, data: str, runs: Path) -> tuple[Path, str]:
+    """Return the checkpoint of a cut, which is made if it is not there, and why it was refused, if it was."""
     imgsz, knobs = CUTS[name]
     folder = runs / f"{case}-speed" / name.replace(" ", "-").replace("%", "percent")
-    best = folder / "weights" / "best.pt"
-    if not best.exists():
+    best, refusal = folder / "weights" / "best.pt", folder / "refused.txt"
+    if not best.exists() and not refusal.exists():
         what = (
             f"model={case.start(runs)}",
             f"data={data}",
@@ -88,28 +90,39 @@ def cut(case: Case, name: str, data: str, runs: Path) -> Path:
         )
         where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
         command = [Path(sys.executable).with_name("yolo-prune"), "prune", *what, *where]
-        subprocess.run(command, check=True, env=ENVIRONMENT)
-    return best
+        done = subprocess.run(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            refusal.write_text(done.stderr.strip().splitlines()[-1] + "\n")
+    return best, refusal.read_text().strip() if refusal.exists() else ""
 
 
 def measure(case: Case, part: str, data: str, runs: Path) -> None:
     """Time dense and cut networks, in turns for each runtime and size; at 224 px, their training's, also judge them."""
     from yolo_prune.bench import bench
 
-    of_part = [name for name in CUTS if ("x in " in name) == (part == "latency")]
-    files = {name: cut(case, name, data, runs) for name in of_part}
+    by_part = {"macs": [name for name in CUTS if "x in " not in name], "latency": [n for n in CUTS if "x in " in n]}
+    plain = [name for name in by_part["macs"] if name.endswith("fewer MACs")]
+    made = {name: cut(case, name, data, runs) for name in (*by_part[part], *plain)}
+    files = {name: best for name, (best, refusal) in made.items() if not refusal}
     for imgsz in (224, *SIZES):
         file = RESULTS / f"{case.model}-{imgsz}-{part}.json"
-        names = [name for name in of_part if part == "macs" or CUTS[name][0] == imgsz]
+        here = [name for name in by_part[part] if part == "macs" or CUTS[name][0] == imgsz]
+        if part == "latency" and imgsz not in SIZES:
+            here += plain  # to compare them in one run
+        names = [name for name in here if name in files]
         how = {"runtimes": RUNTIMES} if imgsz in SIZES else {"runtimes": ("onnx",), "data": data}
         if not file.exists():
-            found = bench([case.start(runs), *(files[name] for name in names)], imgsz=imgsz, scales=False, **how)
+            found = bench(
+                [case.start(runs), *(files[name] for name in names)], imgsz=imgsz, scales=False, rounds=ROUNDS, **how
+            )
             rows = [
                 {"cut": name, "runtime": row.runtime, "macs": row.macs, "params": row.params}
                 | {"seconds": row.seconds, "speedup": row.speedup, "fitness": row.fitness}
                 for row, name in zip(found.rows, ["dense", *names] * len(found.where), strict=True)
             ]
-            write(file, {"imgsz": imgsz, "rounds": found.rounds, "where": found.where, "rows": rows})
+            refused = {name: made[name][1] for name in here if name not in files}
+            result = {"imgsz": imgsz, "rounds": found.rounds, "where": found.where, "rows": rows, "refused": refused}
+            write(file, result)
 
 
 def measure_prediction(case: Case, runs: Path) -> None:
@@ -192,6 +205,9 @@ def target_table() -> str:
         for name, cell in found.items()
         if name.endswith(f"at {imgsz} px")
     ]
+    for file in (RESULTS / f"{model}-{imgsz}-latency.json" for model in MODELS for imgsz in SIZES):
+        for name in json.loads(file.read_text())["refused"] if file.exists() else ():
+            rows.append((file.stem.partition("-")[0], name, "refused", "", "", ""))
     return table_of(("model", "asked", "MACs kept", "ONNX Runtime", "OpenVINO", "PyTorch"), rows)
 
 
@@ -217,8 +233,9 @@ def equal_speed_table() -> str:
         )
         for name, cell in found.items():
             if name.endswith("in onnx at 224 px"):
-                at_equal_speed = np.interp(cell["onnx"], *zip(*by_macs, strict=True))
-                rows.append((model, name, f"{cell['onnx']:.2f}x", f"{cell['fitness']:.3f}", f"{at_equal_speed:.3f}"))
+                as_fast = np.interp(cell["onnx"], *zip(*by_macs, strict=True), right=np.nan)
+                told = "none is as fast" if np.isnan(as_fast) else f"{as_fast:.3f}"
+                rows.append((model, name, f"{cell['onnx']:.2f}x", f"{cell['fitness']:.3f}", told))
     return table_of(("model", "asked", "measured", "planned for latency", "planned for MACs, as fast"), rows)
 
 

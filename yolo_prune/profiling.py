@@ -47,10 +47,14 @@ from yolo_prune.runtimes import (
 from yolo_prune.statistics import copy_of
 from yolo_prune.targets import MACS
 
-MARKS = 5
-"""Widths of each side at which a layer is timed."""
+MARKS = {"pytorch": 10}
+"""Runtime -> widths of each side at which a layer is timed; PyTorch takes another algorithm for small inputs."""
+OTHER_MARKS = 5
+"""Of runtimes whose times are even."""
 ROUNDS = 8
 """Times that a layer runs; the shortest counts."""
+NETWORK_ROUNDS = 40
+"""Times that a whole network runs, in turns with others."""
 SHARES = (0.85, 0.65, 0.5, 0.35, 0.2)
 """Multiply-adds that the networks keep which are timed as a whole, beside the dense one."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo_prune"
@@ -121,13 +125,23 @@ def quiet() -> Iterator[None]:
 
 
 def time_networks(networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int]) -> list[float]:
-    """Return the median seconds for one image of each network, exported to a runtime and run in turns."""
+    """Return the seconds for one image of each network, exported to a runtime and run in turns (see `typical`)."""
     size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
     with tempfile.TemporaryDirectory() as folder:
         runners = []
         for i, network in enumerate(networks):
             runners.append(_whole(network, runtime, size, Path(folder) / str(i), all_threads()))
-        return [float(s) for s in np.median(alternating(runners), axis=1)]
+        return [float(s) for s in typical(alternating(runners, NETWORK_ROUNDS))]
+
+
+def typical(seconds: np.ndarray) -> np.ndarray:
+    """Return the lower quartile of each runner's times, since what else a machine does can only add to them.
+
+    Args:
+        seconds: Shape (runners, rounds).
+    """
+    quartiles: np.ndarray = np.quantile(seconds, 0.25, axis=1)
+    return quartiles
 
 
 def random_plan(graph: ChannelGraph, share: float, seed: int) -> PrunePlan:
@@ -192,7 +206,9 @@ def _surface(
     """Return a layer's times, of which those that are new are measured."""
     dense = graph.layers[path]
     is_grouped = dense.groups > 1
-    outs, ins = _marks(dense.out, dense.groups if dense.groups < dense.out else 1), _marks(dense.inp, 1)
+    count = MARKS.get(runtime, OTHER_MARKS)
+    outs = _marks(dense.out, dense.groups if dense.groups < dense.out else 1, count)
+    ins = _marks(dense.inp, 1, count)
     if is_grouped:
         ins = (dense.inp,)  # follows the outputs
     settings = {k: v for k, v in vars(layer).items() if k in ("kernel_size", "stride", "padding", "dilation")}
@@ -215,12 +231,12 @@ def _surface(
     return Surface(outs, ins, tuple(rows))
 
 
-def _marks(width: int, multiple: int) -> tuple[int, ...]:
+def _marks(width: int, multiple: int, count: int) -> tuple[int, ...]:
     """Return the widths at which a side is timed: multiples of `SIMD`, evenly up to the dense width."""
     if width < SIMD:
         return (width,)
     step = SIMD * multiple // np.gcd(SIMD, multiple)
-    even = np.linspace(step, -(-width // step) * step, MARKS)
+    even = np.linspace(step, -(-width // step) * step, count)
     return tuple(sorted({int(-(-w // step) * step) for w in even}))
 
 
@@ -235,7 +251,7 @@ def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) 
                 plan.apply(copy)
             rows.append([*_features(graph, copy), 1.0])
             runners.append(_whole(copy, runtime, graph.imgsz, Path(folder) / str(i), threads))
-        seconds = np.median(alternating(runners), axis=1)
+        seconds = typical(alternating(runners, NETWORK_ROUNDS))
     per_layer, per_value, fixed = _non_negative(np.array(rows) / seconds[:, None], np.ones(len(rows)))
     return {"per_layer": per_layer, "per_value": per_value, "fixed": fixed}
 
