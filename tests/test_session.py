@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from nets import FAMILIES, assert_same, assert_same_tensors, narrow_yaml, snapshot, state
+from runs import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
@@ -25,40 +25,6 @@ from yolo_prune.graph import trace
 from yolo_prune.guard import Guard
 from yolo_prune.latency import LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(own_folder: Path, tiny_data: Path) -> Run:
-    """Train a model for a few epochs, with an optional PruneCallback, and return its trainer."""
-
-    def train(model: YOLO | str | Path = "yolov8n", prune: PruneCallback | None = None, **arguments: Any) -> Any:
-        if model in FAMILIES:
-            model = narrow_yaml(str(model), own_folder)
-        yolo = model if isinstance(model, YOLO) else YOLO(model)
-        if prune:
-            prune.attach(yolo)
-        settings = {"epochs": 4, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": own_folder / "runs"}
-        yolo.train(data=str(tiny_data), **{**settings, **arguments})
-        return yolo.trainer
-
-    return train
-
-
-def soon(target: Any = 0.5, **knobs: Any) -> PruneCallback:
-    """Two cuts, before epochs 1 and 2 of four."""
-    return PruneCallback(
-        target, **{"steps": 2, "start": 0.25, "end": 0.5, "calibration": 4, "benchmark": False, **knobs}
-    )
-
-
-class Interrupted(Exception):
-    """Stands for a lost machine."""
-
-
-def report_of(trainer: Any) -> dict[str, Any]:
-    return json.loads((trainer.save_dir / "pruning" / "report.json").read_text())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
