@@ -421,6 +421,7 @@ class Session:
                 self._note_dense(trainer)
             with ranks.together("the step to INT8"):
                 quantization.begin(done, trainer)
+            ranks.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
             self._start_anew(done, trainer)
             before = None if best is None else float(best)
             record = QuantizationRecord(trainer.epoch, before, trainer.fitness, None, round(time.time() - started, 2))
