@@ -33,6 +33,7 @@ from yolo_prune.config import PruneConfig
 from yolo_prune.demo import make_dataset
 from yolo_prune.oneshot import DATA_FREE
 from yolo_prune.planner import Evidence, plan_cut
+from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.session import Session
 from yolo_prune.statistics import Gradients
@@ -79,8 +80,9 @@ def plan_and_cut(name: str) -> dict[str, float]:
 def hooks() -> float:
     """Return the seconds that the hooks of one epoch take when no cut is due."""
     session = Session.__new__(Session)  # a session in the middle of a run, without the run
-    session.schedule, session.quantize_epoch, session._resumed = [], None, None
+    session._resumed = None
     session.report = SimpleNamespace(cuts=[SimpleNamespace(fitness_recovered=None)])  # type: ignore[assignment]
+    session.progress = Progress(PruneConfig(), session.report, epochs=10)
     trainer = SimpleNamespace(
         epoch=3, epochs=10, best_fitness=0.5, stop=False, args=SimpleNamespace(time=None),
         stopper=SimpleNamespace(best_epoch=3, patience=100),
