@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -43,6 +45,14 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of the ``data.yaml`` of 8 training and 4 validation images of 64 pixels with 3 classes."""
     return make_dataset(tmp_path_factory.mktemp("tiny-data"), train=8, val=4, size=64)
+
+
+@pytest.fixture
+def run(own_folder: Path, tiny_data: Path) -> Callable[..., Any]:
+    """Train a narrow network on the tiny data, in the test's folder (see `runs.train`)."""
+    from runs import train  # imports ultralytics
+
+    return partial(train, own_folder, tiny_data)
 
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -62,7 +62,17 @@ def test_only_two_rooms_know_torch_pruning() -> None:
 
 def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
     engine = {r for r in ROOMS if any(n.startswith("ultralytics.engine") for n in imports(r, only_at_import=False))}
-    assert engine <= {"session", "host", "snapshot", "distillation", "quantization", "callback", "export"}
+    assert engine <= {
+        "session",
+        "host",
+        "snapshot",
+        "distillation",
+        "quantization",
+        "callback",
+        "export",
+        "state",
+        "handover",
+    }
 
 
 ORDER = (
@@ -83,7 +93,8 @@ ORDER = (
         "runtimes",
         "profiling",
     ),
-    ("checkpoint", "verification", "rewinding", "snapshot", "distillation", "host", "quantization", "export", "bench"),
+    ("checkpoint", "verification", "rewinding", "ranks", "distillation", "snapshot", "host", "state"),
+    ("quantization", "export", "bench", "handover", "progress"),
     ("session", "oneshot"),
     ("callback",),
     ("startup",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from yolo_prune.config import PruneConfig
@@ -36,7 +37,7 @@ class PruneCallback:
         The same by hand:
 
         >>> for event, function in PruneCallback(0.5).events.items():
-        ...     model.add_callback(event, function)
+        ...     model.add_callback(event, function)  # on one device; for several, use attach
     """
 
     def __init__(self, target: Any = 0.5, **knobs: Any) -> None:
@@ -44,7 +45,7 @@ class PruneCallback:
             raise UnsupportedError("knobs cannot be changed when a run is resumed; PruneCallback(None) takes none.")
         self.config = None if target is None else PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
         self._session: Session | None = None
-        self._quantizes = False
+        self._quantizes = self._is_prepared = False
 
     @property
     def events(self) -> dict[str, Callable[[BaseTrainer], None]]:
@@ -53,6 +54,7 @@ class PruneCallback:
             "on_pretrain_routine_start": self.on_pretrain_routine_start,
             "on_pretrain_routine_end": self.on_pretrain_routine_end,
             "on_train_epoch_start": self.on_train_epoch_start,
+            "on_train_batch_end": self.on_train_batch_end,
             "on_fit_epoch_end": self.on_fit_epoch_end,
             "on_train_end": self.on_train_end,
             "teardown": self.teardown,
@@ -75,24 +77,35 @@ class PruneCallback:
             raise UnsupportedError("this model already has a PruneCallback; load the model anew to attach another.")
         for event, function in self.events.items():
             model.add_callback(event, function)
+        model._smart_load = partial(_smart_load, model._smart_load)
         return self
 
     def on_pretrain_routine_start(self, trainer: BaseTrainer) -> None:
         """Refuse what cannot work, and let a pruned checkpoint be rebuilt pruned."""
         from yolo_prune.session import prepare
 
-        self._quantizes = prepare(trainer, self.config)
+        self._quantizes, self._is_prepared = prepare(trainer, self.config), True
 
     def on_pretrain_routine_end(self, trainer: BaseTrainer) -> None:
         """Model, EMA and optimizer exist: look at the network and check the target."""
         from yolo_prune.session import Session
 
+        if not self._is_prepared:
+            raise UnsupportedError(
+                "with several GPUs Ultralytics tells its first process only that a run begins; use "
+                "PruneCallback(...).attach(model), which reaches all of them, instead of add_callback."
+            )
         self._session = Session(trainer, self.config, self._quantizes)
 
     def on_train_epoch_start(self, trainer: BaseTrainer) -> None:
         """Cut, if it is time."""
         if self._session:
             self._session.before_epoch(trainer)
+
+    def on_train_batch_end(self, trainer: BaseTrainer) -> None:
+        """Count."""
+        if self._session:
+            self._session.after_batch()
 
     def on_fit_epoch_end(self, trainer: BaseTrainer) -> None:
         """Note the epoch's fitness."""
@@ -109,3 +122,40 @@ class PruneCallback:
         session, self._session = self._session, None
         if session:
             session.close()
+
+
+def _smart_load(stock: Callable[[str], Any], key: str) -> Any:
+    """Stand in for a model's ``_smart_load``: its trainer tells every process of a run on several GPUs."""
+    loaded = stock(key)
+    return telling_all(loaded) if key == "trainer" else loaded
+
+
+@lru_cache
+def telling_all(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
+    """Return a trainer class whose ``on_pretrain_routine_start`` reaches our callbacks in every process.
+
+    Ultralytics runs that event in the first of the processes that train, and not in the one that launches them, which
+    builds the network from its ``model.yaml`` all the same. The class is made here, and so travels to the others by
+    value.
+    """
+
+    class Telling(trainer_class):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            from ultralytics.utils import RANK
+
+            from yolo_prune.callback import PruneCallback
+            from yolo_prune.host import kept
+
+            if not self.ddp and RANK in {-1, 0}:
+                return  # has been told
+            for function in self.callbacks["on_pretrain_routine_start"]:
+                if isinstance(getattr(function, "__self__", None), PruneCallback):
+                    if self.ddp:  # the launcher looks, and leaves the arguments for the others as they are
+                        with kept(self.args, "quantize", "distill_model"):
+                            function(self)
+                    else:
+                        function(self)
+
+    Telling.__name__ = Telling.__qualname__ = trainer_class.__name__
+    return Telling

@@ -1,34 +1,53 @@
 """What a pruned network says of itself in its ``model.yaml``: how to rebuild it, and not to rebuild it dense.
 
 Ultralytics reads ``model.yaml`` only where it builds a network anew: in ``train()`` and on resume. A stock ``train()``
-would so turn a pruned model back into a dense one, in silence. Here the first row's module name is replaced by a
-sentence, which a stock ``train()`` stops with, and a record of plain data beside it tells yolo_prune how to go on.
+would so turn a pruned model back into a dense one, in silence, and a stock resume would forget the cuts that were still
+to come. Here the first row's module name is replaced by a sentence, which a stock ``train()`` stops with, and a record
+of plain data beside it tells yolo_prune how to go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from ultralytics.nn.tasks import torch_safe_load
 
 from yolo_prune.blocks import adapter_for
 from yolo_prune.errors import CheckpointError
+from yolo_prune.files import replacing
 from yolo_prune.graph import fixed_outputs
 from yolo_prune.layers import named_layers, resized, widths
 
 KEY = "yolo_prune"
-"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``."""
+"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``.
+
+``widths`` are those of a pruned network, ``run`` is the state of a pruning run.
+"""
 
 SENTENCE = (
     "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: pip install "
     "yolo-prune, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
 )
 
+RUN_SENTENCE = (
+    "This checkpoint belongs to a run of yolo_prune, and a plain train() or resume would go on without its cuts. Way "
+    "out: pip install yolo-prune, then PruneCallback(None).attach(model) before model.train(resume=True), or add "
+    "prune=True to the yolo command; prune=0 and PruneCallback(0) train the network as it is."
+)
+
 
 def is_pruned(yaml: Any) -> bool:
     """Whether a ``model.yaml`` belongs to a pruned network."""
     return isinstance(yaml, Mapping) and "widths" in yaml.get(KEY, {})
+
+
+def is_marked(yaml: Any) -> bool:
+    """Whether a ``model.yaml`` is not for Ultralytics alone."""
+    return isinstance(yaml, Mapping) and KEY in yaml
 
 
 def run_record(yaml: Any) -> dict[str, Any] | None:
@@ -49,12 +68,7 @@ def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, 
     for path, layer in named_layers(model):
         record[path] = {side: n for side, n in widths(layer).items() if side != "out" or path not in task_decides}
     record[next(iter(record))].pop("in")  # image channels: the data set decides
-    first = yaml["backbone"][0]
-    return {
-        **yaml,
-        "backbone": [[*first[:2], SENTENCE, *first[3:]], *yaml["backbone"][1:]],
-        KEY: {"schema": 1, "module": first[2], "widths": record, **({"run": dict(run)} if run else {})},
-    }
+    return _with_record(yaml, SENTENCE, {"widths": record, **({"run": dict(run)} if run else {})})
 
 
 def mark(model: nn.Module) -> None:
@@ -64,20 +78,40 @@ def mark(model: nn.Module) -> None:
 
 def with_run(yaml: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return a ``model.yaml`` with the state of a pruning run noted."""
-    return {**yaml, KEY: {**yaml.get(KEY, {}), "run": dict(run)}}
+    widths = {"widths": yaml[KEY]["widths"]} if is_pruned(yaml) else {}
+    return _with_record(unmarked(yaml), SENTENCE if widths else RUN_SENTENCE, {**widths, "run": dict(run)})
 
 
 def unmarked(yaml: Mapping[str, Any]) -> dict[str, Any]:
     """Return a ``model.yaml`` as Ultralytics wrote it."""
     plain = {k: v for k, v in yaml.items() if k != KEY}
-    if is_pruned(yaml):
+    if KEY in yaml:
         first = yaml["backbone"][0]
         plain["backbone"] = [[*first[:2], yaml[KEY]["module"], *first[3:]], *yaml["backbone"][1:]]
     return plain
 
 
+def unmark_file(path: Path) -> None:
+    """Make a dense checkpoint of a pruning run one of Ultralytics; a reader never sees half of it."""
+    content, _ = torch_safe_load(path)
+    for network in filter(None, (content.get("model"), content.get("ema"))):
+        network.yaml = unmarked(network.yaml)
+    with replacing(path) as draft:
+        torch.save(content, draft)
+
+
+def _with_record(yaml: Mapping[str, Any], sentence: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an unmarked ``model.yaml`` with a record, and a sentence in place of the first module's name."""
+    first = yaml["backbone"][0]
+    return {
+        **yaml,
+        "backbone": [[*first[:2], sentence, *first[3:]], *yaml["backbone"][1:]],
+        KEY: {"schema": 1, "module": first[2], **record},
+    }
+
+
 def rebuild(get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights: nn.Module | None) -> nn.Module:
-    """Build the pruned network that a marked ``model.yaml`` describes, for a trainer's data set.
+    """Build the network that a marked ``model.yaml`` describes, for a trainer's data set.
 
     Args:
         get_model: The trainer's stock ``get_model``; it sets the number of classes and image channels.
@@ -88,10 +122,14 @@ def rebuild(get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights
         CheckpointError: If the record does not fit the network, e.g. because Ultralytics changed a block.
     """
     model = get_model(cfg=unmarked(cfg), weights=None, verbose=False)
-    _narrow(model, cfg[KEY]["widths"])
+    if is_pruned(cfg):
+        _narrow(model, cfg[KEY]["widths"])
     if weights is not None:
         model.load(weights)
-    model.yaml = marked(model, run_record(cfg))
+    if is_pruned(cfg):
+        model.yaml = marked(model, run_record(cfg))
+    elif run := run_record(cfg):
+        model.yaml = with_run(model.yaml, run)
     return model
 
 

@@ -32,6 +32,8 @@ TASKS = ("detect", "segment", "pose", "obb")
 """Tasks whose heads are Detect heads, which Ultralytics' DistillationModel looks for."""
 LOSS = "dis_loss"
 """Ultralytics' name of the additional loss, as in ``results.csv``."""
+TEACHER = "teacher_model."
+"""What the names of a teacher's tensors begin with in a DistillationModel."""
 
 
 def student_of(model: nn.Module) -> nn.Module:
@@ -113,7 +115,7 @@ def begin(done: Cut, trainer: BaseTrainer, teacher: Path) -> None:
     done.set(trainer, "model", model)
     done.set(trainer.ema, "ema", averaged)
     done.set(trainer.ema, "_pairs", None)
-    done.set(trainer, "freeze_layer_names", [*trainer.freeze_layer_names, "teacher_model."])
+    done.set(trainer, "freeze_layer_names", [*trainer.freeze_layer_names, TEACHER])
     done.set(trainer.args, "distill_model", str(teacher))
     if hasattr(trainer, "loss_items"):
         done.set(trainer, "loss_items", {**trainer.loss_items, LOSS: torch.zeros(1, device=trainer.device)})

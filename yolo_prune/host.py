@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from ultralytics.engine import trainer as engine
 
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import replacing
@@ -58,23 +60,72 @@ def save_checkpoint(trainer: BaseTrainer, path: Path, epoch: int) -> None:
     """
     with replacing(path) as draft, kept(trainer, "last", "best", "save_period", "epoch"):
         trainer.last, trainer.best, trainer.save_period, trainer.epoch = draft, draft, -1, epoch
-        trainer.save_model()
+        type(trainer).save_model(trainer)
 
 
-def validate(trainer: BaseTrainer) -> tuple[dict[str, float], float]:
-    """Validate the EMA and return (metrics, fitness), without touching the trainer's record of them."""
+def save_epoch(trainer: BaseTrainer) -> bool:
+    """Do what Ultralytics' ``save_model`` does at the end of an epoch, but overwrite nothing in place.
+
+    Until ``last.pt`` takes its place as the last of all, an interrupted run resumes from the one before.
+    """
+    best = trainer.best
+    found = best.with_name(f"{best.name}.part")
+    found.unlink(missing_ok=True)  # of a run that was killed
+    with replacing(trainer.last) as last:
+        with kept(trainer, "last", "best"):
+            trainer.last, trainer.best = last, found
+            is_saved = bool(type(trainer).save_model(trainer))
+        if found.exists():
+            os.replace(found, best)
+    return is_saved
+
+
+def evaluate_finally(trainer: BaseTrainer) -> None:
+    """Do what Ultralytics' ``final_eval`` does, but strip no checkpoint in place."""
+    stock = engine.strip_optimizer
+
+    def strip(file: str | Path, s: str | Path = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
+        with replacing(Path(s or file)) as draft:
+            stripped: dict[str, Any] = stock(file, str(draft), updates)
+        return stripped
+
+    with kept(engine, "strip_optimizer"):
+        engine.strip_optimizer = strip
+        type(trainer).final_eval(trainer)
+
+
+def forget_later_results(trainer: BaseTrainer) -> None:
+    """Remove from ``results.csv`` what a resumed run will write again, and the row in which it was killed."""
+    if not trainer.csv.exists():
+        return
+    header, *rows = trainer.csv.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+    columns = header.count(",")
+    whole = [row for row in rows if row.endswith("\n") and row.count(",") == columns]
+    earlier = [row for row in whole if int(row.split(",")[0]) <= trainer.start_epoch]
+    with replacing(trainer.csv) as draft:
+        draft.write_text("".join([header, *earlier]), encoding="utf-8")
+
+
+def validate(trainer: BaseTrainer) -> tuple[dict[str, float], float | None]:
+    """Validate the EMA and return (metrics, fitness), without touching the trainer's record of them.
+
+    On other ranks than 0, which see a part of the images, that is ({}, None).
+    """
     if not hasattr(trainer, "loss_items"):  # before a run's first batch; the validator reads the names of the losses
         with torch.no_grad():
-            _, trainer.loss_items = trainer.ema.ema.loss(next(training_batches(trainer, 1)))
+            _, trainer.loss_items = trainer.ema.ema.loss(calibration_batches(trainer, 1)[0])
     with kept(trainer.validator.args, "plots"):
         trainer.validator.args.plots = False
         metrics = trainer.validator(trainer)
-    fitness = float(metrics.pop("fitness"))
-    return metrics, fitness
+    if metrics is None:  # rank 0 has them
+        return {}, None
+    return metrics, float(metrics.pop("fitness"))
 
 
 def calibration_batches(trainer: BaseTrainer, images: int) -> list[dict[str, Any]]:
     """Return preprocessed batches of training images as they are validated: with labels, without augmentation.
+
+    A resumed run counts what comes through the trainer's own ``preprocess_batch``; these are none of its batches.
 
     Args:
         trainer: Its data and its preprocessing are used; its own loader does not move.
@@ -94,7 +145,7 @@ def calibration_batches(trainer: BaseTrainer, images: int) -> list[dict[str, Any
         alike[sample["img"].shape].append(sample)
     collate = getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate
     return [
-        trainer.preprocess_batch(collate(samples[i : i + size]))
+        type(trainer).preprocess_batch(trainer, collate(samples[i : i + size]))
         for samples in alike.values()
         for i in range(0, len(samples), size)
     ]
@@ -112,7 +163,7 @@ def training_batches(trainer: BaseTrainer, batches: int) -> Iterator[dict[str, A
         collate_fn=loader.collate_fn,
     )
     for _, batch in zip(range(batches), own, strict=False):
-        yield trainer.preprocess_batch(batch)
+        yield type(trainer).preprocess_batch(trainer, batch)
 
 
 def validation_images(trainer: BaseTrainer, limit: int = 4) -> torch.Tensor:
@@ -134,16 +185,52 @@ def kept(owner: Any, *names: str) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+class Randomness:
+    """The states of all random number generators of a process, as they are when it is made."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state(legacy=False)
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def put_back(self) -> None:
+        """Let everything be drawn as if nothing had been drawn since."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data and tensors."""
+        version, numbers, gauss = self._python
+        keys = {**self._numpy["state"], "key": self._numpy["state"]["key"].tolist()}
+        return {
+            "python": [version, list(numbers), gauss],
+            "numpy": {**self._numpy, "state": keys},
+            "torch": self._torch,
+            "cuda": self._cuda,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Randomness:
+        """Return what was written, without the states of GPUs where there are other ones now."""
+        states = cls()
+        version, numbers, gauss = data["python"]
+        states._python = (version, tuple(numbers), gauss)
+        keys = {**data["numpy"]["state"], "key": np.array(data["numpy"]["state"]["key"], dtype=np.uint32)}
+        states._numpy = {**data["numpy"], "state": keys}
+        states._torch = data["torch"]
+        if len(data["cuda"]) == len(states._cuda):
+            states._cuda = data["cuda"]
+        return states
+
+
 @contextmanager
-def preserved_rng() -> Iterator[None]:
+def preserved_rng() -> Iterator[Randomness]:
     """Leave all random states as they were: a cut must not change what the run draws next."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = Randomness()
     try:
-        yield
+        yield states
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        states.put_back()

@@ -20,40 +20,37 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultralytics.utils import LOGGER, RANK, colorstr
+import torch
+from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
-from yolo_prune import checkpoint, distillation, quantization
+from yolo_prune import checkpoint, distillation, quantization, ranks, state
 from yolo_prune.allocation import check_reachable
-from yolo_prune.bench import time_result
 from yolo_prune.budget import Goal, file_bytes
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.distillation import student_of, wrapped_plan
-from yolo_prune.errors import (
-    CheckpointError,
-    ConfigError,
-    CutError,
-    ExportError,
-    PruneError,
-    TargetError,
-    UnsupportedError,
-)
-from yolo_prune.export import check_formats, export_all
+from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError
+from yolo_prune.export import check_formats
 from yolo_prune.graph import trace
 from yolo_prune.guard import Guard
+from yolo_prune.handover import hand_over
 from yolo_prune.host import (
+    Randomness,
     calibration_batches,
+    evaluate_finally,
+    forget_later_results,
     kept,
     preserved_rng,
     save_checkpoint,
+    save_epoch,
     validate,
-    validation_images,
 )
 from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure, time_networks
+from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import CutRecord, QuantizationRecord, Report, Stage
 from yolo_prune.rewinding import recall, remember, rewind
@@ -63,29 +60,22 @@ from yolo_prune.schedule import learning_rate_epoch
 from yolo_prune.schedule import quantization as quantization_epoch
 from yolo_prune.snapshot import Snapshot
 from yolo_prune.sparsity import Sparsity
+from yolo_prune.state import StepCount
 from yolo_prune.statistics import Gradients, copy_of
 from yolo_prune.surgery import Cut, cut
-from yolo_prune.targets import BYTES, LATENCY, in_units
+from yolo_prune.targets import LATENCY
 
 if TYPE_CHECKING:
     from torch import nn
     from ultralytics.engine.trainer import BaseTrainer
 
 PREFIX = colorstr("prune:") + " "
+GOOD = "before-cut.pt"
+"""File of the state that the guard would go back to."""
 CORRECTIONS = 2
 """Times that the last plan for a latency target is measured, and made anew."""
 EXACT = 0.02
 """Error of a predicted latency that is left alone: measurements differ by as much."""
-
-_REFUSED: dict[str, tuple[Callable[[BaseTrainer], bool], str]] = {
-    "several GPUs": (lambda t: t.world_size > 1, "use one device"),
-    "compile": (
-        lambda t: bool(t.args.compile),
-        "train with compile=False; the pruned model can be compiled afterwards",
-    ),
-    "time": (lambda t: bool(t.args.time), "give epochs instead: cuts are scheduled in epochs"),
-}
-"""Features of the host that do not work across a cut yet: name -> (whether a run uses it, the way out)."""
 
 
 def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
@@ -99,8 +89,6 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
         ConfigError: If the schedule does not fit the run's epochs.
     """
     quantizes = False
-    if config is None or config.targets:
-        _refuse_unsupported(trainer)
     if config is not None:
         check_formats(config.export)
         # How much is removed, nobody knows yet.
@@ -112,27 +100,27 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
             distillation.prepare(trainer, config.distill)
         if config.max_drop is not None and not trainer.args.val:
             raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
-    trainer.get_model = partial(_get_model, trainer.get_model)
+    trainer.get_model = partial(_get_model, trainer.get_model, bool(trainer.resume))
     return quantizes
 
 
 def _get_model(
-    stock: Callable[..., nn.Module], cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True
+    stock: Callable[..., nn.Module],
+    resumes: bool,
+    cfg: Any = None,
+    weights: nn.Module | None = None,
+    verbose: bool = True,
 ) -> nn.Module:
     """Stand in for a trainer's ``get_model``: the same, but pruned networks stay pruned."""
-    if not checkpoint.is_pruned(cfg):
+    if not checkpoint.is_marked(cfg):
         return stock(cfg=cfg, weights=weights, verbose=verbose)
+    if not resumes and not checkpoint.is_pruned(cfg):
+        return stock(cfg=checkpoint.unmarked(cfg), weights=weights, verbose=verbose)
     model = checkpoint.rebuild(stock, cfg, weights)
-    if verbose and RANK in {-1, 0}:
+    if verbose and ranks.is_first() and checkpoint.is_pruned(cfg):
         LOGGER.info(f"{PREFIX}the checkpoint is pruned, and its network is rebuilt pruned")
         model.info()
     return model
-
-
-def _refuse_unsupported(trainer: BaseTrainer) -> None:
-    for name, (is_used, way_out) in _REFUSED.items():
-        if is_used(trainer):
-            raise UnsupportedError(f"pruning cannot be combined with {name} yet: {way_out}.")
 
 
 def _schedule(config: PruneConfig, epochs: int, removed: float) -> list[ScheduledCut]:
@@ -164,27 +152,18 @@ class Session:
         model = student_of(trainer.model)
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
         self.imgsz: int = trainer.args.imgsz
-        self.dense_widths: dict[str, int] = {}
-        self.config: PruneConfig
-        self.report: Report
-        self.goal = Goal({})
         self.latency: LatencyTable | None = None
-        self.schedule: list[ScheduledCut] = []
-        self.quantize_epoch: int | None = None
         self._complaint: PruneError | None = None
         self._in_epoch = False
         self._gradients = Gradients()
         self._sparsity: Sparsity | None = None
-        self._guard: Guard | None = None
         self._good: Snapshot | None = None
-        self._deadline: int | None = None
+        self._doomed: dict[str, dict[str, list[int]]] | None = None
+        self._resumed: dict[str, Any] | None = None
         if noted:
-            self._continue(noted)
-            if LATENCY in self.goal.amounts:
-                self.latency = LatencyTable.load(trainer.save_dir / "pruning" / "latency.json")
-            self._note_recovered(trainer)
-            if self.quantizes:
-                quantization.check_available()
+            self.progress = Progress.from_dict(noted)
+            self.config, self.report = self.progress.config, self.progress.report
+            self._take_up(trainer)
             if config not in (None, self.config):
                 LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
         elif config is None:
@@ -193,15 +172,22 @@ class Session:
             )
         else:
             self.config = config
-            self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
-            if self.config.targets:
-                _refuse_unsupported(trainer)  # again: on other ranks than 0, `prepare` has not been called
+            self.report = Report([self.imgsz, self.imgsz], Stage(), config.to_dict())
+            self.progress = Progress(config, self.report, trainer.epochs)
+            if config.targets:
                 self._begin(trainer, quantizes)
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
-        if self.pending:
+        self._steps = StepCount(trainer)
+        if self.progress.pending:
             self._listen(trainer)
+        if self.progress.is_active:
+            trainer.save_model = partial(self._save_epoch, trainer)
+            trainer.final_eval = partial(evaluate_finally, trainer)
+            trainer.validate = partial(self._validate, trainer, trainer.validate)
+            if trainer.metrics is not None:
+                trainer.metrics.update(self._figures())
 
     def _begin(self, trainer: BaseTrainer, quantizes: bool) -> None:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
@@ -209,26 +195,28 @@ class Session:
         graph = trace(model, self.imgsz, self.config.is_ignored)
         if self.config.is_timed:
             self._log(f"measuring how long the layers take in {self.config.runtime}")
-            self.latency = measure(model, graph, self.config.runtime)
+            self.latency = ranks.once(lambda: measure(model, graph, self.config.runtime))
             graph = replace(graph, latency=self.latency)
         cost = CostModel(graph)
-        self.goal = Goal.of(self.config.targets, cost, model)
-        check_reachable(graph, self.goal.at(1.0), self.config.round_to, self.config.limit)
-        self.schedule = _schedule(self.config, trainer.epochs, self.goal.removed)
-        if not self.schedule:
+        self.progress.goal = Goal.of(self.config.targets, cost, model)
+        check_reachable(graph, self.progress.goal.at(1.0), self.config.round_to, self.config.limit)
+        self.progress.schedule = _schedule(self.config, trainer.epochs, self.progress.goal.removed)
+        if not self.progress.schedule:
             self._log(f"target={self.config.target} holds already: nothing is cut")
         if quantizes:
-            self.quantize_epoch = quantization_epoch(
-                epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.schedule
+            self.progress.quantize_epoch = quantization_epoch(
+                epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.progress.schedule
             )
-        self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
+        self.progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
         self.report.dense = Stage(cost.macs(), cost.params(), latency=cost.seconds() if self.latency else None)
         for network in {model, unwrap_model(trainer.model)}:
-            network.yaml = checkpoint.with_run(model.yaml, self._note())
-        for stale in (trainer.save_dir / "pruning").glob("*.json"):
-            stale.unlink()  # an earlier run with exist_ok=True may have made more cuts
-        if self.latency:
-            self.latency.save(trainer.save_dir / "pruning" / "latency.json")
+            network.yaml = checkpoint.with_run(model.yaml, self.progress.to_dict())
+        if ranks.is_first():
+            for stale in ("*.json", "*.pt"):  # an earlier run with exist_ok=True may have made more cuts
+                for file in self._folder(trainer).glob(stale):
+                    file.unlink()
+            if self.latency:
+                self.latency.save(self._folder(trainer) / "latency.json")
 
     def _listen(self, trainer: BaseTrainer) -> None:
         """Collect gradients from the run's own steps, and regularise until the first cut.
@@ -238,62 +226,85 @@ class Session:
         model = student_of(trainer.model)
 
         def collect(*_: Any) -> None:
-            if self.pending:
+            if self.progress.pending:
                 self._gradients.add(model.parameters())
 
         if self.config.importance in BY_GRADIENT:
             trainer.optimizer.register_step_pre_hook(collect)
         if self.config.sparsity != "none" and not self.report.cuts:
-            graph, doomed = trace(model, self.imgsz, self.config.is_ignored), None
-            if self.config.sparsity == "growing":
+            graph = trace(model, self.imgsz, self.config.is_ignored)
+            if self.config.sparsity == "growing" and self._doomed is None:
                 by_norm = self.config.replace(importance="l2", allocation="uniform")
-                doomed = plan_traced(model, replace(graph, latency=self.latency), by_norm).removed()
-            self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength, doomed)
+                self._doomed = plan_traced(model, replace(graph, latency=self.latency), by_norm).removed()
+            self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength, self._doomed)
             self._sparsity.attach(trainer.optimizer)
 
-    def _continue(self, noted: dict[str, Any]) -> None:
-        """Take over what an interrupted run noted in its checkpoint."""
+    def _take_up(self, trainer: BaseTrainer) -> None:
+        """Read what the interrupted run left in its folder, and remove what it had begun and will do again."""
+        folder = self._folder(trainer)
+        if LATENCY in self.progress.goal.amounts:
+            self.latency = LatencyTable.load(folder / "latency.json")
+        if self.progress.quantizes:
+            quantization.check_available()
         try:
-            self.config = PruneConfig.from_dict(noted["config"])
-            self.dense_widths = dict(noted["dense_widths"])
-            self.goal = Goal.from_dict(noted["goal"])
-            self.schedule = [ScheduledCut(*c) for c in noted["schedule"]]
-            self.quantize_epoch = noted["quantize_epoch"]
-            self.report = Report.from_dict(noted["report"])
-            self._guard = Guard(**noted["guard"]) if noted["guard"] else None
-        except (KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(
-                f"what the interrupted run noted in its checkpoint cannot be read ({type(e).__name__}: {e}); resume it "
-                "with the version of yolo_prune that it was started with."
-            ) from e
-
-    @property
-    def pending(self) -> list[ScheduledCut]:
-        """Cuts that have not been made yet."""
-        return self.schedule[len(self.report.cuts) :]
-
-    @property
-    def quantizes(self) -> bool:
-        """Whether the run still has to turn to INT8."""
-        return self.quantize_epoch is not None and self.report.quantization is None
+            self._resumed = state.load(self._state_file(trainer, trainer.start_epoch - 1))
+            self._doomed = self._resumed["extra"]["doomed"]
+        except CheckpointError as e:
+            LOGGER.warning(f"{PREFIX}resuming from {trainer.last.name} alone, so later cuts will differ a little: {e}")
+        if self.progress.deadline is not None:
+            self._good = Snapshot.load(self._folder(trainer) / GOOD, trainer)
+        self._note_recovered(trainer)
+        if ranks.is_first():
+            forget_later_results(trainer)
+            if trainer.best_fitness is None:  # of before a cut that has been made since
+                trainer.best.unlink(missing_ok=True)
 
     def before_epoch(self, trainer: BaseTrainer) -> None:
         """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
-        if self.schedule:
+        waiting = self._restore(trainer) if self._resumed else None
+        if self.progress.schedule:
             self._follow_schedule(trainer)
-        if self.quantizes and not self.pending and trainer.epoch >= self._float_epochs(trainer):
+        if self.progress.quantizes and not self.progress.pending and self._now(trainer) >= self.progress.float_epochs:
             self._quantize(trainer)
+        if waiting is not None:
+            self._steps.resume(trainer, waiting)  # the batches above were none of the run's
+
+    def after_batch(self) -> None:
+        """Count the batches since the last optimizer step."""
+        self._steps.after_batch()
+
+    def _restore(self, trainer: BaseTrainer) -> int:
+        """Make a resumed run what it was when its checkpoint was written; return the batches that wait for a step."""
+        assert self._resumed is not None
+        resumed, self._resumed = self._resumed, None
+        state.restore(trainer, resumed, self._gradients)
+        return int(resumed["waiting"])
+
+    def _now(self, trainer: BaseTrainer) -> int:
+        """Return the epoch that the schedule goes by.
+
+        With ``time=`` Ultralytics estimates anew after each epoch how many there will be. The schedule was made for as
+        many as were asked for, and what counts is the share of the run that is over.
+        """
+        if not trainer.args.time:
+            return int(trainer.epoch)
+        return ranks.agreed(round(trainer.epoch * self.progress.epochs / trainer.epochs))
 
     def _follow_schedule(self, trainer: BaseTrainer) -> None:
         """Judge the latest cut and make the next one, if it is time."""
-        rewind_epoch = None if self.config.rewind is None else round(self.config.rewind * trainer.epochs)
-        if trainer.epoch == rewind_epoch and not self.report.cuts:
-            remember(student_of(trainer.model), self._early_state(trainer))
-        if self._guard and self._deadline is not None and trainer.epoch >= self._deadline:
+        now = self._now(trainer)
+        if (
+            self.config.rewind is not None
+            and not self.report.cuts
+            and now >= round(self.config.rewind * self.progress.epochs)
+        ):
+            early = self._early_state(trainer)
+            ranks.once(lambda: None if early.exists() else remember(student_of(trainer.model), early))
+        if self.progress.guard and self.progress.deadline is not None and now >= self.progress.deadline:
             self._judge(trainer)
-        if self.pending and trainer.epoch >= self.pending[0].epoch:
-            self._cut(trainer, self.pending[0].way)
+        if self.progress.pending and now >= self.progress.pending[0].epoch:
+            self._cut(trainer, self.progress.pending[0].way)
         self._prepare_epoch(trainer)
 
     def _prepare_epoch(self, trainer: BaseTrainer) -> None:
@@ -303,8 +314,8 @@ class Session:
             _bend_learning_rate(trainer, last, self.config.lr_after_cut)
         self._gradients.clear()  # the epoch before a cut is what counts
         if self._sparsity:
-            first = self.schedule[0].epoch
-            self._sparsity.progress = min(1.0, (trainer.epoch + 1) / max(first, 1))
+            first = self.progress.schedule[0].epoch
+            self._sparsity.progress = min(1.0, (self._now(trainer) + 1) / max(first, 1))
 
     def after_epoch(self, trainer: BaseTrainer) -> None:
         """Note the fitness of the stage, and do not let early stopping end the run before its last step."""
@@ -312,84 +323,44 @@ class Session:
             return  # the final validation fires the event once more
         self._in_epoch = False
         self._note_recovered(trainer)
-        upcoming, stopper = trainer.epoch + 1, trainer.stopper
-        ran_out = trainer.stop and upcoming < trainer.epochs and upcoming - stopper.best_epoch >= stopper.patience
-        if ran_out and (self.pending or self.quantizes):
+        upcoming, stopper = self._now(trainer) + 1, trainer.stopper
+        is_early = trainer.epoch + 1 < trainer.epochs
+        ran_out = trainer.stop and is_early and trainer.epoch + 1 - stopper.best_epoch >= stopper.patience
+        ran_out, is_last = ranks.agreed((bool(ran_out), bool(trainer.stop)))
+        if ran_out and (self.progress.pending or self.progress.quantizes):
             trainer.stop = False
-            if self.pending:
-                self.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.pending[0].way)
+            if self.progress.pending:
+                self.progress.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.progress.pending[0].way)
             else:
-                self.quantize_epoch = upcoming
-                self._deadline = upcoming if self._deadline is not None else None
-            step = "cut" if self.pending else "step to INT8"
+                self.progress.quantize_epoch = upcoming
+                self.progress.deadline = upcoming if self.progress.deadline is not None else None
+            step = "cut" if self.progress.pending else "step to INT8"
+            self._save(trainer)
             self._log(f"patience ran out before the last {step}: the next one comes early, at epoch {upcoming}")
-        elif trainer.stop and self._guard and self._deadline is not None and not self.pending:
+        elif is_last and self.progress.guard and self.progress.deadline is not None and not self.progress.pending:
             self._judge(trainer)  # the last chance to hand back something that holds
 
     def finish(self, trainer: BaseTrainer) -> None:
-        """After the final validation: export, write the report, print the tables."""
-        best = trainer.best if trainer.best.exists() else trainer.last
-        self.report.final = final = _final_stage(best, self.imgsz)
-        fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
-        final.fitness = None if fitness is None else float(fitness)
-        if not self.schedule and not self._guard and not self.report.quantization:
-            self.report.dense = final  # nothing was changed
-        folder = trainer.save_dir / "pruning"
-        self.report.guard = self._guard.to_dict() if self._guard else None
-        if self.report.cuts and not self.report.quantization and (self.latency or self.config.benchmark):
-            try:
-                self._time(best)
-            except Exception as e:  # whatever an exporter or a runtime raises, the run is done
-                reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
-                if self.latency:
-                    self._complaint = ExportError(reason)
-                else:
-                    self._log(reason)
-        path = self.report.save(folder)
-        if self.schedule or self._guard or self.report.quantization:
-            self._log(f"done\n{self.report.table()}")
-        if self._guard and self._guard.failures:
-            outcome = "this is the smallest model that held" if self.report.cuts else "no cut held, so this is dense"
-            self._log(f"max_drop={self._guard.max_drop:g} asks for fitness {self._guard.floor:.4f}: {outcome}")
-        if self.pending:
-            self._complaint = TargetError(
-                f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs} with {len(self.pending)} of "
-                f"{len(self.schedule)} cuts not made, so {best} is not the model that was asked for; train it on with "
-                "the rest as target, or start anew."
-            )
-        elif self.quantizes:
-            self._complaint = TargetError(
-                f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs}, before the step to INT8 at "
-                f"epoch {self.quantize_epoch}, so {best} is a float model; quantize it at export, or start anew."
-            )
-        elif self.schedule and not self._guard:
-            self._complaint = self._missed(final) or self._complaint
-        if self.config.export:
-            images, data = validation_images(trainer), trainer.args.data
-            self.report.exports = export_all(best, self.config.export, images, data)
-            path = self.report.save(folder)
-            self._log(f"exports, compared with {best.name}\n{self.report.export_table()}")
-            if failed := [f"{e.format}: {e.reason}" for e in self.report.exports if not e.ok]:
-                self._complaint = self._complaint or ExportError("; ".join(failed))
-        self._log(f"checkpoint {best}, report {path}")
+        """After the final validation: measure, export, write the report, print the tables."""
+        self.report.guard = self.progress.guard.to_dict() if self.progress.guard else None
+        self._complaint = hand_over(trainer, self.config, self.report, self._unfinished(trainer), self._log)
+        self._forget_states(trainer)
+        (self._folder(trainer) / GOOD).unlink(missing_ok=True)
 
-    def _time(self, best: Path) -> None:
-        """Measure what came out, and compare it with what was predicted."""
-        expected = self.report.dense.latency
-        told = f"{self.config.runtime}: {time_result(self.report, best, self.config.runtime):.2f}x as fast as dense"
-        if expected:
-            told += f", {expected / (self.report.cuts[-1].latency or expected):.2f}x were predicted"
-            for record in self.report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
-                record.latency = (record.latency or 0.0) * (self.report.dense.latency or 0.0) / expected
-        self._log(told)
-
-    def _missed(self, final: Stage) -> TargetError | None:
-        """Return what to say if the file is larger than was asked for; everything else is exact."""
-        limits = [t.limit(self.report.dense.bytes or 0) for t in self.config.targets if t.quantity == BYTES]
-        if not limits or (final.bytes or 0) <= min(limits):
-            return None
-        asked, has = in_units(BYTES, min(limits), digits=4), in_units(BYTES, final.bytes or 0, digits=4)
-        return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
+    def _unfinished(self, trainer: BaseTrainer) -> TargetError | None:
+        """Return what to say if the run ended before its last step."""
+        stopped = f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs}"
+        if missing := len(self.progress.pending):
+            return TargetError(
+                f"{stopped} with {missing} of {len(self.progress.schedule)} cuts not made, so {trainer.best} is not "
+                "the model that was asked for; train it on with the rest as target, or start anew."
+            )
+        if self.progress.quantizes:
+            return TargetError(
+                f"{stopped}, before the step to INT8 at epoch {self.progress.quantize_epoch}, so {trainer.best} is a "
+                "float model; quantize it at export, or start anew."
+            )
+        return None
 
     def close(self) -> None:
         """Raise what went wrong, now that everything else is done and saved.
@@ -411,16 +382,18 @@ class Session:
         Raises:
             CutError: If anything failed; the trainer is as it was.
         """
-        started, best = time.time(), trainer.best_fitness
-        with _attempt(trainer, "the step to INT8") as done:
+        started, best = time.time(), ranks.agreed(trainer.best_fitness)
+        with _attempt(trainer, "the step to INT8") as (done, randomness):
             if self.report.dense.checkpoint is None:
                 self._note_dense(trainer)
-            quantization.begin(done, trainer)
-            _start_anew(done, trainer)
+            with ranks.together("the step to INT8"):
+                quantization.begin(done, trainer)
+            ranks.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
+            self._start_anew(done, trainer)
             before = None if best is None else float(best)
             record = QuantizationRecord(trainer.epoch, before, trainer.fitness, None, round(time.time() - started, 2))
             done.set(self.report, "quantization", record)
-            self._save(trainer, done)
+            self._save(trainer, done, randomness)
         self._good = None  # a state without quantizers, which nothing goes back to any more
         self._log(
             f"INT8 from epoch {trainer.epoch} on: fitness {_score(before)} -> {_score(trainer.fitness)}, "
@@ -436,24 +409,26 @@ class Session:
             CutError: If anything failed; the trainer is as it was.
         """
         started = time.time()
-        with _attempt(trainer, f"cut {len(self.report.cuts) + 1} of {len(self.schedule)}") as done:
+        name = f"cut {len(self.report.cuts) + 1} of {len(self.progress.schedule)}"
+        with _attempt(trainer, name) as (done, randomness):
             if self.report.dense.checkpoint is None:
                 self._note_dense(trainer)
-            if self._guard:
-                self._good = Snapshot(trainer)
-            batches = calibration_batches(trainer, self.config.calibration)
-            plan = self._plan(trainer, way, batches)
+            with ranks.together("looking at calibration images"):
+                batches = calibration_batches(trainer, self.config.calibration)
+            plan = ranks.once(lambda: self._plan(trainer, way, batches))
+            if self.progress.guard:
+                done.set(self, "_good", Snapshot(trainer))
+                after = self.progress.pending[1].epoch if len(self.progress.pending) > 1 else None
+                deadline = self.progress.guard.deadline(self._now(trainer), after, self.progress.float_epochs)
+                done.set(self.progress, "deadline", deadline)
             record = self._apply(trainer, plan, done, batches)
             record.seconds = round(time.time() - started, 2)
-            self._keep(trainer, plan, record, done)
+            self._keep(trainer, plan, record, done, randomness)
         if self._sparsity:
             self._sparsity.detach()
             self._sparsity = None
-        if self._guard:
-            upcoming = self.pending[0].epoch if self.pending else None
-            self._deadline = self._guard.deadline(trainer.epoch, upcoming, self._float_epochs(trainer))
         self._log(
-            f"cut {len(self.report.cuts)}/{len(self.schedule)} at epoch {trainer.epoch}: "
+            f"cut {len(self.report.cuts)}/{len(self.progress.schedule)} at epoch {trainer.epoch}: "
             f"MACs {_from_to(plan.macs, 1e9, 'G')}, params {_from_to(plan.params, 1e6, 'M')}, "
             f"fitness {_score(record.fitness_cut)}, "
             f"{len(record.locked)} layers locked, {record.seconds:.1f} s"
@@ -461,42 +436,41 @@ class Session:
 
     def _judge(self, trainer: BaseTrainer) -> None:
         """Keep the latest cut, or go back to before it and try less."""
-        assert self._guard is not None and self._good is not None
-        self._deadline = None
-        record, way = self.report.cuts[-1], self.schedule[len(self.report.cuts) - 1].way
-        if self._guard.holds(record.fitness_recovered):
-            self._guard.accept(way)
+        assert self.progress.guard is not None and self._good is not None
+        self.progress.deadline = None
+        record, way = self.report.cuts[-1], self.progress.schedule[len(self.report.cuts) - 1].way
+        record.fitness_recovered, is_last = ranks.agreed((record.fitness_recovered, bool(trainer.stop)))
+        if self.progress.guard.holds(record.fitness_recovered):
+            self.progress.guard.accept(way)
             return
         self._good.restore(trainer)
-        (trainer.save_dir / "pruning" / f"plan-{len(self.report.cuts)}.json").unlink()
+        self._gradients.clear()  # of parameters that are gone
         self.report.cuts.pop()
-        less = self._guard.reject(way, record.epoch, record.macs, record.fitness_recovered)
-        upcoming = trainer.epoch + (0 if self._in_epoch else 1)
-        is_possible = less is not None and upcoming < self._float_epochs(trainer) - 1 and not trainer.stop
-        self.schedule = [*self.schedule[: len(self.report.cuts)]]
+        less = self.progress.guard.reject(way, record.epoch, record.macs, record.fitness_recovered)
+        upcoming = self._now(trainer) + (0 if self._in_epoch else 1)
+        is_possible = less is not None and upcoming < self.progress.float_epochs - 1 and not is_last
+        self.progress.schedule = [*self.progress.schedule[: len(self.report.cuts)]]
         if less is not None and is_possible:
-            self.schedule.append(ScheduledCut(upcoming, less))
+            self.progress.schedule.append(ScheduledCut(upcoming, less))
         self._save(trainer)
-        if trainer.stop and not trainer.best.exists():
-            save_checkpoint(trainer, trainer.best, epoch=trainer.epoch)
+        if ranks.is_first():
+            self._plan_file(trainer, len(self.report.cuts) + 1).unlink(missing_ok=True)
+            if is_last and not trainer.best.exists():
+                save_checkpoint(trainer, trainer.best, epoch=trainer.epoch)
         self._log(
             f"the cut of epoch {record.epoch} was taken back: fitness came to {record.fitness_recovered:.4f}, "
-            f"max_drop={self._guard.max_drop:g} asks for {self._guard.floor:.4f}; "
+            f"max_drop={self.progress.guard.max_drop:g} asks for {self.progress.guard.floor:.4f}; "
             f"{'a smaller one follows' if is_possible else 'no more cuts, the rest of the run recovers'}"
         )
-
-    def _float_epochs(self, trainer: BaseTrainer) -> int:
-        """Return how long the run computes in float: until the step to INT8, or the end."""
-        return self.quantize_epoch if self.quantizes and self.quantize_epoch is not None else trainer.epochs
 
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
-        budget = self.goal.at(way)
+        budget = self.progress.goal.at(way)
 
         def plan() -> PrunePlan:
             # The EMA is planned on: what is saved is judged.
-            return plan_cut(ema, self.config, self.imgsz, budget, self.dense_widths, evidence, self.latency)
+            return plan_cut(ema, self.config, self.imgsz, budget, self.progress.dense_widths, evidence, self.latency)
 
         planned = plan()
         for _ in range(CORRECTIONS if way == 1.0 else 0):
@@ -526,21 +500,27 @@ class Session:
             early = recall(ema, self._early_state(trainer))
             weights = norms = False  # early weights make of their inputs what they made then
         images = [batch["img"] for batch in batches]
-        before = [DenseOutputs(network, images) for network in (model, ema) if weights or norms]
-        live, averaged = unwrap_model(trainer.model), trainer.ema.ema
-        done.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
-        done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
-        for network, dense in zip((model, ema), before, strict=False):
-            frozen = trainer.freeze_layer_names
-            reconstruct(done, network, plan, dense, weights=weights, norms=norms, frozen=frozen)
+        live, averaged, wrapper = unwrap_model(trainer.model), trainer.ema.ema, trainer.model
+        with ranks.together("cutting"):
+            before = [DenseOutputs(network, images) for network in (model, ema) if weights or norms]
+            done.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
+            done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
+            for network, dense in zip((model, ema), before, strict=False):
+                frozen = trainer.freeze_layer_names
+                reconstruct(done, network, plan, dense, weights=weights, norms=norms, frozen=frozen)
+            if early is not None:
+                cut(plan, [early])
+                rewind(done, (model, ema), early)
+                done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
+            if self.config.distill is True and not self.report.cuts:
+                distillation.begin(done, trainer, trainer.wdir / "dense.pt")
+            if trainer.args.compile:
+                torch.compiler.reset()  # what was compiled for the old widths
         if early is not None:
-            cut(plan, [early])
-            rewind(done, (model, ema), early)
-            done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
-            remember(early, self._early_state(trainer, cuts=len(self.report.cuts) + 1))
-        if self.config.distill is True and not self.report.cuts:
-            distillation.begin(done, trainer, trainer.wdir / "dense.pt")
-        _start_anew(done, trainer)
+            ranks.once(lambda: remember(early, self._early_state(trainer, cuts=len(self.report.cuts) + 1)))
+        ranks.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
+        done.set(trainer, "model", ranks.wrapped_like(wrapper, trainer.model))
+        self._start_anew(done, trainer)
         return CutRecord(
             epoch=trainer.epoch,
             macs=plan.macs["after"],
@@ -558,36 +538,101 @@ class Session:
         """Return the seconds that a network takes for one image, as far as the table tells, or None without one."""
         return CostModel(replace(trace(network, self.imgsz), latency=self.latency)).seconds() if self.latency else None
 
-    def _keep(self, trainer: BaseTrainer, plan: PrunePlan, record: CutRecord, done: Cut) -> None:
+    def _keep(
+        self, trainer: BaseTrainer, plan: PrunePlan, record: CutRecord, done: Cut, randomness: Randomness
+    ) -> None:
         """Write down what was cut; from here on an interrupted run continues with the cut network."""
         done.set(self.report, "cuts", [*self.report.cuts, record])
-        folder = trainer.save_dir / "pruning"
-        folder.mkdir(parents=True, exist_ok=True)
-        plan.save(folder / f"plan-{len(self.report.cuts)}.json")
-        self._save(trainer, done)
+        done.set(self, "_gradients", Gradients())  # of parameters that are gone
+        if ranks.is_first():
+            folder = self._folder(trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            plan.save(self._plan_file(trainer, len(self.report.cuts)))
+            if self._good:
+                self._good.save(folder / GOOD)
+        self._save(trainer, done, randomness)
 
-    def _save(self, trainer: BaseTrainer, done: Cut | None = None) -> None:
+    def _save(self, trainer: BaseTrainer, done: Cut | None = None, randomness: Randomness | None = None) -> None:
         """Note in the networks, the report and ``last.pt`` where the run is."""
-        done = done or Cut()
-        model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
-        if self.report.quantization:
-            yaml = checkpoint.with_run(model.yaml, self._note())  # the widths are those of the last cut
-        elif self.report.cuts:
-            yaml = checkpoint.marked(model, self._note())
-        else:
-            yaml = checkpoint.with_run(checkpoint.unmarked(model.yaml), self._note())
-        for network in {model, ema, unwrap_model(trainer.model), trainer.ema.ema}:  # a wrapper has its own
-            done.set(network, "yaml", yaml)
-        self.report.guard = self._guard.to_dict() if self._guard else None
-        self.report.save(trainer.save_dir / "pruning")
+        self._mark(trainer, done or Cut())
+        if not ranks.is_first():
+            return
+        self.report.guard = self.progress.guard.to_dict() if self.progress.guard else None
+        self.report.save(self._folder(trainer))
         finished = trainer.epoch - 1 if self._in_epoch else trainer.epoch
         if trainer.args.save and finished >= 0:
+            self._save_state(trainer, finished, randomness or Randomness())
             save_checkpoint(trainer, trainer.last, epoch=finished)
+            self._forget_states(trainer, but=finished)
+
+    def _mark(self, trainer: BaseTrainer, done: Cut) -> None:
+        """Note where the run is in the networks, which checkpoints are made of."""
+        model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
+        if self.report.cuts and not self.report.quantization:
+            yaml = checkpoint.marked(model, self.progress.to_dict())
+        else:  # of a network in INT8, the widths are those of the last cut
+            plain = model.yaml if self.report.quantization else checkpoint.unmarked(model.yaml)
+            yaml = checkpoint.with_run(plain, self.progress.to_dict())
+        for network in {model, ema, unwrap_model(trainer.model), trainer.ema.ema}:  # a wrapper has its own
+            done.set(network, "yaml", yaml)
+
+    def _save_epoch(self, trainer: BaseTrainer) -> bool:
+        """Stand in for a trainer's ``save_model``: nothing that a resume needs is overwritten before all is written."""
+        self._mark(trainer, Cut())
+        self._save_state(trainer, trainer.epoch, Randomness())
+        is_saved = save_epoch(trainer)
+        self._forget_states(trainer, but=trainer.epoch)
+        return is_saved
+
+    def _save_state(self, trainer: BaseTrainer, finished: int, randomness: Randomness) -> None:
+        path, extra = self._state_file(trainer, finished), {"doomed": self._doomed}
+        state.save(trainer, path, self._steps.waiting, self._gradients, randomness, extra)
+
+    def _forget_states(self, trainer: BaseTrainer, but: int | None = None) -> None:
+        """Remove the exact states of other epochs than one."""
+        latest = None if but is None else self._state_file(trainer, but)
+        for file in self._folder(trainer).glob("state-*.pt*"):
+            if file != latest:
+                file.unlink()
+
+    def _state_file(self, trainer: BaseTrainer, finished: int) -> Path:
+        """Return the file of the exact state after an epoch and so many changes to the network: one per ``last.pt``."""
+        return self._folder(trainer) / f"state-{finished}-{self.progress.changes}.pt"
+
+    def _plan_file(self, trainer: BaseTrainer, number: int) -> Path:
+        return self._folder(trainer) / f"plan-{number}.json"
+
+    @staticmethod
+    def _folder(trainer: BaseTrainer) -> Path:
+        return Path(trainer.save_dir) / "pruning"
+
+    def _validate(self, trainer: BaseTrainer, stock: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """Stand in for a trainer's ``validate``: loggers and ``results.csv`` get the figures of the pruning, too."""
+        metrics, fitness = stock()
+        return (metrics if metrics is None else {**metrics, **self._figures()}), fitness
+
+    def _figures(self) -> dict[str, float]:
+        """Return name -> value for the loggers of Ultralytics, the same names in every epoch of a run."""
+        stage = self.report.cuts[-1] if self.report.cuts else self.report.dense
+        return {"prune/GMACs": (stage.macs or 0) / 1e9, "prune/params(M)": (stage.params or 0) / 1e6}
+
+    def _start_anew(self, done: Cut, trainer: BaseTrainer) -> None:
+        """Let best fitness and early stopping begin anew with a network that has changed, and validate it."""
+        for name, fresh in (
+            ("best_fitness", None),
+            ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
+            ("fitness", None),
+            ("metrics", trainer.metrics),
+        ):
+            done.set(trainer, name, fresh)
+        if trainer.args.val:
+            metrics, trainer.fitness = validate(trainer)
+            trainer.metrics = {**metrics, **self._figures()} if metrics else None
 
     def _early_state(self, trainer: BaseTrainer, cuts: int | None = None) -> Path:
         """Return the file of the early state after so many cuts (default: those made so far)."""
         made = len(self.report.cuts) if cuts is None else cuts
-        return Path(trainer.save_dir) / "pruning" / f"rewind-{made}.pt"
+        return self._folder(trainer) / f"rewind-{made}.pt"
 
     def _note_recovered(self, trainer: BaseTrainer) -> None:
         """Note the best fitness since the last cut, or since the step to INT8."""
@@ -598,10 +643,18 @@ class Session:
     def _note_dense(self, trainer: BaseTrainer) -> None:
         """Note the dense network's fitness and file, just before the first cut."""
         dense = self.report.dense
-        fitness = trainer.best_fitness
+        fitness = ranks.agreed(trainer.best_fitness)
         if fitness is None and trainer.args.val:
-            _, fitness = validate(trainer)
+            fitness = ranks.agreed(validate(trainer)[1])
         path = trainer.wdir / "dense.pt"
+        ranks.once(lambda: self._save_dense(trainer, path))
+        dense.fitness = None if fitness is None else float(fitness)
+        dense.bytes, dense.checkpoint = path.stat().st_size, str(path)
+        if self.config.max_drop is not None and dense.fitness is not None:
+            self.progress.guard = Guard(self.config.max_drop, dense.fitness)
+
+    @staticmethod
+    def _save_dense(trainer: BaseTrainer, path: Path) -> None:
         is_of_this_run = trainer.best_fitness is not None and trainer.args.save
         if is_of_this_run and trainer.best.exists():
             strip_optimizer(trainer.best, s=str(path))
@@ -610,25 +663,11 @@ class Session:
                 trainer.metrics = trainer.metrics or {}
                 save_checkpoint(trainer, path, epoch=trainer.epoch - 1)
             strip_optimizer(path)
-        dense.fitness = None if fitness is None else float(fitness)
-        dense.bytes, dense.checkpoint = path.stat().st_size, str(path)
-        if self.config.max_drop is not None and dense.fitness is not None:
-            self._guard = Guard(self.config.max_drop, dense.fitness)
-
-    def _note(self) -> dict[str, Any]:
-        """Return what an interrupted run needs to go on."""
-        return {
-            "config": self.config.to_dict(),
-            "dense_widths": self.dense_widths,
-            "goal": self.goal.to_dict(),
-            "schedule": [[c.epoch, c.way] for c in self.schedule],
-            "quantize_epoch": self.quantize_epoch,
-            "guard": self._guard.to_dict() if self._guard else None,
-            "report": {k: v for k, v in self.report.to_dict().items() if k in Report.NOTED},
-        }
+        if not checkpoint.is_pruned(student_of(trainer.model).yaml):
+            checkpoint.unmark_file(path)
 
     def _log(self, text: str) -> None:
-        if self.config.verbose and RANK in {-1, 0}:
+        if self.config.verbose and ranks.is_first():
             LOGGER.info(f"{PREFIX}{text}")
 
 
@@ -646,16 +685,18 @@ def _bend_learning_rate(trainer: BaseTrainer, last_cut: int | None, mode: str) -
 
 
 @contextmanager
-def _attempt(trainer: BaseTrainer, what: str) -> Iterator[Cut]:
+def _attempt(trainer: BaseTrainer, what: str) -> Iterator[tuple[Cut, Randomness]]:
     """Record what happens to a run between two epochs; if it fails, take it back, and if not, retire the best model.
+
+    Nothing of it draws on the run's random numbers, whose states are handed out.
 
     Raises:
         CutError: If anything failed; the trainer is as it was.
     """
     done = Cut()
-    with preserved_rng():
+    with preserved_rng() as randomness:
         try:
-            yield done
+            yield done, randomness
         except BaseException as e:  # an interrupt, too, must not leave half a cut
             done.undo()
             if not isinstance(e, Exception):
@@ -664,29 +705,8 @@ def _attempt(trainer: BaseTrainer, what: str) -> Iterator[Cut]:
                 f"{what} at epoch {trainer.epoch} failed and was taken back; {trainer.last} can be resumed. "
                 f"{type(e).__name__}: {e}"
             ) from e
-    trainer.best.unlink(missing_ok=True)
-
-
-def _start_anew(done: Cut, trainer: BaseTrainer) -> None:
-    """Let best fitness and early stopping begin anew with a network that has changed, and validate it."""
-    for name, fresh in (
-        ("best_fitness", None),
-        ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
-        ("fitness", None),
-        ("metrics", trainer.metrics),
-    ):
-        done.set(trainer, name, fresh)
-    if trainer.args.val:
-        trainer.metrics, trainer.fitness = validate(trainer)
-
-
-def _final_stage(best: Path, imgsz: int) -> Stage:
-    """Return the figures of a checkpoint; where nothing was cut, it may be of a kind that cannot be traced."""
-    network = quantization.load_plain(best)
-    stage = Stage(params=sum(p.numel() for p in network.parameters()), bytes=best.stat().st_size, checkpoint=str(best))
-    with suppress(UnsupportedError):
-        stage.macs = CostModel(trace(network, imgsz)).macs()
-    return stage
+    if ranks.is_first():
+        trainer.best.unlink(missing_ok=True)
 
 
 def _score(fitness: float | None) -> str:

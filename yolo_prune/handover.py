@@ -1,0 +1,115 @@
+"""After the last epoch: what came out is measured, exported and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolo_prune import quantization
+from yolo_prune.bench import time_result
+from yolo_prune.checkpoint import is_marked, is_pruned, unmark_file
+from yolo_prune.config import PruneConfig
+from yolo_prune.cost import CostModel
+from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError
+from yolo_prune.export import export_all
+from yolo_prune.graph import trace
+from yolo_prune.host import validation_images
+from yolo_prune.report import Report, Stage
+from yolo_prune.targets import BYTES, LATENCY, in_units
+
+if TYPE_CHECKING:
+    from ultralytics.engine.trainer import BaseTrainer
+
+
+def hand_over(
+    trainer: BaseTrainer,
+    config: PruneConfig,
+    report: Report,
+    unfinished: PruneError | None,
+    log: Callable[[str], None],
+) -> PruneError | None:
+    """Complete and save the report of a run, export its best checkpoint, and tell of both.
+
+    Args:
+        trainer: At ``on_train_end``, after the final validation.
+        config: The knobs.
+        report: With what has happened; what came out is added.
+        unfinished: What to say if the run ended before its last step, or None.
+        log: Prints a text.
+
+    Returns:
+        What is wrong with the result, or None.
+    """
+    best = trainer.best if trainer.best.exists() else trainer.last
+    report.final = final = _final_stage(best, trainer.args.imgsz)
+    fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
+    final.fitness = None if fitness is None else float(fitness)
+    has_changed = bool(report.cuts or report.guard or report.quantization or unfinished)
+    if not has_changed:
+        report.dense = final
+    if not report.cuts and not is_pruned(yaml := quantization.load_plain(best).yaml) and is_marked(yaml):
+        for file in (trainer.best, trainer.last):
+            if file.exists():
+                unmark_file(file)
+    folder = trainer.save_dir / "pruning"
+    path = report.save(folder)  # what follows can take minutes, and a run can be killed
+    complaint = unfinished
+    if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):
+        untimed = _time(config, report, best, log)
+        complaint = unfinished or untimed
+        report.save(folder)
+    if has_changed:
+        log(f"done\n{report.table()}")
+    if report.guard and report.guard["failures"]:
+        outcome = "this is the smallest model that held" if report.cuts else "no cut held, so this is dense"
+        floor = report.guard["dense"] * (1 - report.guard["max_drop"])
+        log(f"max_drop={report.guard['max_drop']:g} asks for fitness {floor:.4f}: {outcome}")
+    if report.cuts and not unfinished and not report.guard:
+        complaint = _too_large(config, report, final) or complaint
+    if config.export:
+        report.exports = export_all(best, config.export, validation_images(trainer), trainer.args.data)
+        report.save(folder)
+        log(f"exports, compared with {best.name}\n{report.export_table()}")
+        if failed := [f"{e.format}: {e.reason}" for e in report.exports if not e.ok]:
+            complaint = complaint or ExportError("; ".join(failed))
+    log(f"checkpoint {best}, report {path}")
+    return complaint
+
+
+def _time(config: PruneConfig, report: Report, best: Path, log: Callable[[str], None]) -> ExportError | None:
+    """Measure what came out, and compare it with what was predicted."""
+    expected = report.dense.latency
+    try:
+        told = f"{config.runtime}: {time_result(report, best, config.runtime):.2f}x as fast as dense"
+    except Exception as e:  # whatever an exporter or a runtime raises, the run is done
+        reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
+        if any(target.quantity == LATENCY for target in config.targets):
+            return ExportError(reason)
+        log(reason)
+        return None
+    if expected:
+        told += f", {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
+        for record in report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
+            record.latency = (record.latency or 0.0) * (report.dense.latency or 0.0) / expected
+    log(told)
+    return None
+
+
+def _too_large(config: PruneConfig, report: Report, final: Stage) -> TargetError | None:
+    """Return what to say if the file is larger than was asked for; everything else is exact."""
+    limits = [t.limit(report.dense.bytes or 0) for t in config.targets if t.quantity == BYTES]
+    if not limits or (final.bytes or 0) <= min(limits):
+        return None
+    asked, has = in_units(BYTES, min(limits), digits=4), in_units(BYTES, final.bytes or 0, digits=4)
+    return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
+
+
+def _final_stage(best: Path, imgsz: int) -> Stage:
+    """Return the figures of a checkpoint; where nothing was cut, it may be of a kind that cannot be traced."""
+    network = quantization.load_plain(best)
+    stage = Stage(params=sum(p.numel() for p in network.parameters()), bytes=best.stat().st_size, checkpoint=str(best))
+    with suppress(UnsupportedError):
+        stage.macs = CostModel(trace(network, imgsz)).macs()
+    return stage
