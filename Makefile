@@ -10,4 +10,4 @@ bench:
 	python benchmarks/overhead.py && python benchmarks/support.py && python benchmarks/cost_model.py && python benchmarks/main_job.py --shared ../shared
 
 docs:
-	mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
