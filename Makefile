@@ -1,4 +1,4 @@
-.PHONY: check test bench
+.PHONY: check test bench docs
 
 check:
 	ruff check . && ruff format --check . && mypy
@@ -8,3 +8,6 @@ test:
 
 bench:
 	python benchmarks/overhead.py && python benchmarks/support.py && python benchmarks/cost_model.py && python benchmarks/main_job.py --shared ../shared
+
+docs:
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

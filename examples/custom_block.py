@@ -14,7 +14,8 @@ from ultralytics.nn.modules import Conv
 
 from yolo_prune import BlockAdapter, PruneCallback, register_block, verify_cut
 
-arguments = {"data": "coco8.yaml", "epochs": "60", "imgsz": "640", **dict(a.split("=", 1) for a in sys.argv[1:])}
+arguments = {"data": "coco8.yaml", "epochs": "60", "imgsz": "640"}
+arguments |= dict(a.split("=", 1) for a in sys.argv[1:])
 
 
 class TwoPaths(nn.Module):

@@ -10,12 +10,8 @@ from ultralytics import YOLO
 
 from yolo_prune import PruneCallback, PruneConfig
 
-arguments = {
-    "model": "yolo11n.pt",
-    "data": "coco8.yaml",
-    "epochs": "100",
-    **dict(a.split("=", 1) for a in sys.argv[1:]),
-}
+arguments = {"model": "yolo11n.pt", "data": "coco8.yaml", "epochs": "100", "imgsz": "640"}
+arguments |= dict(a.split("=", 1) for a in sys.argv[1:])
 
 config = PruneConfig.from_yaml(Path(__file__).with_name("prune.yaml"))
 model = YOLO(arguments["model"])

@@ -1,17 +1,60 @@
 from __future__ import annotations
 
+import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Python
 from nets import narrow_yaml
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+MORE = {
+    # 64 pixels on a busy machine: that anything gets faster cannot be relied on
+    "latency_target.py": ("target=1.0001x", "runtime=pytorch"),
+    "compare_criteria.py": ("criteria=random,reconstruction",),
+}
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of the sdist")
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_every_example_runs(name: str, python: Python, own_folder: Path, tiny_data: Path) -> None:
+@pytest.fixture
+def narrow(own_folder: Path) -> Path:
+    """A model YAML of half the width, for the classes of the tiny data."""
     model = narrow_yaml("yolo11n", own_folder)
-    done = python(EXAMPLES / name, f"model={model}", f"data={tiny_data}", "epochs=12", "imgsz=64")
+    model.write_text(model.read_text().replace("nc: 80", "nc: 3"))
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_every_example_runs(name: str, python: Python, narrow: Path, own_folder: Path, tiny_data: Path) -> None:
+    arguments = (f"model={narrow}", f"data={tiny_data}", "epochs=12", "imgsz=64", *MORE.get(name, ()))
+    done = python(EXAMPLES / name, *arguments, XDG_CACHE_HOME=str(own_folder))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_every_example_has_defaults_for_all_that_it_reads(name: str) -> None:
+    tree = ast.parse((EXAMPLES / name).read_text(encoding="utf-8"))
+    of_arguments = (node for node in ast.walk(tree) if isinstance(node, ast.Subscript))
+    read = {node.slice.value for node in of_arguments if ast.unparse(node.value) == "arguments"}
+    given = {key.value for node in tree.body for d in ast.walk(node) if isinstance(d, ast.Dict) for key in d.keys}
+    assert read <= given, read - given
+
+
+def pictures(notebook: Any) -> list[str]:
+    """Return the pictures among the outputs of a notebook's cells, as text."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())]
+
+
+def test_the_notebook_runs_and_was_committed_with_its_pictures(narrow: Path, own_folder: Path) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel", reason="the notebook runs in its kernel: pip install 'yolo-prune[docs]'")
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    assert len(pictures(notebook)) == 4
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    tiny = {"model_yaml": str(narrow), "epochs": 6, "imgsz": 64, "images": {"train": 8, "val": 4}}
+    parameters.source = "\n".join(f"{name} = {value!r}" for name, value in tiny.items())
+    done = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(own_folder)}}).execute()
+    assert len(pictures(done)) == 4
+    assert (own_folder / "tour" / "run" / "weights" / "best.onnx").is_file()

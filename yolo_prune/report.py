@@ -129,6 +129,7 @@ class Report:
         timed: Where latencies were measured: runtime, its version, device and threads; None if they were not.
         exports: One per asked format.
         guard: State of ``max_drop``, where it was asked for.
+        quantization: The step to INT8, or None.
     """
 
     NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization")

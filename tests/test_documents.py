@@ -1,0 +1,247 @@
+"""What is written for people holds where a machine can tell: code, commands, names, figures, messages, links."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import json
+import re
+import shlex
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from test_architecture import HOUSE, ORDER
+from ultralytics import cfg
+
+import yolo_prune
+from yolo_prune import PruneCallback, PruneConfig, bench, cli, demo, oneshot, report, startup
+from yolo_prune.config import ALLOCATIONS, IMPORTANCES, KNOBS, SCHEDULES
+
+REPOSITORY = Path(__file__).parent.parent
+README, MAP, DOCS = REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "docs"
+DOCUMENTS = [path for path in (README, MAP, *sorted(DOCS.glob("*.md"))) if path.is_file()]
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the sdist of the tests has no documents beside it")
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INCLUDE = re.compile(r'^--8<-- "([^":]+)"$', re.MULTILINE)
+HOSTS_OWN = {"'prune' is not a valid YOLO argument", "Can't get attribute 'C2f_v2'"}
+"""Messages that the troubleshooting page quotes and that are not ours."""
+
+
+def read(path: Path) -> str:
+    """Return a document with the files that it includes whole; sections of other documents are checked there."""
+    return INCLUDE.sub(lambda found: (REPOSITORY / found[1]).read_text(encoding="utf-8"), path.read_text("utf-8"))
+
+
+def blocks(*languages: str) -> list[Any]:
+    """Return the code blocks of all documents in some languages, as parameters of a test."""
+    return [
+        pytest.param(block, id=f"{path.stem}-{n}")
+        for path in DOCUMENTS
+        for n, (language, block) in enumerate(FENCE.findall(read(path)))
+        if language in languages
+    ]
+
+
+def spans(path: Path) -> list[str]:
+    """Return what stands in backticks in a document's prose."""
+    return re.findall(r"`([^`\n]+)`", FENCE.sub("", path.read_text("utf-8")))
+
+
+def test_the_table_of_knobs_is_the_configuration() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(prune\w*)=` \| `(.+?)` \| (.+) \|$", README.read_text(), re.MULTILINE)
+    expected = [
+        (
+            name,
+            "prune" if name == "target" else f"prune_{name}",
+            "none" if default in ((), {}, None) else str(default),
+            KNOBS[name],
+        )
+        for name, default in vars(PruneConfig()).items()
+    ]
+    assert rows == expected
+
+
+# Code --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_code_block_is_in_a_language_that_is_checked_here(path: Path) -> None:
+    assert {language for language, _ in FENCE.findall(read(path))} <= {"", "python", "pycon", "sh", "yaml", "json"}
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_every_python_block_is_valid_and_its_names_and_knobs_exist(block: str) -> None:
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "yolo_prune":
+            assert all(hasattr(import_module(str(node.module)), alias.name) for alias in node.names)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            knobs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords if isinstance(k.value, ast.Constant)}
+            if node.func.id == "prune_model":
+                assert knobs.keys() <= {*oneshot.BY_DATA, "data", "imgsz"}
+            elif node.func.id == "PruneCallback" and isinstance(node.args[0], ast.Constant):
+                target = node.args[0].value
+                assert str(target).endswith(".yaml") or PruneCallback(target, **knobs)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_session_in_python_answers_what_is_written(path: Path) -> None:
+    text = "\n".join(block for language, block in FENCE.findall(read(path)) if language == "pycon")
+    told: list[str] = []
+    session = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(session, out=told.append)
+    assert not told, "".join(told)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_every_yaml_block_is_a_configuration(block: str) -> None:
+    PruneConfig.from_dict(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("block", blocks("json"))
+def test_every_json_block_is_a_report(block: str) -> None:
+    example = json.loads(block)
+    read_again = report.Report.from_dict(example)
+    read_again.final, read_again.timed = report.Stage(**example["final"]), example["timed"]
+    written = {**read_again.to_dict(), "versions": example["versions"]}
+    assert written == example
+    PruneConfig.from_dict(example["config"])
+
+
+# Commands ----------------------------------------------------------------------------------------------------------
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Return the words of each command in a document's shell blocks, and of ours and Ultralytics' in its prose."""
+    lines = [line for language, block in FENCE.findall(read(path)) if language == "sh" for line in block.splitlines()]
+    lines += [span for span in spans(path) if span.startswith(("yolo ", "yolo-prune ")) and "…" not in span]
+    return [words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))]
+
+
+def check_host(values: dict[str, Any]) -> None:
+    """Let Ultralytics check its arguments."""
+    cfg.get_cfg(overrides=values)
+
+
+def check_command(words: list[str]) -> None:
+    """Parse a command as the program does that it starts, up to where it would work."""
+    program, *rest = Path(words[0]).name, *words[1:]
+    if program == "yolo-prune" and rest[0] != "train":
+        assert cli.main(rest) == 0 if rest[1:] else rest[0] in cli.COMMANDS
+    elif program in ("yolo", "yolo-prune"):
+        rest = startup.join_assignments(rest)
+        if taken := startup.take_arguments(rest):
+            startup.read_config(taken, rest)
+        bare = {word for word in rest if "=" not in word}
+        assert bare <= {*cfg.MODES, *cfg.TASKS, *cfg.DEFAULT_CFG_DICT}, bare
+        check_host(dict(cfg.parse_key_value_pair(word) for word in rest if "=" in word))
+    elif program == "make":
+        assert re.search(rf"^{rest[0]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    elif program == "pip":
+        for extra in re.findall(r"\w+", "".join(re.findall(r"\[(.*?)\]", " ".join(rest)))):
+            assert re.search(rf"^{extra} = \[", (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    elif program in ("python", "python3"):
+        assert rest[0] == "-m" or (REPOSITORY / rest[0]).is_file()
+    else:
+        assert program in (".", "pytest"), f"nobody checks {program}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_command_is_understood_by_the_program_that_it_starts(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(oneshot, "YOLO", str)
+    monkeypatch.setattr(oneshot, "prune_model", lambda model, config, **values: check_host(values))
+    monkeypatch.setattr(oneshot, "dry_run", lambda model, config, timed, **values: check_host(values))
+    measured = SimpleNamespace(table=str)
+    monkeypatch.setattr(oneshot, "sensitivity", lambda model, **values: check_host(values) or (measured, Path()))
+    monkeypatch.setattr(bench, "bench", lambda models, **values: bench.Bench((64, 64), 1))
+    monkeypatch.setattr(demo, "run", lambda arguments: PruneConfig.from_cli(demo.PRUNE))
+    for words in commands(path):
+        check_command(words)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_prune_argument_in_prose_is_one(path: Path) -> None:
+    for span in spans(path):
+        given = dict(re.findall(r'(?:^|\s)(prune\w*)=(".*?"|[^\s…]+)', span)) if span.startswith("prune") else {}
+        if given and given.get("prune", "0.5") != "True" and not given.get("prune", "").endswith(".yaml"):
+            PruneConfig.from_cli({"prune": "0.5"} | {name: value.strip('"') for name, value in given.items()})
+
+
+# Names and links ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_file_that_is_named_or_linked_exists(path: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", FENCE.sub("", path.read_text()))
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    named = [
+        span for span in spans(path) if re.fullmatch(r"(yolo_prune|tests|docs|examples|benchmarks)/[\w./-]*", span)
+    ]
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+def test_the_map_has_every_room_in_the_order_of_imports() -> None:
+    rows = MAP.read_text().partition("[start:map]")[2].partition("[end:map]")[0].splitlines()
+    named = [
+        name for row in rows if row.startswith("| `") for name in re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])
+    ]
+    files = {room: HOUSE.joinpath(*room.split(".")) for row in ORDER for room in row}
+    rooms = [f / "__init__.py" if f.is_dir() else f.with_suffix(".py") for f in files.values()]
+    assert named == [str(room.relative_to(HOUSE).as_posix()) for room in rooms]
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    shown = re.findall(r"^::: (yolo_prune[\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert {name.rpartition(".")[2] for name in shown} >= set(yolo_prune.__all__)
+    for name in shown:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(module), attribute), name
+
+
+def test_the_report_page_has_every_record_and_each_describes_its_fields() -> None:
+    page = (DOCS / "report.md").read_text()
+    for record in (report.Report, report.Stage, report.CutRecord, report.QuantizationRecord, report.ExportRecord):
+        assert f"::: yolo_prune.report.{record.__name__}\n" in page
+        described = re.findall(r"^ {4,8}(\w+): ", record.__doc__ or "", re.MULTILINE)
+        assert described == [field.name for field in fields(record)], record
+
+
+@pytest.mark.parametrize(
+    ("page", "choices"), [("importance", IMPORTANCES), ("importance", ALLOCATIONS), ("schedules", SCHEDULES)]
+)
+def test_every_choice_is_explained(page: str, choices: tuple[str, ...]) -> None:
+    assert set(choices) <= set(spans(DOCS / f"{page}.md"))
+
+
+def test_the_first_page_has_every_page_and_every_example() -> None:
+    index = (DOCS / "index.md").read_text()
+    assert all(f"({page.name})" in index for page in DOCS.glob("*.md") if page.name != "index.md")
+    assert all(f"`{file.name}`" in index for file in (REPOSITORY / "examples").iterdir() if file.is_file())
+
+
+# Figures and messages ----------------------------------------------------------------------------------------------
+
+
+def test_measured_rows_of_exports_are_those_of_the_readme() -> None:
+    rows = re.findall(r"^\| `.*$", (DOCS / "export.md").read_text(), re.MULTILINE)
+    assert rows and [row for row in rows if row not in README.read_text().splitlines()] == []
+
+
+def test_every_message_that_is_quoted_is_one_of_ours() -> None:
+    quoted = re.findall(r"^(?:- )?\*\*`(.+?)`\*\*", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    texts = [
+        node.value
+        for file in HOUSE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert len(quoted) > 10
+    assert {message for message in quoted if not any(message in text for text in texts)} == HOSTS_OWN
