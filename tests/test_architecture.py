@@ -43,6 +43,7 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
         "guard",
         "plan",
         "latency",
+        "pictures",
         "report",
         "schedule",
         "startup",
@@ -78,6 +79,7 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 ORDER = (
     ("errors", "files", "targets", "latency", "channels", "coreml"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
+    ("pictures", "predictions", "page"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
     ("layers", "statistics", "plan", "allocation", "surgery", "graph"),

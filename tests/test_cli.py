@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import Python
+from reports import full_report
 
 from yolo_prune import __version__, cli
 from yolo_prune.config import KNOBS
@@ -36,9 +38,9 @@ def test_version_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[
         (
             "trian",
             "unknown command trian. Did you mean train? "
-            "Valid: train, prune, plan, bench, sensitivity, demo, help, version.",
+            "Valid: train, prune, plan, bench, sensitivity, report, demo, help, version.",
         ),
-        ("zzz", "unknown command zzz. Valid: train, prune, plan, bench, sensitivity, demo, help, version."),
+        ("zzz", "unknown command zzz. Valid: train, prune, plan, bench, sensitivity, report, demo, help, version."),
     ],
 )
 def test_an_unknown_command_is_refused_with_the_nearest_one(
@@ -57,6 +59,20 @@ def test_a_failure_of_ours_is_one_line_and_exit_code_1(
     monkeypatch.setitem(cli.COMMANDS, "demo", (fail, ""))
     assert cli.main(["demo", "model.0"]) == 1
     assert capsys.readouterr().err == "yolo-prune: locked: model.0\n"
+
+
+def test_report_makes_the_page_of_a_run_anew(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (own_folder / "pruning").mkdir()
+    (own_folder / "pruning" / "report.json").write_text(json.dumps(full_report()))
+    assert cli.main(["report", str(own_folder)]) == 0
+    page = own_folder / "pruning" / "report.html"
+    assert capsys.readouterr().out == f"{page}\n" and page.exists()
+
+
+@pytest.mark.parametrize("folders", [[], ["a", "b"]], ids=str)
+def test_report_takes_one_folder(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", *folders]) == 2
+    assert "report takes the folder of one run" in capsys.readouterr().err
 
 
 def test_train_without_prune_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,8 +76,9 @@ def test_the_demo_prunes_exports_and_tells_where_everything_is(python: Python, o
     done = python("-m", "yolo_prune", "demo", "epochs=4", "imgsz=32", "fraction=0.2", "prune=0.3", "prune_steps=1")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path(demo.FOLDER, "train")
-    paths = [folder / "weights" / "best.onnx", folder / "weights" / "best.pt", folder / "pruning" / "report.json"]
+    names = ["weights/best.onnx", "weights/best.pt", "pruning/report.html", "pruning/report.json"]
+    paths = [folder / name for name in names]
     assert done.stdout.split("What is left behind:\n")[1].split() == [str(path) for path in paths]
-    report = json.loads((own_folder / paths[2]).read_text())
+    report = json.loads((own_folder / paths[3]).read_text())
     assert report["config"]["target"] == 0.3
     assert report["exports"][0]["ok"]

@@ -16,13 +16,14 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, bench, budget, checkpoint, latency, session
+from yolo_prune import PruneCallback, bench, budget, checkpoint, latency, page, session
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError
 from yolo_prune.graph import trace
 from yolo_prune.guard import Guard
 from yolo_prune.latency import LatencyTable, Surface
+from yolo_prune.layers import named_layers
 from yolo_prune.plan import PrunePlan
 
 
@@ -53,7 +54,8 @@ def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(run: Run, fami
 
 
 def test_the_report_keeps_its_contract(run: Run) -> None:
-    report = report_of(run(prune=soon()))
+    trainer = run(prune=soon())
+    report = report_of(trainer)
     assert report["schema"] == 1 and report["imgsz"] == [64, 64]
     for key in ("dense", "final"):
         assert {"macs", "params", "bytes", "fitness"} <= report[key].keys()
@@ -62,8 +64,35 @@ def test_the_report_keeps_its_contract(run: Run) -> None:
         keys = {"epoch", "macs", "params", "fitness_cut", "fitness_recovered", "plan_sha256", "locked"}
         assert keys <= cut.keys() and cut["fitness_recovered"] is not None
         assert all({"layer", "why"} == entry.keys() for entry in cut["locked"])
+    macs = [report["dense"]["macs"], report["cuts"][0]["macs"], report["cuts"][1]["macs"]]
+    assert [(e["epoch"], e["macs"]) for e in report["epochs"]] == list(enumerate([*macs, macs[-1]]))
+    best = max(e["fitness"] for e in report["epochs"][2:])
+    assert best == report["cuts"][1]["fitness_recovered"]
+    dense, slim = (dict(named_layers(load_checkpoint(trainer.wdir / f)[0])) for f in ("dense.pt", "best.pt"))
+    assert {path: (n["before"], n["after"]) for path, n in report["layers"].items()} == {
+        path: (layer.weight.shape[0], slim[path].weight.shape[0])
+        for path, layer in dense.items()
+        if isinstance(layer, torch.nn.Conv2d)
+    }
+    assert len(set(report["samples"])) == 4 and all(Path(file).is_file() for file in report["samples"])
+    page = (trainer.save_dir / "pruning" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 8
     assert report["config"] == soon().config.to_dict()
     assert {"yolo-prune", "ultralytics", "torch", "torch-pruning", "python"} <= report["versions"].keys()
+
+
+def test_a_page_that_cannot_be_made_costs_nothing_else(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(page, "render", fail)
+    monkeypatch.setattr(session.LOGGER, "propagate", True)
+    trainer = run(prune=soon())
+    assert report_of(trainer)["final"] and trainer.best.exists()
+    assert not (trainer.save_dir / "pruning" / "report.html").exists()
+    assert "no report.html (RuntimeError: no ink)" in caplog.text
 
 
 def test_the_yolo_object_holds_the_pruned_model_afterwards(own_folder: Path, run: Run) -> None:
@@ -415,6 +444,7 @@ def test_an_interrupted_run_turns_to_int8_once(run: Run, own_folder: Path, turne
     resumed = YOLO(own_folder / "runs" / "interrupted" / "weights" / "last.pt")
     report = report_of(run(resumed, PruneCallback(None), resume=True))
     assert turned == [4] and report["quantization"]["epoch"] == 4
+    assert [e["epoch"] for e in report["epochs"]] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_run_that_is_stopped_before_int8_ends_with_an_error_after_saving(
@@ -499,7 +529,7 @@ def test_a_loss_that_is_not_finite_takes_the_run_back_to_its_last_epoch_and_not_
     yolo.add_callback("on_train_epoch_end", spoil)
     trainer = run(yolo, PruneCallback(0.5, steps=2, start=0.5, end=0.7, calibration=4, benchmark=False), epochs=5)
     report = report_of(trainer)
-    assert spoilt == [epoch]
+    assert spoilt == [epoch] and [e["epoch"] for e in report["epochs"]] == [0, 1, 2, 3, 4]
     assert len(report["cuts"]) == 2 and report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
     assert all(torch.isfinite(t).all() for t in load_checkpoint(trainer.best)[0].state_dict().values())
 

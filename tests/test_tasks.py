@@ -49,6 +49,8 @@ def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
     assert 0.48 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.5
     (export,) = report["exports"]
     assert export["ok"] and export["fitness"] == pytest.approx(export["fitness_checkpoint"], abs=1e-6)
+    page = (Path(model.trainer.save_dir) / "pruning" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2 * len(report["samples"]) > 0
     best = kind(model.trainer.best)
     slim = shape(best.model)
     assert best.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from yolo_prune import __version__, startup
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
@@ -72,6 +73,15 @@ def bench(arguments: list[str]) -> None:
     bench_command(models, dict(argument.split("=", 1) for argument in rest if "=" in argument))
 
 
+def report(arguments: list[str]) -> None:
+    """Write the page of a run anew."""
+    if len(arguments) != 1:
+        raise ConfigError("report takes the folder of one run, e.g. yolo-prune report runs/detect/train.")
+    from yolo_prune.page import write  # loads ultralytics
+
+    print(write(Path(arguments[0])))
+
+
 def sensitivity(arguments: list[str]) -> None:
     """Measure which layers are sensitive."""
     knobs, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
@@ -128,6 +138,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         sensitivity,
         "measure what narrowing a layer costs: yolo-prune sensitivity model=best.pt data=...",
     ),
+    "report": (report, "write pruning/report.html of a finished run anew: yolo-prune report runs/detect/train"),
     "demo": (demo, "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download"),
     "help": (usage, "print this text"),
     "version": (version, "print the version"),

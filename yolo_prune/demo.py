@@ -76,7 +76,7 @@ def run(arguments: Iterable[str]) -> None:
 
     run_folder = Path(model.trainer.save_dir)
     print("\nWhat is left behind:")
-    for path in (*sorted((run_folder / "weights").glob("best*")), run_folder / "pruning" / "report.json"):
+    for path in (*sorted((run_folder / "weights").glob("best*")), *sorted((run_folder / "pruning").glob("report.*"))):
         print(f"  {path.relative_to(Path.cwd())}")
 
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolo_prune import quantization
+from yolo_prune import page, quantization
 from yolo_prune.bench import time_result
 from yolo_prune.checkpoint import is_marked, is_pruned, unmark_file
 from yolo_prune.config import PruneConfig
@@ -15,11 +15,13 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError
 from yolo_prune.export import export_all
 from yolo_prune.graph import trace
-from yolo_prune.host import validation_images
+from yolo_prune.host import validation_files, validation_images
+from yolo_prune.layers import named_layers, widths
 from yolo_prune.report import Report, Stage
 from yolo_prune.targets import BYTES, LATENCY, in_units
 
 if TYPE_CHECKING:
+    from torch import nn
     from ultralytics.engine.trainer import BaseTrainer
 
 
@@ -43,7 +45,8 @@ def hand_over(
         What is wrong with the result, or None.
     """
     best = trainer.best if trainer.best.exists() else trainer.last
-    report.final = final = _final_stage(best, trainer.args.imgsz)
+    network = quantization.load_plain(best)
+    report.final = final = _final_stage(network, best, trainer.args.imgsz)
     fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
     final.fitness = None if fitness is None else float(fitness)
     has_changed = bool(report.cuts or report.guard or report.quantization or unfinished)
@@ -53,6 +56,9 @@ def hand_over(
         for file in (trainer.best, trainer.last):
             if file.exists():
                 unmark_file(file)
+    if report.cuts and report.dense.checkpoint:
+        report.layers = _widths(quantization.load_plain(Path(report.dense.checkpoint)), network)
+    report.samples = validation_files(trainer)
     folder = trainer.save_dir / "pruning"
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
     complaint = unfinished
@@ -74,6 +80,10 @@ def hand_over(
         log(f"exports, compared with {best.name}\n{report.export_table()}")
         if failed := [f"{e.format}: {e.reason}" for e in report.exports if not e.ok]:
             complaint = complaint or ExportError("; ".join(failed))
+    try:
+        path = page.write(trainer.save_dir, plots=trainer.args.plots)
+    except Exception as e:  # whatever it is, the run is done
+        log(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
     log(f"checkpoint {best}, report {path}")
     return complaint
 
@@ -106,9 +116,18 @@ def _too_large(config: PruneConfig, report: Report, final: Stage) -> TargetError
     return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
 
 
-def _final_stage(best: Path, imgsz: int) -> Stage:
+def _widths(dense: nn.Module, final: nn.Module) -> dict[str, dict[str, int]]:
+    """Return the report's ``layers``."""
+    after = dict(named_layers(final))
+    return {
+        path: {"before": sides["out"], "after": widths(after[path])["out"]}
+        for path, layer in named_layers(dense)
+        if "in" in (sides := widths(layer)) and path in after
+    }
+
+
+def _final_stage(network: nn.Module, best: Path, imgsz: int) -> Stage:
     """Return the figures of a checkpoint; where nothing was cut, it may be of a kind that cannot be traced."""
-    network = quantization.load_plain(best)
     stage = Stage(params=sum(p.numel() for p in network.parameters()), bytes=best.stat().st_size, checkpoint=str(best))
     with suppress(UnsupportedError):
         stage.macs = CostModel(trace(network, imgsz)).macs()

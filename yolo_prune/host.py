@@ -174,6 +174,14 @@ def validation_images(trainer: BaseTrainer, limit: int = 4) -> torch.Tensor:
     return torch.cat([torch.nn.functional.interpolate(x[None], size, mode="bilinear") for x in floats])
 
 
+def validation_files(trainer: BaseTrainer, limit: int = 4) -> list[str]:
+    """Return the paths of a few validation images from all over the set, or none where a data set does not tell."""
+    dataset = trainer.test_loader.dataset
+    files = getattr(dataset, "im_files", None) or [sample[0] for sample in getattr(dataset, "samples", ())]
+    chosen = min(limit, len(files))
+    return [str(files[i * len(files) // chosen]) for i in range(chosen)]
+
+
 @contextmanager
 def kept(owner: Any, *names: str) -> Iterator[None]:
     """Put attributes back at the end."""

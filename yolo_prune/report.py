@@ -66,6 +66,21 @@ class CutRecord:
 
 
 @dataclass
+class EpochRecord:
+    """The end of one epoch.
+
+    Attributes:
+        epoch: Counted from 0.
+        macs: Multiply-adds of the network in it, or None if not counted.
+        fitness: Ultralytics' fitness of the EMA.
+    """
+
+    epoch: int
+    macs: int | None
+    fitness: float
+
+
+@dataclass
 class QuantizationRecord:
     """The step to INT8 of a run with ``quantize=8``.
 
@@ -130,9 +145,12 @@ class Report:
         exports: One per asked format.
         guard: State of ``max_drop``, where it was asked for.
         quantization: The step to INT8, or None.
+        epochs: One per epoch that was validated, those of cuts that were taken back included.
+        layers: Layer path -> output width of its convolution or linear layer, ``{"before": dense, "after": final}``.
+        samples: A few validation images, which the page shows.
     """
 
-    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization")
+    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs")
     """What an interrupted run needs of it."""
 
     imgsz: list[int]
@@ -145,6 +163,9 @@ class Report:
     exports: list[ExportRecord] = field(default_factory=list)
     guard: dict[str, Any] | None = None
     quantization: QuantizationRecord | None = None
+    epochs: list[EpochRecord] = field(default_factory=list)
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)
+    samples: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -160,6 +181,7 @@ class Report:
             config=data["config"],
             cuts=[CutRecord(**c) for c in data["cuts"]],
             quantization=QuantizationRecord(**quantization) if quantization else None,
+            epochs=[EpochRecord(**e) for e in data["epochs"]],
         )
 
     def save(self, folder: Path) -> Path:
@@ -173,8 +195,8 @@ class Report:
     def table(self) -> str:
         """Return the table that a run prints: one row per step, each figure with its change from the dense model."""
         dense = self.dense
-        sizes = [_count(dense.macs), _count(dense.params), _megabytes(dense.bytes)]
-        sizes += [_milliseconds(dense.latency)] * self._is_timed
+        sizes = [count(dense.macs), count(dense.params), megabytes(dense.bytes)]
+        sizes += [milliseconds(dense.latency)] * self._is_timed
         latency = ("latency",) * self._is_timed
         rows: list[tuple[str, ...]] = [
             ("", "epoch", "MACs", "params", "file", *latency, "fitness cut", "fitness recovered"),
@@ -198,15 +220,15 @@ class Report:
     def _sizes(self, stage: Stage | CutRecord) -> list[str]:
         """Return what a stage costs, with the change from the dense model; latency only where it was asked for."""
         sizes = [
-            _count(stage.macs) + _change(stage.macs, self.dense.macs),
-            _count(stage.params) + _change(stage.params, self.dense.params),
-            _megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
+            count(stage.macs) + change(stage.macs, self.dense.macs),
+            count(stage.params) + change(stage.params, self.dense.params),
+            megabytes(stage.bytes) + change(stage.bytes, self.dense.bytes),
         ]
-        latency = _milliseconds(stage.latency) + _change(stage.latency, self.dense.latency)
+        latency = milliseconds(stage.latency) + change(stage.latency, self.dense.latency)
         return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
-        return _score(fitness) + _change(fitness, self.dense.fitness)
+        return _score(fitness) + change(fitness, self.dense.fitness)
 
     def export_table(self) -> str:
         """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""
@@ -215,8 +237,8 @@ class Report:
         ]
         for e in self.exports:
             diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
-            fitness = _score(e.fitness) + _change(e.fitness, e.fitness_checkpoint)
-            rest = (fitness, _megabytes(e.bytes), e.reason or e.path or "")
+            fitness = _score(e.fitness) + change(e.fitness, e.fitness_checkpoint)
+            rest = (fitness, megabytes(e.bytes), e.reason or e.path or "")
             rows.append((e.format, e.precision, "yes" if e.ok else "no", *diffs, *rest))
         return aligned(rows)
 
@@ -247,7 +269,8 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def _count(n: float | None) -> str:
+def count(n: float | None) -> str:
+    """Return ``1.21G``, ``529M``, ``2.5k``, or nothing for None; so do the others below."""
     if n is None:
         return ""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -256,11 +279,13 @@ def _count(n: float | None) -> str:
     return str(n)
 
 
-def _megabytes(n: int | None) -> str:
+def megabytes(n: int | None) -> str:
+    """Return ``6.46 MB``."""
     return "" if n is None else f"{n / 1e6:.2f} MB"
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
+    """Return ``14.90 ms``."""
     return "" if seconds is None else f"{seconds * 1e3:.2f} ms"
 
 
@@ -268,6 +293,6 @@ def _score(x: float | None) -> str:
     return "" if x is None else f"{x:.4f}"
 
 
-def _change(now: float | None, before: float | None) -> str:
+def change(now: float | None, before: float | None) -> str:
     """Return ``" (-30.0%)"``, or nothing where it says nothing: a fitness that has grown from about 0."""
     return f" ({now / before - 1:+.1%})" if now is not None and before and now < 10 * before else ""

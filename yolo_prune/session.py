@@ -52,7 +52,7 @@ from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure, time_networks
 from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.report import CutRecord, QuantizationRecord, Report, Stage
+from yolo_prune.report import CutRecord, EpochRecord, QuantizationRecord, Report, Stage
 from yolo_prune.rewinding import recall, remember, rewind
 from yolo_prune.schedule import Cut as ScheduledCut
 from yolo_prune.schedule import cuts as schedule_cuts
@@ -609,12 +609,20 @@ class Session:
     def _validate(self, trainer: BaseTrainer, stock: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         """Stand in for a trainer's ``validate``: loggers and ``results.csv`` get the figures of the pruning, too."""
         metrics, fitness = stock()
+        if fitness is not None:  # rank 0 has it
+            earlier = [e for e in self.report.epochs if e.epoch < trainer.epoch]  # an epoch can be repeated
+            record = EpochRecord(int(trainer.epoch), self._stage.macs, float(fitness))
+            self.report.epochs = [*earlier, record]
         return (metrics if metrics is None else {**metrics, **self._figures()}), fitness
 
     def _figures(self) -> dict[str, float]:
         """Return name -> value for the loggers of Ultralytics, the same names in every epoch of a run."""
-        stage = self.report.cuts[-1] if self.report.cuts else self.report.dense
-        return {"prune/GMACs": (stage.macs or 0) / 1e9, "prune/params(M)": (stage.params or 0) / 1e6}
+        return {"prune/GMACs": (self._stage.macs or 0) / 1e9, "prune/params(M)": (self._stage.params or 0) / 1e6}
+
+    @property
+    def _stage(self) -> CutRecord | Stage:
+        """The network as it is now."""
+        return self.report.cuts[-1] if self.report.cuts else self.report.dense
 
     def _start_anew(self, done: Cut, trainer: BaseTrainer) -> None:
         """Let best fitness and early stopping begin anew with a network that has changed, and validate it."""

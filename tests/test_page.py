@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reports import full_report
+
+from yolo_prune import page
+from yolo_prune.errors import ConfigError
+from yolo_prune.predictions import Sample
+
+ARGUMENTS = {"task": "detect", "model": "yolo11n.pt", "data": "cells.yaml", "epochs": 8}
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+SAMPLES = [Sample("cells 1.jpg", (PIXEL, PIXEL), ("12 cells", "11 cells"))]
+UNITS = {"G": 1e9, "M": 1e6, "k": 1e3, "MB": 1e6, "ms": 1e-3, "s": 1.0}
+
+
+class Tags(HTMLParser):
+    """Collects what a page is made of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.figures: dict[str, tuple[Any, str]] = {}
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        tag, attributes = self.tags[-1] if self.tags else ("", {})
+        if tag == "data" and (place := attributes["data-place"]) not in self.figures:
+            self.figures[str(place)] = (json.loads(str(attributes["value"])), data)
+
+
+def at(report: Any, place: str) -> Any:
+    """Return what is at a place of a report, by the names and numbers on the way to it."""
+    for key in place.split("/"):
+        report = report[int(key) if isinstance(report, list) else key]
+    return report
+
+
+def read(text: str, value: float) -> float:
+    """Return what a figure says; shares are written in percent."""
+    number, unit = re.fullmatch(r"([-\d.e+]+) ?([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
+    return float(number) * UNITS.get(unit, 1 if value >= 1 or value == 0 or "e" in text else 0.01)
+
+
+def test_every_figure_is_the_one_in_the_report() -> None:
+    report = full_report()
+    figures = Tags(page.render(report, ARGUMENTS, "a", SAMPLES)).figures
+    for place, (value, text) in figures.items():
+        assert value == at(report, place), place
+        is_share = place.endswith("max_drop")
+        assert is_share or read(text, value) == pytest.approx(value, rel=0.006, abs=6e-4 if value < 1 else 0), place
+    for stage in ("dense", "final", "cuts/0", "cuts/1", "scales/yolo11n"):
+        assert {f"{stage}/macs", f"{stage}/params"} <= figures.keys()
+    for place in ("dense/latency", "final/latency", "cuts/1/fitness_cut", "exports/0/fitness", "guard/failures/0/macs"):
+        assert place in figures
+    assert figures["dense/macs"][1] == "2G" and figures["final/fitness"][1] == "58.1"
+    assert figures["layers/model.1.conv/after"] == (24, "24")
+
+
+def test_the_headline_says_what_was_measured_and_leaves_out_the_rest() -> None:
+    def said(**changes: Any) -> str:
+        return page.headline({**full_report(), **changes}, ARGUMENTS)
+
+    report = full_report()
+    assert said() == "2.1x fewer MACs, 1.8x faster in ONNX Runtime, mAP50-95 58.6 → 58.1"
+    assert said(timed=None) == "2.1x fewer MACs, mAP50-95 58.6 → 58.1"
+    assert "1.4x slower in" in said(final={**report["final"], "latency": 0.03})
+    assert said(dense={**report["dense"], "fitness": None}) == "2.1x fewer MACs, 1.8x faster in ONNX Runtime"
+    assert said(cuts=[]) == "Nothing was cut"
+    assert said(final=None) == "Not finished yet, 2 cuts made"
+    assert page.headline(report, {}).endswith("fitness 58.6 → 58.1")
+
+
+def test_nothing_that_a_user_named_is_markup() -> None:
+    hostile = "<script>alert(1)</script>\"'><img src=http://evil onerror=alert(1)>&amp;"
+    report = full_report()
+    report["layers"][hostile] = {"before": 8, "after": 8}
+    for cut in report["cuts"]:
+        cut["locked"] = [{"layer": hostile, "why": hostile}]
+    report["config"]["ignored_layers"] = [hostile]
+    report["exports"][1]["reason"] = report["timed"]["device"] = report["final"]["checkpoint"] = hostile
+    samples = [Sample(hostile, (PIXEL, PIXEL), (hostile, hostile))]
+    told = Tags(page.render(report, {**ARGUMENTS, "data": hostile, "model": hostile}, hostile, samples))
+    plain = Tags(
+        page.render(
+            {**report, "layers": {**full_report()["layers"], "x": {"before": 8, "after": 8}}}, ARGUMENTS, "a", SAMPLES
+        )
+    )
+    count = Counter(tag for tag, _ in told.tags)
+    assert count["script"] == 0 and count["img"] == 2
+    assert {name for _, attributes in told.tags for name in attributes} == {
+        name for _, attributes in plain.tags for name in attributes
+    }
+    assert told.text.count(hostile) >= 10
+
+
+def test_the_page_asks_for_nothing() -> None:
+    for tag, attributes in Tags(page.render(full_report(), ARGUMENTS, "a", SAMPLES)).tags:
+        assert tag not in {"script", "iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href", "srcset", "poster", "action"):
+            assert str(attributes.get(name, "data:")).startswith("data:")
+        assert "url(" not in str(attributes.get("style"))
+        if "http-equiv" in attributes:
+            assert "default-src 'none'" in str(attributes["content"])
+
+
+def test_reasons_stand_at_every_layer_that_they_lock() -> None:
+    text = page.render(full_report(), ARGUMENTS, "a")
+    (row,) = re.findall(r'<li class="locked".*?</li>', text)
+    assert "model.2.conv" in row and "predicts the class scores" in row
+
+
+def test_a_report_of_an_earlier_version_makes_a_page() -> None:
+    report = full_report()
+    for name in ("scales", "timed", "quantization", "epochs", "layers", "samples", "guard"):
+        del report[name]
+    for stage in (report["dense"], report["final"], *report["cuts"]):
+        del stage["latency"]
+    for export in report["exports"]:
+        del export["precision"]
+    text = page.render(report, {}, "a", unseen="gone")
+    assert "2.1x fewer MACs, fitness 58.6 → 58.1" in text and "No pictures: gone" in text
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_a_report_without_cuts_makes_a_page(final: bool) -> None:
+    report = full_report()
+    report.update(cuts=[], layers={}, scales={}, timed=None, guard=None, quantization=None)
+    report["final"] = report["dense"] if final else None
+    assert ("Nothing was cut" if final else "Not finished yet, 0 cuts made") in page.render(report, ARGUMENTS, "a")
+
+
+def test_commands_survive_any_path() -> None:
+    report = full_report()
+    report["final"]["checkpoint"] = "/my runs/it's/best.pt"
+    text = page.render(report, {**ARGUMENTS, "data": "my data.yaml"}, "a")
+    commands = re.findall(r"<code>(yolo .*?)</code>", re.sub("&#39;", "'", text).replace("&#34;", '"'))
+    words = [shlex.split(command) for command in commands if command.startswith(("yolo predict", "yolo train"))]
+    assert len(words) == 2 and all("model=/my runs/it's/best.pt" in w for w in words)
+    assert "data=my data.yaml" in words[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "pad"), [((0.5, 0.6), 0.06), ((0.123, 0.1231), 0.0), ((0, 5e9), 0.0), ((3.0,), 0.06), ((0, 0), 0.06)]
+)
+def test_ticks_are_few_and_lie_on_the_axis(values: tuple[float, ...], pad: float) -> None:
+    axis = page.Axis(values, 38, 354, pad)
+    places = [axis(tick) for tick in axis.ticks]
+    assert 3 <= len(places) <= 8 and places == sorted(set(places))
+    assert all(38 <= place <= 354 for place in places)
+    assert 38 <= axis(min(values)) <= axis(max(values)) <= 354
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"imgsz": [64, 64], "cuts": 3}'])
+def test_what_is_no_report_is_refused(own_folder: Path, content: str | None) -> None:
+    (own_folder / "pruning").mkdir()
+    if content is not None:
+        (own_folder / "pruning" / "report.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"report\.json cannot be read as a report .* give the folder of a run"):
+        page.write(own_folder)
+    assert not (own_folder / "pruning" / "report.html").exists()
+
+
+def test_a_page_without_checkpoints_says_why_there_are_no_predictions(own_folder: Path) -> None:
+    (own_folder / "pruning").mkdir()
+    (own_folder / "pruning" / "report.json").write_text(json.dumps(full_report()))
+    text = page.write(own_folder, plots=False).read_text()
+    assert "No pictures: FileNotFoundError" in text
+    assert {path.name for path in (own_folder / "pruning").iterdir()} == {"report.json", "report.html"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="looking at the page needs playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("looking at the page needs a Chromium (apt-get install chromium)")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=quiet)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_it_without_requests_errors_or_scrolling(
+    own_folder: Path, browser: Any, width: int, scheme: str
+) -> None:
+    report, file = full_report(), own_folder / "report.html"
+    report["layers"].update({f"model.{n}.a.rather.long.path.to.a.conv": {"before": 640, "after": 8} for n in range(9)})
+    file.write_text(page.render(report, ARGUMENTS, "a" * 80, SAMPLES), encoding="utf-8")
+    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    requests: list[str] = []
+    complaints: list[str] = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.goto(file.as_uri())
+    assert [url for url in requests if not url.startswith("data:")] == [file.as_uri()]
+    assert not complaints
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    shown = tab.eval_on_selector_all("data", "all => all.map(d => [d.dataset.place, d.value])")
+    assert len(shown) > 40 and all(json.loads(value) == at(report, place) for place, value in shown)
+    paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(re.findall(r"\d+", paper)[0]) < 128) == (scheme == "dark")
+    locked, reason = tab.locator("li.locked").first, tab.locator("li.locked .why").first
+    assert reason.evaluate("e => getComputedStyle(e).opacity") == "0"
+    locked.focus()
+    assert reason.evaluate("e => getComputedStyle(e).opacity") == "1"
+    tab.close()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from reports import full_report
+
+from yolo_prune import pictures
+
+
+def test_the_run_goes_through_every_epoch_and_every_change_in_order() -> None:
+    points = pictures.over_epochs(full_report())
+    assert [(p.epoch, p.name) for p in points] == [
+        *[
+            (1, ""),
+            (2, ""),
+            (2, "cut 1"),
+            (3, ""),
+            (4, ""),
+            (4, "cut 2"),
+            (5, ""),
+            (6, ""),
+            (6, "INT8"),
+            (7, ""),
+            (8, ""),
+        ]
+    ]
+    assert [p.fitness for p in points if p.name] == [0.4, 0.51, 0.55]
+    assert [p.macs for p in points if p.name] == [1_500_000_000, 950_000_000, 950_000_000]
+
+
+def test_the_way_from_dense_to_final_leads_over_every_cut() -> None:
+    report = full_report()
+    assert [(p.macs, p.fitness) for p in pictures.over_macs(report)] == [
+        (2_000_000_000, 0.586),
+        (1_500_000_000, 0.4),
+        (1_500_000_000, 0.57),
+        (950_000_000, 0.51),
+        (950_000_000, 0.58),
+        (950_000_000, 0.581),
+    ]
+    report["dense"]["fitness"] = report["cuts"][0]["fitness_recovered"] = None
+    assert [p.fitness for p in pictures.over_macs(report)] == [0.4, 0.51, 0.58, 0.581]
+
+
+def test_a_layer_is_locked_with_the_module_that_it_is_in() -> None:
+    assert pictures.channels(full_report()) == [
+        ("model.0.conv", 16, 16, None),
+        ("model.1.conv", 64, 24, None),
+        ("model.2.conv", 80, 80, "predicts the class scores"),
+    ]
+
+
+@pytest.mark.parametrize("field", ["epochs", "layers", "nothing"])
+def test_what_there_is_becomes_a_picture(own_folder: Path, field: str) -> None:
+    report = full_report()
+    if field in report:
+        report[field] = type(report[field])()
+    pictures.draw(report, own_folder, "mAP50-95")
+    made = {path.name: path.read_bytes()[:4] for path in own_folder.iterdir()}
+    names = ["curve.png"] if field == "layers" else ["channels.png", "curve.png"]
+    assert made == dict.fromkeys(sorted(names), b"\x89PNG")
