@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import Interrupted, soon
 from torch import distributed, nn
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
+from runs import Interrupted, soon
 from yolo_prune import PruneCallback, ranks
 from yolo_prune.callback import telling_all
 

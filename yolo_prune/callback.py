@@ -144,7 +144,6 @@ def telling_all(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
             super().__init__(*args, **kwargs)
             from ultralytics.utils import RANK
 
-            from yolo_prune.callback import PruneCallback
             from yolo_prune.host import kept
 
             if not self.ddp and RANK in {-1, 0}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,9 +58,13 @@ def prune(arguments: list[str]) -> None:
 def plan(arguments: list[str]) -> None:
     """Print what would be cut."""
     knobs, values = _assignments(arguments, "plan model=best.pt prune=0.5")
-    from yolo_prune.oneshot import plan_command  # loads ultralytics
+    gc.disable()  # imports and a trace make millions of objects that stay; looking for garbage takes a second
+    try:
+        from yolo_prune.oneshot import plan_command  # loads ultralytics
 
-    plan_command(values, knobs)
+        plan_command(values, knobs)
+    finally:
+        gc.enable()
 
 
 def bench(arguments: list[str]) -> None:

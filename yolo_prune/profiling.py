@@ -47,10 +47,8 @@ from yolo_prune.runtimes import (
 from yolo_prune.statistics import copy_of
 from yolo_prune.targets import MACS
 
-MARKS = {"pytorch": 10}
-"""Runtime -> widths of each side at which a layer is timed; PyTorch takes another algorithm for small inputs."""
-OTHER_MARKS = 5
-"""Of runtimes whose times are even."""
+MARKS = 5
+"""Widths of each side at which a layer is timed."""
 ROUNDS = 8
 """Times that a layer runs; the shortest counts."""
 NETWORK_ROUNDS = 40
@@ -206,9 +204,7 @@ def _surface(
     """Return a layer's times, of which those that are new are measured."""
     dense = graph.layers[path]
     is_grouped = dense.groups > 1
-    count = MARKS.get(runtime, OTHER_MARKS)
-    outs = _marks(dense.out, dense.groups if dense.groups < dense.out else 1, count)
-    ins = _marks(dense.inp, 1, count)
+    outs, ins = _marks(dense.out, dense.groups if dense.groups < dense.out else 1), _marks(dense.inp, 1)
     if is_grouped:
         ins = (dense.inp,)  # follows the outputs
     settings = {k: v for k, v in vars(layer).items() if k in ("kernel_size", "stride", "padding", "dilation")}
@@ -231,12 +227,12 @@ def _surface(
     return Surface(outs, ins, tuple(rows))
 
 
-def _marks(width: int, multiple: int, count: int) -> tuple[int, ...]:
+def _marks(width: int, multiple: int) -> tuple[int, ...]:
     """Return the widths at which a side is timed: multiples of `SIMD`, evenly up to the dense width."""
     if width < SIMD:
         return (width,)
     step = SIMD * multiple // np.gcd(SIMD, multiple)
-    even = np.linspace(step, -(-width // step) * step, count)
+    even = np.linspace(step, -(-width // step) * step, MARKS)
     return tuple(sorted({int(-(-w // step) * step) for w in even}))
 
 
