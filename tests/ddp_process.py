@@ -39,7 +39,8 @@ class GlooTrainer(DetectionTrainer):
         self.world_size = 2
 
     def _setup_ddp(self) -> None:
-        distributed.init_process_group("gloo", rank=RANK, world_size=self.world_size)
+        file = self.save_dir.parent / f"{self.save_dir.name}-{self.start_epoch}-{bool(self.resume)}.store"
+        distributed.init_process_group("gloo", f"file://{file}", rank=RANK, world_size=self.world_size)
 
 
 def main(jobs: list[dict[str, Any]], data: str, folder: Path) -> None:
