@@ -30,7 +30,7 @@ from yolo_prune.budget import Goal, file_bytes
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.distillation import student_of, wrapped_plan
-from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError
+from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError, told
 from yolo_prune.export import check_formats
 from yolo_prune.graph import trace
 from yolo_prune.guard import Guard
@@ -199,6 +199,7 @@ class Session:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
+        self.config.check_patterns(graph.layers)
         if self.config.is_timed:
             self._log(f"measuring how long the layers take in {self.config.runtime}")
             self.latency = ranks.once(lambda: measure(model, graph, self.config.runtime))
@@ -257,10 +258,10 @@ class Session:
             self._guard = Guard(**noted["guard"]) if noted["guard"] else None
             self._deadline = noted["deadline"]
             self._epochs = noted["epochs"]
-        except (KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(
-                f"what the interrupted run noted in its checkpoint cannot be read ({type(e).__name__}: {e}); resume it "
-                "with the version of yolo_prune that it was started with."
+                f"what the interrupted run noted in its checkpoint cannot be read ({told(e)}); resume it with the "
+                "version of yolo_prune that it was started with."
             ) from e
 
     def _take_up(self, trainer: BaseTrainer) -> None:
@@ -580,11 +581,9 @@ class Session:
         done.set(self.report, "cuts", [*self.report.cuts, record])
         done.set(self, "_gradients", Gradients())  # of parameters that are gone
         if ranks.is_first():
-            folder = self._folder(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
             plan.save(self._plan_file(trainer, len(self.report.cuts)))
             if self._good:
-                self._good.save(folder / GOOD)
+                self._good.save(self._folder(trainer) / GOOD)
         self._save(trainer, done, randomness)
 
     def _save(self, trainer: BaseTrainer, done: Cut | None = None, randomness: Randomness | None = None) -> None:

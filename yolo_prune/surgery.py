@@ -132,7 +132,10 @@ def check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
                 )
             for side, kept in plan.layers[path].items():
                 if kept[-1] >= expected[side]:
-                    raise PlanError(f"the plan is damaged: {path} {side} keeps channel {kept[-1]} of {expected[side]}.")
+                    raise PlanError(
+                        f"the plan is damaged: {path} {side} keeps channel {kept[-1]} of {expected[side]}, counted "
+                        "from 0; make it anew."
+                    )
 
 
 def network_of(model: Any) -> nn.Module:
