@@ -187,7 +187,7 @@ class PruneConfig:
         if not isinstance(knobs, Mapping):
             raise ConfigError(f"{seen(knobs)} is a {type(knobs).__name__}, not a dict of knobs such as {_EXAMPLE}.")
         for name in knobs:
-            _known(str(name), prefix="")
+            _known(name if isinstance(name, str) else seen(name), prefix="")
         return cls(**knobs)
 
     @classmethod

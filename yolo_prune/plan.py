@@ -129,9 +129,9 @@ class PrunePlan:
             raise PlanError(f"the plan is damaged ({told(e)}); make it anew or use another plan-<n>.json.") from e
         if {p: sides.keys() for p, sides in plan.layers.items()} != {p: of.keys() for p, of in plan.widths.items()}:
             raise PlanError("the plan is damaged: 'layers' and 'widths' name different layers or sides; make it anew.")
-        if "sha256" in data and data["sha256"] != plan.sha256:
+        if data.get("sha256") != plan.sha256:
             raise PlanError(
-                f"the plan is damaged: its sha256 is {plan.sha256}, it says {seen(data['sha256'])}; make it anew."
+                f"the plan is damaged: its sha256 is {plan.sha256}, it says {seen(data.get('sha256'))}; make it anew."
             )
         return plan
 

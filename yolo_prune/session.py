@@ -275,7 +275,7 @@ class Session:
             self._resumed = state.load(self._state_file(trainer, trainer.start_epoch - 1))
             self._doomed = self._resumed["extra"]["doomed"]
         except CheckpointError as e:
-            LOGGER.warning(f"{PREFIX}resuming from {trainer.last.name} alone, so later cuts will differ a little: {e}")
+            LOGGER.warning(f"{PREFIX}{e}")
         if self._deadline is not None:
             self._good = Snapshot.load(self._folder(trainer) / GOOD, trainer)
         self._note_recovered(trainer)
