@@ -106,9 +106,9 @@ def yolo(*arguments: str) -> Act:
 
 
 def command(line: str, missing: tuple[str, ...] = (), **files: Content) -> Act:
-    """Type ``yolo-prune …``; the file ``best_pt`` is ``best.pt``."""
+    """Type ``yolo-prune …``; ``HERE`` is the folder, and the file ``best_pt`` is ``best.pt``."""
     named = {"narrow.yaml": narrow, **{name.replace("_", "."): content for name, content in files.items()}}
-    return Act(lambda: cli.main(line.split()), named, missing)
+    return Act(lambda: cli.main(line.replace("HERE", str(Path.cwd())).split()), named, missing)
 
 
 def train(model: str = "narrow.yaml", arguments: Mapping[str, Any] = {}, **given: Any) -> Act:  # only read
@@ -197,7 +197,7 @@ PLAN = PrunePlan({"a": {"out": [0, 2], "in": [0]}}, {"a": {"out": 3, "in": 1}}, 
 BEYOND = PrunePlan({"model.0.conv": {"out": [99], "in": [0]}}, {"model.0.conv": {"out": 16, "in": 3}}, *COST)
 TABLE = LatencyTable({"a": Surface((8,), (3,), ((1e-3,),))}, {"a": 4})
 HUGE = 10**5000
-DEEP = "[" * 100_000
+DEEP = "[" * 20_000
 
 
 class Malicious:
@@ -418,7 +418,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (train(export=("onxx",)), "export='onxx' is no export format", "did you mean onnx?"),
         (train(export=("pb:8",)), "export='pb:8': Ultralytics exports no pb of", "Valid: pb:32"),
         (train(distill="none.pt"), "distill=none.pt: there is no such file", "the path of a .pt file"),
-        (train(ignored_layers=("modle.0.*",)), "'modle.0.*' matches no layer", "names like model.0.conv"),
+        (train(ignored_layers=("modle.0.*",)), "'modle.0.*' matches no layer", "names like model.0.bn"),
         (train(layer_limits={"x*": 0.1}), "layer_limits: 'x*' matches no layer", "have names like"),
     )
     + refused(
@@ -452,7 +452,7 @@ WRONGS: dict[str, list[Wrong]] = {
         UnsupportedError,
         (Act(lambda: prune_model(None)), "None is no YOLO model", "load a .pt"),
         (Act(lambda: prune_model(nn.Linear(2, 2))), "Linear(in_", "load a .pt or .yaml"),
-        (Act(lambda: prune_model(no_network())), "this Module cannot be read", "shapes must"),
+        (Act(lambda: prune_model(no_network())), "Module has no convolution to cut", "pass YOLO('….pt')"),
         (Act(lambda: prune_model("a.pt")), "'a.pt' is no YOLO model", "load a .pt or .yaml"),
         (
             Act(lambda: prune_model(build("yolov8n"), 0.3, data="tiny.yaml")),
@@ -508,17 +508,17 @@ WRONGS: dict[str, list[Wrong]] = {
         (command("prune model=a.pt data=b epochs=x prune=0.5"), "'epochs=x' is of invalid", "an int"),
         (command("sensitivity model=a.pt data=a.yaml prune=0.5"), "prune: sensitivity", "takes no"),
         (
-            command("sensitivity model=narrow.yaml data=tiny.yaml calibration=3"),
+            command("sensitivity model=narrow.yaml data=tiny.yaml project=HERE calibration=3"),
             "calibration=3 is not a whole number >= 4",
             "training images for criteria",
         ),
         (
-            command("prune model=narrow.yaml data=none.yaml prune=0.3"),
+            command("prune model=narrow.yaml data=none.yaml project=HERE prune=0.3"),
             "Ultralytics refuses an argument (RuntimeError: Dataset 'none.yaml' error",
             "give what its train() takes",
         ),
         (
-            command("prune model=narrow.yaml data=tiny.yaml project=notes.txt/runs prune=0.3", notes_txt=b"mine"),
+            command("prune model=narrow.yaml data=tiny.yaml project=HERE/notes.txt prune=0.3", notes_txt=b"mine"),
             "Ultralytics refuses an argument (NotADirectoryError: [Errno 20] Not a directory: ",
             "give what its train() takes",
         ),
@@ -542,7 +542,7 @@ WRONGS: dict[str, list[Wrong]] = {
     )
     + refused(
         1,
-        (command("plan model=a.pt prune=0.5", a_pt=torn), "a.pt cannot be loaded (TypeError:", ANY_MODEL),
+        (command("plan model=a.pt prune=0.5", a_pt=torn), "a.pt cannot be loaded (OSError:", ANY_MODEL),
         (command("plan model=a.pt prune=0.5", a_pt=b""), "a.pt cannot be loaded (TypeError:", ANY_MODEL),
         (command("plan model=a.pt prune=0.5", a_pt=foreign), "a.pt cannot be loaded (T", ANY_MODEL),
         (command("plan model=a.txt prune=0.5", a_txt=b"yolo"), "'a.txt' is no YOLO", "load a .pt or .yaml"),

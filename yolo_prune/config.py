@@ -169,16 +169,28 @@ class PruneConfig:
         Raises:
             ConfigError: If the value is none of these or has a wrong knob.
         """
+        return value if isinstance(value, cls) else cls.from_dict(cls.given(value))
+
+    @classmethod
+    def given(cls, value: Any) -> Mapping[str, Any]:
+        """Return the knobs that a user gives as ``prune``, without the defaults of the others.
+
+        Args:
+            value: As for `load`.
+
+        Raises:
+            ConfigError: If the value is none of these.
+        """
         if isinstance(value, cls):
-            return value
+            return value.to_dict()
         if isinstance(value, Mapping):
-            return cls.from_dict(value)
+            return value
         if isinstance(value, bool):
             raise ConfigError(f"prune={value} does not say how much to remove; use prune=0.5 for half of the MACs.")
         if isinstance(value, (str, Path)) and str(value).lower().endswith((".yaml", ".yml")):
-            return cls.from_yaml(value)
+            return _read_yaml(value)
         if isinstance(value, (int, float, str, list, tuple)):
-            return cls.from_dict({"target": value})
+            return {"target": value}
         raise ConfigError(f"prune={seen(value)} is a {type(value).__name__}; use a target, a dict or a YAML file.")
 
     @classmethod
@@ -192,35 +204,17 @@ class PruneConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> PruneConfig:
-        """Read a YAML file of knobs with a loader that cannot run code."""
-        import yaml  # only where a file is read: start-up must stay cheap
-
-        lines = "'knob: value' lines such as 'target: 0.5'"
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            knobs, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-        except FileNotFoundError:
-            raise ConfigError(
-                f"prune={path}: there is no such file; give a number such as prune=0.5 or a path."
-            ) from None
-        except yaml.YAMLError as e:
-            raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}; write {lines}.") from e
-        except Exception as e:  # yaml raises whatever a tag such as !!bool finds in its text
-            raise ConfigError(f"prune={path} cannot be read ({told(e)}); write {lines}.") from e
-        if not isinstance(knobs, dict):
-            raise ConfigError(f"prune={path} holds a {type(knobs).__name__}, not {lines}.")
-        names = [key.value for key, _ in tree.value]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ConfigError(f"prune={path} has {twice} twice; leave one of them.")
-        return cls.from_dict(knobs)
+        """Read a YAML file of knobs; reading can run no code."""
+        return cls.from_dict(_read_yaml(path))
 
     @classmethod
-    def from_cli(cls, arguments: Mapping[str, str]) -> PruneConfig:
+    def from_cli(cls, arguments: Mapping[str, str], defaults: Mapping[str, Any] | None = None) -> PruneConfig:
         """Make a configuration from command-line arguments.
 
         Args:
             arguments: ``{"prune": "0.5", "prune_steps": "3"}``; ``prune`` may name a YAML file, which single knobs
                 then override.
+            defaults: Knobs that are not the usual ones where nothing is given.
 
         Raises:
             ConfigError: If a name is unknown (with the nearest valid one), or a value has a wrong type or range.
@@ -234,7 +228,7 @@ class PruneConfig:
             raise ConfigError(
                 f"{', '.join(arguments) or 'no argument'} without prune: say how much to remove, e.g. prune=0.5."
             )
-        return cls.from_dict({**cls.load(_bool_or_text(arguments["prune"])).to_dict(), **knobs})
+        return cls.from_dict({**(defaults or {}), **cls.given(_bool_or_text(arguments["prune"])), **knobs})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all knobs as plain data: what YAML, JSON and ``from_dict`` take."""
@@ -268,6 +262,28 @@ class PruneConfig:
 
 KNOBS: dict[str, str] = {f.name: f.metadata["help"] for f in fields(PruneConfig)}
 """Each knob's one-line description, in order."""
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file holds, with a loader that cannot run code."""
+    import yaml  # only where a file is read: start-up must stay cheap
+
+    lines = "'knob: value' lines such as 'target: 0.5'"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        knobs, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"prune={path}: there is no such file; give a number such as prune=0.5 or a path.") from None
+    except yaml.YAMLError as e:
+        raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}; write {lines}.") from e
+    except Exception as e:  # yaml raises whatever a tag such as !!bool finds in its text
+        raise ConfigError(f"prune={path} cannot be read ({told(e)}); write {lines}.") from e
+    if not isinstance(knobs, dict):
+        raise ConfigError(f"prune={path} holds a {type(knobs).__name__}, not {lines}.")
+    names = [key.value for key, _ in tree.value] if tree else []
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"prune={path} has {twice} twice; leave one of them.")
+    return knobs
 
 
 def _known(name: str, prefix: str, seen: str | None = None) -> str:

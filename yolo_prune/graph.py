@@ -86,7 +86,10 @@ def image_channels(model: nn.Module) -> int:
     yaml = getattr(model, "yaml", None) or {}
     if "channels" in yaml:
         return int(yaml["channels"])
-    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    found = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if found is None:
+        raise UnsupportedError(f"{type(model).__name__} has no convolution to cut; pass YOLO('….pt') or its .model.")
+    return found
 
 
 def image_size(model: nn.Module, asked: Any = None) -> int | tuple[int, int]:

@@ -99,8 +99,7 @@ def prune_model(
     if meaningless := sorted(knobs.keys() - set(allowed)):
         kind = "a cut without training" if data is not None else "a cut without training and data"
         raise ConfigError(f"{', '.join(meaningless)}: no knob of {kind}. Valid: {', '.join(allowed[1:])}.")
-    given = target.to_dict() if isinstance(target, PruneConfig) else _knobs(target)
-    config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **given, **knobs})
+    config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **knobs})
     network = network_of(model)
     imgsz = image_size(network, imgsz)
     if data is not None:
@@ -159,7 +158,7 @@ def prune_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> Non
 def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
     """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
     model, values = _read(arguments, "plan", needed=("model",))
-    config = PruneConfig.from_cli(knobs if "data" in values else {**_as_text(DATA_FREE), **knobs})
+    config = PruneConfig.from_cli(knobs, {} if "data" in values else DATA_FREE)
     print(dry_run(open_model(model), config, timed=f"{CLI_PREFIX}runtime" in knobs, **values))
 
 
@@ -241,11 +240,6 @@ def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int
     return replace(graph, latency=measure(network, graph, config.runtime)) if timed else graph
 
 
-def _as_text(knobs: Mapping[str, str]) -> dict[str, str]:
-    """Return knobs as the command line names them."""
-    return {f"{CLI_PREFIX}{name}": value for name, value in knobs.items()}
-
-
 @contextmanager
 def _never_training(model: YOLO, arguments: dict[str, Any]) -> Iterator[Any]:
     """Give a trainer that holds a model, and close what it has opened."""
@@ -256,11 +250,6 @@ def _never_training(model: YOLO, arguments: dict[str, Any]) -> Iterator[Any]:
         for loader in (trainer.train_loader, trainer.test_loader):
             if hasattr(loader, "close"):
                 loader.close()
-
-
-def _knobs(target: Any) -> dict[str, Any]:
-    """Return the knobs that a user has given, without the defaults of the others."""
-    return dict(target) if isinstance(target, Mapping) else {"target": PruneConfig.load(target).target}
 
 
 def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -> PruneResult:

@@ -37,7 +37,7 @@ _UNITS: dict[str, tuple[str, float]] = {
     "ms": (LATENCY, 1e-3),
     "s": (LATENCY, 1.0),
 }
-_TERM = re.compile(r"\s*(?P<number>[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>.*?)\s*", re.IGNORECASE)
+_TERM = re.compile(r"\s*(?P<number>[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>([^\d\s].*?)?)\s*", re.IGNORECASE)
 EXAMPLES = "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 8 ms or 2x; several, separated by commas, must all hold"
 
 
