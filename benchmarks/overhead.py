@@ -1,11 +1,12 @@
-"""What pruning costs in time: planning and cutting, reconstruction, gradients, and the hooks between cuts.
+"""What pruning costs in time and memory: cuts, reconstruction, gradients, the hooks between cuts, exact checkpoints.
 
     python benchmarks/overhead.py
 
 Times, on random weights at 640 px, one plan by weights alone (trace, score, choose) and one cut (model, EMA and AdamW
 state) of yolo11n and yolo11x; the hooks that run in every epoch and batch without a cut; on 64 noise images of 224 px,
 what data adds to a cut of yolov8n with default settings; and gradient collection as a share of an optimizer step's
-batches. Writes ``results/overhead.json``.
+batches. Then yolov8n is trained for four epochs on 64 drawn images of 224 px in processes of their own, stock and with
+two cuts: the peak of their memory, and what saving the exact state takes of an epoch. Writes ``results/overhead.json``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -21,13 +25,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from training import machine
+from training import ENVIRONMENT, machine
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_prune.config import PruneConfig
+from yolo_prune.demo import make_dataset
 from yolo_prune.oneshot import DATA_FREE
 from yolo_prune.planner import Evidence, plan_cut
+from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.session import Session
 from yolo_prune.statistics import Gradients
@@ -48,6 +54,7 @@ def main() -> None:
         "hooks_per_epoch_seconds": hooks(),
         "data_seconds": on_data(),
         "gradient_collection": gradient_collection(),
+        **runs(),
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
@@ -73,9 +80,13 @@ def plan_and_cut(name: str) -> dict[str, float]:
 def hooks() -> float:
     """Return the seconds that the hooks of one epoch take when no cut is due."""
     session = Session.__new__(Session)  # a session in the middle of a run, without the run
-    session.schedule = []
+    session._resumed = None
     session.report = SimpleNamespace(cuts=[SimpleNamespace(fitness_recovered=None)])  # type: ignore[assignment]
-    trainer = SimpleNamespace(epoch=3, best_fitness=0.5, stop=False)
+    session.progress = Progress(PruneConfig(), session.report, epochs=10)
+    trainer = SimpleNamespace(
+        epoch=3, epochs=10, best_fitness=0.5, stop=False, args=SimpleNamespace(time=None),
+        stopper=SimpleNamespace(best_epoch=3, patience=100),
+    )  # fmt: skip
     rounds = 10_000
 
     def epochs() -> None:
@@ -125,6 +136,49 @@ def gradient_collection() -> dict[str, float]:
     return {"batch": round(seconds, 3), "collecting": round(collecting, 4), "share": round(collecting / seconds, 4)}
 
 
+def runs() -> dict[str, Any]:
+    """Return the peak memory of a stock run and of a pruned one, and the seconds of an epoch and of an exact state."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_dataset(Path(folder) / "data", train=64, val=16, size=224)
+        for name in ("stock", "pruned"):
+            file = Path(folder) / f"{name}.json"
+            command = [sys.executable, __file__, "--train", name, folder, str(file)]
+            _, code, usage = os.wait4(subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL).pid, 0)
+            if code:
+                raise RuntimeError(f"the {name} run ended with {code}")
+            found[name] = {"peak_bytes": usage.ru_maxrss * 1024, **json.loads(file.read_text())}
+    peaks = {name: run.pop("peak_bytes") for name, run in found.items()}
+    ratio = round(peaks["pruned"] / peaks["stock"], 3)
+    return {"memory": {**peaks, "ratio": ratio}, "exact_state": found["pruned"]}
+
+
+def train(name: str, folder: Path, file: Path) -> None:
+    """Train in this process, and write the seconds of an epoch, and of saving the exact state."""
+    from ultralytics import YOLO
+
+    from yolo_prune import PruneCallback, state
+    from yolo_prune.demo import use_private_settings
+
+    use_private_settings(folder / "settings")
+    spent: list[float] = []
+    save = state.save
+
+    def timed_save(*args: Any) -> None:
+        spent.append(timed(lambda: save(*args))[0])
+
+    state.save = timed_save
+    model = YOLO("yolov8n.yaml")
+    if name == "pruned":
+        PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=16, benchmark=False).attach(model)
+    started = time.perf_counter()
+    data = str(folder / "data" / "data.yaml")
+    model.train(data=data, epochs=4, imgsz=224, batch=16, workers=0, plots=False, amp=False, project=str(folder / name))
+    epoch = (time.perf_counter() - started) / 4
+    state_seconds = round(statistics.median(spent), 3) if spent else None
+    file.write_text(json.dumps({"epoch_seconds": round(epoch, 2), "save_seconds": state_seconds}))
+
+
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     """Return (seconds, result)."""
     started = time.perf_counter()
@@ -133,4 +187,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--train"]:
+        train(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    else:
+        main()

@@ -94,7 +94,7 @@ ORDER = (
         "profiling",
     ),
     ("checkpoint", "verification", "rewinding", "ranks", "distillation", "snapshot", "host", "state"),
-    ("quantization", "export", "bench", "handover"),
+    ("quantization", "export", "bench", "handover", "progress"),
     ("session", "oneshot"),
     ("callback",),
     ("startup",),

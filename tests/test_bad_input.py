@@ -268,7 +268,7 @@ FINISH = "an epoch left after the last cut"
 PLAN_AGAIN = "make it anew"
 ANY_PLAN = "give the path of a plan-<n>.json"
 ANY_MODEL = "give a .pt or .yaml of Ultralytics"
-LAST = "can be resumed from last.pt alone"
+LAST = "last.pt alone is enough to resume"
 ROOM = "make room, or choose a folder that can be written to"
 
 WRONGS: dict[str, list[Wrong]] = {

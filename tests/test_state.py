@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from nets import assert_same_tensors, narrow_yaml
 from runs import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
-from yolo_prune import PruneCallback
+from yolo_prune import PruneCallback, state
+from yolo_prune.errors import CheckpointError
 
 
 def interrupted(run: Run, folder: Path, when: str, epoch: int, callback: PruneCallback, **arguments: Any) -> YOLO:
@@ -44,7 +46,6 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     run: Run, own_folder: Path, name: str, when: str, epoch: int
 ) -> None:
-    from nets import narrow_yaml
 
     arguments, knobs = RUNS[name]
     undisturbed = run(prune=soon(**knobs), name="undisturbed", **arguments)
@@ -62,3 +63,35 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     untimed = [[",".join([r.split(",")[0], *r.split(",")[2:]]) for r in of] for of in rows]
     assert untimed[0] == untimed[1]
     assert not list((resumed.save_dir / "pruning").glob("state-*"))
+
+
+def test_without_its_exact_state_a_run_resumes_all_the_same(
+    run: Run, own_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = interrupted(run, own_folder, "on_train_epoch_end", 2, soon(), model=narrow_yaml("yolov8n", own_folder))
+    (file,) = (own_folder / "runs" / "interrupted" / "pruning").glob("state-*.pt")
+    file.write_bytes(file.read_bytes()[:1000])
+    with caplog.at_level("WARNING"):
+        report = report_of(run(left, PruneCallback(None), resume=True))
+    assert "resuming from last.pt alone, so later cuts will differ a little" in caplog.text
+    assert len(report["cuts"]) == 2 and report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
+
+
+def test_a_state_of_another_network_is_refused(run: Run, own_folder: Path) -> None:
+    left = interrupted(run, own_folder, "on_train_epoch_end", 2, soon(), model=narrow_yaml("yolov8n", own_folder))
+    (file,) = (own_folder / "runs" / "interrupted" / "pruning").glob("state-*.pt")
+    content = state.load(file)
+    content["networks"][0].popitem()
+    content["networks"][0]["other.weight"] = torch.zeros(1)
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match=r"the state beside last\.pt belongs to another network"):
+        run(left, PruneCallback(None), resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a file of torch", None])
+def test_a_state_that_cannot_be_read_says_so(own_folder: Path, content: bytes | None) -> None:
+    file = own_folder / "state.pt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
+        state.load(file)

@@ -139,7 +139,7 @@ def telling_all(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
     value.
     """
 
-    class Telling(trainer_class):  # type: ignore[misc]  # of whatever class it is
+    class Telling(trainer_class):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             from ultralytics.utils import RANK

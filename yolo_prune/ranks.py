@@ -87,7 +87,9 @@ def synchronize(*networks: nn.Module) -> None:
     tensors = [t for network in networks for t in network.state_dict().values() if isinstance(t, torch.Tensor)]
     check_same("widths", [tuple(t.shape) for t in tensors])
     for tensor in tensors:
-        distributed.broadcast(tensor.detach(), src=0)
+        whole = tensor.detach().contiguous()  # a copy where the memory format is channels_last
+        distributed.broadcast(whole, src=0)
+        tensor.detach().copy_(whole)
     check_same("weights", digest(*networks))
 
 

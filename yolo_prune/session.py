@@ -30,7 +30,7 @@ from yolo_prune.budget import Goal, file_bytes
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.distillation import student_of, wrapped_plan
-from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError, told
+from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError
 from yolo_prune.export import check_formats
 from yolo_prune.graph import trace
 from yolo_prune.guard import Guard
@@ -50,6 +50,7 @@ from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure, time_networks
+from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import CutRecord, QuantizationRecord, Report, Stage
 from yolo_prune.rewinding import recall, remember, rewind
@@ -151,25 +152,17 @@ class Session:
         model = student_of(trainer.model)
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
         self.imgsz: int = trainer.args.imgsz
-        self._epochs: int = trainer.epochs
-        self.dense_widths: dict[str, int] = {}
-        self.config: PruneConfig
-        self.report: Report
-        self.goal = Goal({})
         self.latency: LatencyTable | None = None
-        self.schedule: list[ScheduledCut] = []
-        self.quantize_epoch: int | None = None
         self._complaint: PruneError | None = None
         self._in_epoch = False
         self._gradients = Gradients()
         self._sparsity: Sparsity | None = None
-        self._guard: Guard | None = None
         self._good: Snapshot | None = None
-        self._deadline: int | None = None
         self._doomed: dict[str, dict[str, list[int]]] | None = None
         self._resumed: dict[str, Any] | None = None
         if noted:
-            self._continue(noted)
+            self.progress = Progress.from_dict(noted)
+            self.config, self.report = self.progress.config, self.progress.report
             self._take_up(trainer)
             if config not in (None, self.config):
                 LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
@@ -179,16 +172,17 @@ class Session:
             )
         else:
             self.config = config
-            self.report = Report([self.imgsz, self.imgsz], Stage(), self.config.to_dict())
-            if self.config.targets:
+            self.report = Report([self.imgsz, self.imgsz], Stage(), config.to_dict())
+            self.progress = Progress(config, self.report, trainer.epochs)
+            if config.targets:
                 self._begin(trainer, quantizes)
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
         self._steps = StepCount(trainer)
-        if self.pending:
+        if self.progress.pending:
             self._listen(trainer)
-        if self.is_active:
+        if self.progress.is_active:
             trainer.save_model = partial(self._save_epoch, trainer)
             trainer.final_eval = partial(evaluate_finally, trainer)
             trainer.validate = partial(self._validate, trainer, trainer.validate)
@@ -205,19 +199,19 @@ class Session:
             self.latency = ranks.once(lambda: measure(model, graph, self.config.runtime))
             graph = replace(graph, latency=self.latency)
         cost = CostModel(graph)
-        self.goal = Goal.of(self.config.targets, cost, model)
-        check_reachable(graph, self.goal.at(1.0), self.config.round_to, self.config.limit)
-        self.schedule = _schedule(self.config, trainer.epochs, self.goal.removed)
-        if not self.schedule:
+        self.progress.goal = Goal.of(self.config.targets, cost, model)
+        check_reachable(graph, self.progress.goal.at(1.0), self.config.round_to, self.config.limit)
+        self.progress.schedule = _schedule(self.config, trainer.epochs, self.progress.goal.removed)
+        if not self.progress.schedule:
             self._log(f"target={self.config.target} holds already: nothing is cut")
         if quantizes:
-            self.quantize_epoch = quantization_epoch(
-                epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.schedule
+            self.progress.quantize_epoch = quantization_epoch(
+                epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.progress.schedule
             )
-        self.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
+        self.progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
         self.report.dense = Stage(cost.macs(), cost.params(), latency=cost.seconds() if self.latency else None)
         for network in {model, unwrap_model(trainer.model)}:
-            network.yaml = checkpoint.with_run(model.yaml, self._note())
+            network.yaml = checkpoint.with_run(model.yaml, self.progress.to_dict())
         if ranks.is_first():
             for stale in ("*.json", "*.pt"):  # an earlier run with exist_ok=True may have made more cuts
                 for file in self._folder(trainer).glob(stale):
@@ -233,7 +227,7 @@ class Session:
         model = student_of(trainer.model)
 
         def collect(*_: Any) -> None:
-            if self.pending:
+            if self.progress.pending:
                 self._gradients.add(model.parameters())
 
         if self.config.importance in BY_GRADIENT:
@@ -246,37 +240,19 @@ class Session:
             self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength, self._doomed)
             self._sparsity.attach(trainer.optimizer)
 
-    def _continue(self, noted: dict[str, Any]) -> None:
-        """Take over what an interrupted run noted in its checkpoint."""
-        try:
-            self.config = PruneConfig.from_dict(noted["config"])
-            self.dense_widths = dict(noted["dense_widths"])
-            self.goal = Goal.from_dict(noted["goal"])
-            self.schedule = [ScheduledCut(*c) for c in noted["schedule"]]
-            self.quantize_epoch = noted["quantize_epoch"]
-            self.report = Report.from_dict(noted["report"])
-            self._guard = Guard(**noted["guard"]) if noted["guard"] else None
-            self._deadline = noted["deadline"]
-            self._epochs = noted["epochs"]
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(
-                f"what the interrupted run noted in its checkpoint cannot be read ({told(e)}); resume it with the "
-                "version of yolo_prune that it was started with."
-            ) from e
-
     def _take_up(self, trainer: BaseTrainer) -> None:
         """Read what the interrupted run left in its folder, and remove what it had begun and will do again."""
         folder = self._folder(trainer)
-        if LATENCY in self.goal.amounts:
+        if LATENCY in self.progress.goal.amounts:
             self.latency = LatencyTable.load(folder / "latency.json")
-        if self.quantizes:
+        if self.progress.quantizes:
             quantization.check_available()
         try:
             self._resumed = state.load(self._state_file(trainer, trainer.start_epoch - 1))
             self._doomed = self._resumed["extra"]["doomed"]
         except CheckpointError as e:
-            LOGGER.warning(f"{PREFIX}{e}")
-        if self._deadline is not None:
+            LOGGER.warning(f"{PREFIX}resuming from {trainer.last.name} alone, so later cuts will differ a little: {e}")
+        if self.progress.deadline is not None:
             self._good = Snapshot.load(self._folder(trainer) / GOOD, trainer)
         self._note_recovered(trainer)
         if ranks.is_first():
@@ -284,28 +260,13 @@ class Session:
             if trainer.best_fitness is None:  # of before a cut that has been made since
                 trainer.best.unlink(missing_ok=True)
 
-    @property
-    def is_active(self) -> bool:
-        """Whether the run is or was to change its network."""
-        return bool(self.schedule) or self.quantize_epoch is not None
-
-    @property
-    def pending(self) -> list[ScheduledCut]:
-        """Cuts that have not been made yet."""
-        return self.schedule[len(self.report.cuts) :]
-
-    @property
-    def quantizes(self) -> bool:
-        """Whether the run still has to turn to INT8."""
-        return self.quantize_epoch is not None and self.report.quantization is None
-
     def before_epoch(self, trainer: BaseTrainer) -> None:
         """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
         waiting = self._restore(trainer) if self._resumed else None
-        if self.schedule:
+        if self.progress.schedule:
             self._follow_schedule(trainer)
-        if self.quantizes and not self.pending and self._now(trainer) >= self._float_epochs():
+        if self.progress.quantizes and not self.progress.pending and self._now(trainer) >= self.progress.float_epochs:
             self._quantize(trainer)
         if waiting is not None:
             self._steps.resume(trainer, waiting)  # the batches above were none of the run's
@@ -329,18 +290,22 @@ class Session:
         """
         if not trainer.args.time:
             return int(trainer.epoch)
-        return ranks.agreed(round(trainer.epoch * self._epochs / trainer.epochs))
+        return ranks.agreed(round(trainer.epoch * self.progress.epochs / trainer.epochs))
 
     def _follow_schedule(self, trainer: BaseTrainer) -> None:
         """Judge the latest cut and make the next one, if it is time."""
         now = self._now(trainer)
-        if self.config.rewind is not None and not self.report.cuts and now >= round(self.config.rewind * self._epochs):
+        if (
+            self.config.rewind is not None
+            and not self.report.cuts
+            and now >= round(self.config.rewind * self.progress.epochs)
+        ):
             early = self._early_state(trainer)
             ranks.once(lambda: None if early.exists() else remember(student_of(trainer.model), early))
-        if self._guard and self._deadline is not None and now >= self._deadline:
+        if self.progress.guard and self.progress.deadline is not None and now >= self.progress.deadline:
             self._judge(trainer)
-        if self.pending and now >= self.pending[0].epoch:
-            self._cut(trainer, self.pending[0].way)
+        if self.progress.pending and now >= self.progress.pending[0].epoch:
+            self._cut(trainer, self.progress.pending[0].way)
         self._prepare_epoch(trainer)
 
     def _prepare_epoch(self, trainer: BaseTrainer) -> None:
@@ -350,7 +315,7 @@ class Session:
             _bend_learning_rate(trainer, last, self.config.lr_after_cut)
         self._gradients.clear()  # the epoch before a cut is what counts
         if self._sparsity:
-            first = self.schedule[0].epoch
+            first = self.progress.schedule[0].epoch
             self._sparsity.progress = min(1.0, (self._now(trainer) + 1) / max(first, 1))
 
     def after_epoch(self, trainer: BaseTrainer) -> None:
@@ -363,36 +328,38 @@ class Session:
         is_early = trainer.epoch + 1 < trainer.epochs
         ran_out = trainer.stop and is_early and trainer.epoch + 1 - stopper.best_epoch >= stopper.patience
         ran_out, is_last = ranks.agreed((bool(ran_out), bool(trainer.stop)))
-        if ran_out and (self.pending or self.quantizes):
+        if ran_out and (self.progress.pending or self.progress.quantizes):
             trainer.stop = False
-            if self.pending:
-                self.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.pending[0].way)
+            if self.progress.pending:
+                self.progress.schedule[len(self.report.cuts)] = ScheduledCut(upcoming, self.progress.pending[0].way)
             else:
-                self.quantize_epoch = upcoming
-                self._deadline = upcoming if self._deadline is not None else None
-            step = "cut" if self.pending else "step to INT8"
+                self.progress.quantize_epoch = upcoming
+                self.progress.deadline = upcoming if self.progress.deadline is not None else None
+            step = "cut" if self.progress.pending else "step to INT8"
+            self._save(trainer)
             self._log(f"patience ran out before the last {step}: the next one comes early, at epoch {upcoming}")
-        elif is_last and self._guard and self._deadline is not None and not self.pending:
+        elif is_last and self.progress.guard and self.progress.deadline is not None and not self.progress.pending:
             self._judge(trainer)  # the last chance to hand back something that holds
 
     def finish(self, trainer: BaseTrainer) -> None:
         """After the final validation: measure, export, write the report, print the tables."""
-        self.report.guard = self._guard.to_dict() if self._guard else None
+        self.report.guard = self.progress.guard.to_dict() if self.progress.guard else None
         self._complaint = hand_over(trainer, self.config, self.report, self._unfinished(trainer), self._log)
         self._forget_states(trainer)
+        (self._folder(trainer) / GOOD).unlink(missing_ok=True)
 
     def _unfinished(self, trainer: BaseTrainer) -> TargetError | None:
         """Return what to say if the run ended before its last step."""
         stopped = f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs}"
-        if self.pending:
+        if missing := len(self.progress.pending):
             return TargetError(
-                f"{stopped} with {len(self.pending)} of {len(self.schedule)} cuts not made, so {trainer.best} is not "
+                f"{stopped} with {missing} of {len(self.progress.schedule)} cuts not made, so {trainer.best} is not "
                 "the model that was asked for; train it on with the rest as target, or start anew."
             )
-        if self.quantizes:
+        if self.progress.quantizes:
             return TargetError(
-                f"{stopped}, before the step to INT8 at epoch {self.quantize_epoch}, so {trainer.best} is a float "
-                "model; quantize it at export, or start anew."
+                f"{stopped}, before the step to INT8 at epoch {self.progress.quantize_epoch}, so {trainer.best} is a "
+                "float model; quantize it at export, or start anew."
             )
         return None
 
@@ -422,6 +389,7 @@ class Session:
                 self._note_dense(trainer)
             with ranks.together("the step to INT8"):
                 quantization.begin(done, trainer)
+            ranks.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
             self._start_anew(done, trainer)
             before = None if best is None else float(best)
             record = QuantizationRecord(trainer.epoch, before, trainer.fitness, None, round(time.time() - started, 2))
@@ -442,17 +410,18 @@ class Session:
             CutError: If anything failed; the trainer is as it was.
         """
         started = time.time()
-        with _attempt(trainer, f"cut {len(self.report.cuts) + 1} of {len(self.schedule)}") as (done, randomness):
+        name = f"cut {len(self.report.cuts) + 1} of {len(self.progress.schedule)}"
+        with _attempt(trainer, name) as (done, randomness):
             if self.report.dense.checkpoint is None:
                 self._note_dense(trainer)
             with ranks.together("looking at calibration images"):
                 batches = calibration_batches(trainer, self.config.calibration)
             plan = ranks.once(lambda: self._plan(trainer, way, batches))
-            if self._guard:
+            if self.progress.guard:
                 done.set(self, "_good", Snapshot(trainer))
-                upcoming = self.schedule[len(self.report.cuts) + 1 :][:1]
-                after = upcoming[0].epoch if upcoming else None
-                done.set(self, "_deadline", self._guard.deadline(self._now(trainer), after, self._float_epochs()))
+                after = self.progress.pending[1].epoch if len(self.progress.pending) > 1 else None
+                deadline = self.progress.guard.deadline(self._now(trainer), after, self.progress.float_epochs)
+                done.set(self.progress, "deadline", deadline)
             record = self._apply(trainer, plan, done, batches)
             record.seconds = round(time.time() - started, 2)
             self._keep(trainer, plan, record, done, randomness)
@@ -460,7 +429,7 @@ class Session:
             self._sparsity.detach()
             self._sparsity = None
         self._log(
-            f"cut {len(self.report.cuts)}/{len(self.schedule)} at epoch {trainer.epoch}: "
+            f"cut {len(self.report.cuts)}/{len(self.progress.schedule)} at epoch {trainer.epoch}: "
             f"MACs {_from_to(plan.macs, 1e9, 'G')}, params {_from_to(plan.params, 1e6, 'M')}, "
             f"fitness {_score(record.fitness_cut)}, "
             f"{len(record.locked)} layers locked, {record.seconds:.1f} s"
@@ -468,22 +437,22 @@ class Session:
 
     def _judge(self, trainer: BaseTrainer) -> None:
         """Keep the latest cut, or go back to before it and try less."""
-        assert self._guard is not None and self._good is not None
-        self._deadline = None
-        record, way = self.report.cuts[-1], self.schedule[len(self.report.cuts) - 1].way
+        assert self.progress.guard is not None and self._good is not None
+        self.progress.deadline = None
+        record, way = self.report.cuts[-1], self.progress.schedule[len(self.report.cuts) - 1].way
         record.fitness_recovered, is_last = ranks.agreed((record.fitness_recovered, bool(trainer.stop)))
-        if self._guard.holds(record.fitness_recovered):
-            self._guard.accept(way)
+        if self.progress.guard.holds(record.fitness_recovered):
+            self.progress.guard.accept(way)
             return
         self._good.restore(trainer)
         self._gradients.clear()  # of parameters that are gone
         self.report.cuts.pop()
-        less = self._guard.reject(way, record.epoch, record.macs, record.fitness_recovered)
+        less = self.progress.guard.reject(way, record.epoch, record.macs, record.fitness_recovered)
         upcoming = self._now(trainer) + (0 if self._in_epoch else 1)
-        is_possible = less is not None and upcoming < self._float_epochs() - 1 and not is_last
-        self.schedule = [*self.schedule[: len(self.report.cuts)]]
+        is_possible = less is not None and upcoming < self.progress.float_epochs - 1 and not is_last
+        self.progress.schedule = [*self.progress.schedule[: len(self.report.cuts)]]
         if less is not None and is_possible:
-            self.schedule.append(ScheduledCut(upcoming, less))
+            self.progress.schedule.append(ScheduledCut(upcoming, less))
         self._save(trainer)
         if ranks.is_first():
             self._plan_file(trainer, len(self.report.cuts) + 1).unlink(missing_ok=True)
@@ -491,22 +460,18 @@ class Session:
                 save_checkpoint(trainer, trainer.best, epoch=trainer.epoch)
         self._log(
             f"the cut of epoch {record.epoch} was taken back: fitness came to {record.fitness_recovered:.4f}, "
-            f"max_drop={self._guard.max_drop:g} asks for {self._guard.floor:.4f}; "
+            f"max_drop={self.progress.guard.max_drop:g} asks for {self.progress.guard.floor:.4f}; "
             f"{'a smaller one follows' if is_possible else 'no more cuts, the rest of the run recovers'}"
         )
-
-    def _float_epochs(self) -> int:
-        """Return how long the run computes in float: until the step to INT8, or the end."""
-        return self.quantize_epoch if self.quantizes and self.quantize_epoch is not None else self._epochs
 
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
-        budget = self.goal.at(way)
+        budget = self.progress.goal.at(way)
 
         def plan() -> PrunePlan:
             # The EMA is planned on: what is saved is judged.
-            return plan_cut(ema, self.config, self.imgsz, budget, self.dense_widths, evidence, self.latency)
+            return plan_cut(ema, self.config, self.imgsz, budget, self.progress.dense_widths, evidence, self.latency)
 
         planned = plan()
         for _ in range(CORRECTIONS if way == 1.0 else 0):
@@ -588,19 +553,10 @@ class Session:
 
     def _save(self, trainer: BaseTrainer, done: Cut | None = None, randomness: Randomness | None = None) -> None:
         """Note in the networks, the report and ``last.pt`` where the run is."""
-        done = done or Cut()
-        model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
-        if self.report.quantization:
-            yaml = checkpoint.with_run(model.yaml, self._note())  # the widths are those of the last cut
-        elif self.report.cuts:
-            yaml = checkpoint.marked(model, self._note())
-        else:
-            yaml = checkpoint.with_run(checkpoint.unmarked(model.yaml), self._note())
-        for network in {model, ema, unwrap_model(trainer.model), trainer.ema.ema}:  # a wrapper has its own
-            done.set(network, "yaml", yaml)
+        self._mark(trainer, done or Cut())
         if not ranks.is_first():
             return
-        self.report.guard = self._guard.to_dict() if self._guard else None
+        self.report.guard = self.progress.guard.to_dict() if self.progress.guard else None
         self.report.save(self._folder(trainer))
         finished = trainer.epoch - 1 if self._in_epoch else trainer.epoch
         if trainer.args.save and finished >= 0:
@@ -608,8 +564,20 @@ class Session:
             save_checkpoint(trainer, trainer.last, epoch=finished)
             self._forget_states(trainer, but=finished)
 
+    def _mark(self, trainer: BaseTrainer, done: Cut) -> None:
+        """Note where the run is in the networks, which checkpoints are made of."""
+        model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
+        if self.report.cuts and not self.report.quantization:
+            yaml = checkpoint.marked(model, self.progress.to_dict())
+        else:  # of a network in INT8, the widths are those of the last cut
+            plain = model.yaml if self.report.quantization else checkpoint.unmarked(model.yaml)
+            yaml = checkpoint.with_run(plain, self.progress.to_dict())
+        for network in {model, ema, unwrap_model(trainer.model), trainer.ema.ema}:  # a wrapper has its own
+            done.set(network, "yaml", yaml)
+
     def _save_epoch(self, trainer: BaseTrainer) -> bool:
         """Stand in for a trainer's ``save_model``: nothing that a resume needs is overwritten before all is written."""
+        self._mark(trainer, Cut())
         self._save_state(trainer, trainer.epoch, Randomness())
         is_saved = save_epoch(trainer)
         self._forget_states(trainer, but=trainer.epoch)
@@ -628,10 +596,7 @@ class Session:
 
     def _state_file(self, trainer: BaseTrainer, finished: int) -> Path:
         """Return the file of the exact state after an epoch and so many changes to the network: one per ``last.pt``."""
-        changes = (
-            len(self.report.cuts) + bool(self.report.quantization) + len(self._guard.failures if self._guard else [])
-        )
-        return self._folder(trainer) / f"state-{finished}-{changes}.pt"
+        return self._folder(trainer) / f"state-{finished}-{self.progress.changes}.pt"
 
     def _plan_file(self, trainer: BaseTrainer, number: int) -> Path:
         return self._folder(trainer) / f"plan-{number}.json"
@@ -685,7 +650,7 @@ class Session:
         dense.fitness = None if fitness is None else float(fitness)
         dense.bytes, dense.checkpoint = path.stat().st_size, str(path)
         if self.config.max_drop is not None and dense.fitness is not None:
-            self._guard = Guard(self.config.max_drop, dense.fitness)
+            self.progress.guard = Guard(self.config.max_drop, dense.fitness)
 
     @staticmethod
     def _save_dense(trainer: BaseTrainer, path: Path) -> None:
@@ -699,20 +664,6 @@ class Session:
             strip_optimizer(path)
         if not checkpoint.is_pruned(student_of(trainer.model).yaml):
             checkpoint.unmark_file(path)
-
-    def _note(self) -> dict[str, Any]:
-        """Return what an interrupted run needs to go on."""
-        return {
-            "config": self.config.to_dict(),
-            "dense_widths": self.dense_widths,
-            "goal": self.goal.to_dict(),
-            "schedule": [[c.epoch, c.way] for c in self.schedule],
-            "quantize_epoch": self.quantize_epoch,
-            "guard": self._guard.to_dict() if self._guard else None,
-            "deadline": self._deadline,
-            "epochs": self._epochs,
-            "report": {k: v for k, v in self.report.to_dict().items() if k in Report.NOTED},
-        }
 
     def _log(self, text: str) -> None:
         if self.config.verbose and ranks.is_first():

@@ -129,10 +129,7 @@ def load(path: Path) -> dict[str, Any]:
         if not isinstance(state, dict) or not {"networks", "extra"} <= state.keys():
             raise ValueError("it holds something else")
     except Exception as e:  # torch names no common class for what a damaged file raises
-        raise CheckpointError(
-            f"{path} cannot be read ({told(e)}); the run can be resumed from last.pt alone, but later cuts will then "
-            "differ a little."
-        ) from e
+        raise CheckpointError(f"{path} cannot be read ({told(e)}); last.pt alone is enough to resume.") from e
     return state
 
 
