@@ -1,7 +1,8 @@
 """One process of a distributed training on CPUs, started by ``torch.distributed.run`` (see `test_ranks`).
 
-Ultralytics trains on several GPUs only. Two stand-ins make it do so on CPUs: the backend is gloo, and
-DistributedDataParallel gets no device. Everything else is the host's.
+Ultralytics trains on several GPUs only. Three stand-ins make it do so on CPUs: the backend is gloo,
+DistributedDataParallel gets no device, and for the final validation each rank takes itself for the only one, since it
+would look for its GPU. Everything else is the host's.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import distributed, nn
 from ultralytics import YOLO
+from ultralytics.engine import validator
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
@@ -41,6 +44,10 @@ class GlooTrainer(DetectionTrainer):
     def _setup_ddp(self) -> None:
         file = self.save_dir.parent / f"{self.save_dir.name}-{self.start_epoch}-{bool(self.resume)}.store"
         distributed.init_process_group("gloo", f"file://{file}", rank=RANK, world_size=self.world_size)
+
+    def final_eval(self) -> None:
+        with mock.patch.object(validator, "RANK", -1):
+            super().final_eval()
 
 
 def main(jobs: list[dict[str, Any]], data: str, folder: Path) -> None:

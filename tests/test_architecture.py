@@ -120,3 +120,34 @@ def test_imports_go_one_way() -> None:
             if name == "yolo_prune" or name.startswith("yolo_prune."):
                 other = name.partition(".")[2] or "__init__"
                 assert rank[other] < rank[room] or (room, other) in lazily or room == "__init__", (room, other)
+
+
+RUNS_CODE = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "np.load"),
+    *("torch.load", "torch.jit.load", "torch.hub.load", "torch_safe_load", "load_checkpoint"),
+}
+"""Calls that can run what they read; of torch.load only those without ``weights_only=True``."""
+FOREIGN_CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "subprocess", "runpy", "code"}
+"""Modules that nothing here needs."""
+SAFE_YAML = {"yaml.safe_load", "yaml.compose", "yaml.SafeLoader", "yaml.YAMLError"}
+ALLOWED = {
+    ("checkpoint", "load_checkpoint"): "Ultralytics' own loader, safe with ULTRALYTICS_SAFE_LOAD=1",
+    ("checkpoint", "torch_safe_load"): "the same, of a file that the run has just written",
+    ("snapshot", "torch_safe_load"): "the same: the file holds networks, which plain tensors cannot tell",
+    ("oneshot", "load_checkpoint"): "the same, of a file that has just been written",
+    ("runtimes", "load_checkpoint"): "the same, of a file that is to be run",
+}
+
+
+def test_what_is_read_runs_no_code_but_through_the_loader_of_the_host() -> None:
+    found = set()
+    for room, path in ROOMS.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in RUNS_CODE:
+                if not (name == "torch.load" and "weights_only=True" in map(ast.unparse, node.keywords)):
+                    found.add((room, name))
+            elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("yaml."):
+                assert room != "config" or ast.unparse(node) in SAFE_YAML
+        modules = {name.split(".")[0] for name in imports(room, only_at_import=False)}
+        assert not modules & FOREIGN_CODE and ("yaml" not in modules or room == "config"), room
+    assert found == ALLOWED.keys()

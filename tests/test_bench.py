@@ -13,7 +13,6 @@ from yolo_prune import bench as room
 from yolo_prune import cli
 from yolo_prune.bench import Bench, Row, bench, measured, neighbours
 from yolo_prune.checkpoint import mark
-from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.report import Stage
 
 
@@ -107,29 +106,3 @@ def test_the_table_shows_a_fitness_only_where_there_is_one() -> None:
     ]
     row.fitness = 0.5
     assert Bench((64, 64), 1, rows=[row]).table().splitlines()[1].endswith("1.00x     0.5000")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "bench without models: say which, e.g. yolo-prune bench dense.pt best.pt imgsz=640."),
-        (["none.pt"], "there is no none.pt: give checkpoints, exported files, or a model's YAML."),
-        (["a.pt", "runtime=onnx"], "runtime is no argument of bench. Valid: imgsz, data, runtimes, scales, threads, "),
-        (["a.pt", "runtimes=onxx"], "runtimes=onxx is none of onnx, openvino, pytorch, tensorrt."),
-        (["a.pt", "rounds=0"], "rounds=0 is no whole number >= 1."),
-        (["a.pt", "threads=many"], "threads=many is no whole number >= 1."),
-    ],
-)
-def test_wrong_arguments_are_refused(
-    arguments: list[str], message: str, own_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["bench", *arguments]) == 2
-    assert capsys.readouterr().err.startswith(f"yolo-prune: {message}")
-
-
-def test_a_file_of_no_format_is_refused(own_folder: Path) -> None:
-    Path("notes.txt").touch()
-    with pytest.raises(UnsupportedError, match=r"notes\.txt is neither a checkpoint nor of an export format"):
-        bench(["notes.txt"])
-    with pytest.raises(ConfigError, match=r"there is no"):
-        bench(["none.onnx"])

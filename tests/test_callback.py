@@ -11,7 +11,6 @@ from ultralytics import YOLO
 from ultralytics.utils.callbacks import default_callbacks
 
 from yolo_prune import PruneCallback, session
-from yolo_prune.errors import ConfigError, UnsupportedError
 
 
 class FakeSession:
@@ -67,31 +66,3 @@ def test_registering_the_events_by_hand_is_the_same_as_attaching(
     yolo.train(data=tiny_data, epochs=1, imgsz=32, batch=4, plots=False, project=own_folder)
     once = [call for call in calls if call != "after_batch"]
     assert once == ["prepare", "start", "before_epoch", "after_epoch", "after_epoch", "finish", "close"]
-
-
-def test_a_second_callback_is_refused() -> None:
-    yolo = YOLO("yolov8n.yaml")
-    PruneCallback(0.5).attach(yolo)
-    with pytest.raises(UnsupportedError, match="this model already has a PruneCallback"):
-        PruneCallback(0.3).attach(yolo)
-
-
-def test_an_exported_model_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "best.onnx"
-    path.write_bytes(b"")
-    with pytest.raises(
-        UnsupportedError, match=r"best\.onnx is an exported model, which cannot be trained; pass its \.pt"
-    ):
-        PruneCallback(0.5).attach(YOLO(path, task="detect"))
-
-
-def test_what_takes_no_callbacks_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="str takes no callbacks"):
-        PruneCallback(0.5).attach("yolo11n.pt")  # type: ignore[arg-type]  # the wrong type is the test
-
-
-def test_wrong_knobs_are_refused_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"unknown knob step: did you mean steps\?"):
-        PruneCallback(0.5, step=3)
-    with pytest.raises(UnsupportedError, match="knobs cannot be changed when a run is resumed"):
-        PruneCallback(None, steps=3)

@@ -70,8 +70,15 @@ def test_what_is_known_is_not_timed_again(stopwatch: list[int], tmp_path: Path) 
     measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 2, tmp_path)
     assert stopwatch  # other threads are another machine
     (damaged,) = (p for p in tmp_path.iterdir() if '"threads": 1' in p.read_text())
-    damaged.write_text("{")
-    assert measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path) == first
+    for content in ("{", "[]", '{"layers": [], "networks": {}}', '{"layers": {"a": {"b": "c"}}, "networks": {}}'):
+        damaged.write_text(content)
+        assert measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path) == first
+
+
+def test_what_cannot_be_kept_is_measured_all_the_same(stopwatch: list[int], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("no folder")
+    assert measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path / "cache").layers
+    assert (tmp_path / "cache").read_text() == "no folder"
 
 
 def test_a_latency_budget_cuts_where_time_is_spent(stopwatch: list[int], tmp_path: Path) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from dataclasses import fields
 
 import pytest
+from fuzz import PLAIN
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolo_prune.budget import Goal
 from yolo_prune.config import PruneConfig
@@ -75,3 +80,10 @@ def test_what_an_interrupted_run_noted_is_checked(progress: Progress, broken: di
     del missing["deadline"]
     with pytest.raises(CheckpointError, match="KeyError: 'deadline'"):
         Progress.from_dict(missing)
+
+
+@given(st.dictionaries(st.sampled_from([f.name for f in fields(Progress)]), PLAIN))
+def test_any_note_gives_a_progress_or_a_checkpoint_error(broken: dict[str, object]) -> None:
+    report = Report([64, 64], Stage(), {})
+    with suppress(CheckpointError):
+        assert Progress.from_dict({**Progress(PruneConfig(), report, 20).to_dict(), **broken}).to_dict()

@@ -31,6 +31,7 @@ _HOME = {
     "TargetError": "errors",
     "Shadow": "blocks",
     "UnsupportedError": "errors",
+    "WriteError": "errors",
     "prune_model": "oneshot",
     "register_block": "blocks",
     "verify_cut": "verification",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         PruneError,
         TargetError,
         UnsupportedError,
+        WriteError,
     )
     from yolo_prune.oneshot import prune_model
     from yolo_prune.plan import PrunePlan

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import smart_value
-from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+from ultralytics.nn.tasks import guess_model_task
 
-from yolo_prune.checkpoint import is_pruned
+from yolo_prune.checkpoint import is_pruned, load_network
 from yolo_prune.config import RUNTIMES
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError
 from yolo_prune.export import exports_of, file_size, fitness, form_of
 from yolo_prune.files import replacing
-from yolo_prune.graph import image_channels, image_size, trace
+from yolo_prune.graph import height_and_width, image_channels, image_size, trace
+from yolo_prune.host import open_model
 from yolo_prune.profiling import export, quiet, time_networks
 from yolo_prune.report import Report, Stage, aligned
 from yolo_prune.runtimes import FORMATS, all_threads, alternating, check_runtime, described, file_runner
@@ -121,8 +121,9 @@ def bench(
         rounds: Times that each runs.
 
     Raises:
-        ConfigError: If a file is not there, or a runtime is unknown.
-        UnsupportedError: If an asked runtime is not there.
+        ConfigError: If a file is not there, or a runtime or the image size is none.
+        CheckpointError: If a checkpoint cannot be read.
+        UnsupportedError: If an asked runtime is not there, or a file is no export of Ultralytics.
     """
     for name in runtimes:
         if name not in RUNTIMES:
@@ -131,8 +132,7 @@ def bench(
     with tempfile.TemporaryDirectory() as folder, quiet():
         subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
         networks = [s.network for s in subjects if s.network is not None]
-        size = imgsz or next(map(image_size, networks), 640)
-        height, width = size if isinstance(size, tuple) else (size, size)
+        height, width = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
         found = Bench((height, width), rounds)
         known = {*runtimes, *(runtime for s in subjects for runtime in s.files)}
         for subject in subjects:
@@ -210,7 +210,7 @@ def time_result(report: Report, best: Path, runtime: str) -> float:
     check_runtime(runtime)
     assert report.final is not None and report.dense.checkpoint is not None
     imgsz = (report.imgsz[0], report.imgsz[1])
-    networks = [load_checkpoint(path)[0] for path in (report.dense.checkpoint, best)]
+    networks = [load_network(path) for path in (report.dense.checkpoint, best)]
     beside = neighbours(networks, [report.dense.macs or 0, report.final.macs or 0], imgsz)
     networks += [network for network, _ in beside.values()]
     report.scales = {name: size for name, (_, size) in beside.items()}
@@ -238,7 +238,9 @@ def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
         raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
     for name in ("threads", "rounds"):
         if not isinstance(number := values.get(name, 1), int) or isinstance(number, bool) or number < 1:
-            raise ConfigError(f"{name}={number} is no whole number >= 1.")
+            raise ConfigError(f"{name}={arguments[name]} is no whole number >= 1; leave it out for the default.")
+    if not isinstance(values.get("scales", True), bool):
+        raise ConfigError(f"scales={arguments['scales']} is not a bool; use True or False.")
     if "runtimes" in arguments:
         values["runtimes"] = tuple(arguments["runtimes"].split(","))
     found = bench(models, **values)
@@ -262,7 +264,7 @@ def _given(model: str, folder: Path) -> _Subject:
     """Find a model and its exports; one that is built from a YAML is written to a folder."""
     path = Path(model)
     if path.suffix in {".yaml", ".yml"}:
-        network = (RTDETR if "rtdetr" in path.stem else YOLO)(model).model
+        network = open_model(model).model
         folder.mkdir()
         return _Subject(path.stem, {"pytorch": export(network, "pytorch", (640, 640), folder)}, network)
     if not path.exists():
@@ -270,7 +272,7 @@ def _given(model: str, folder: Path) -> _Subject:
     if path.suffix != ".pt":
         return _Subject(path.name, {_label(form_of(path)): path})
     exports = {_label(form): file for form, file in exports_of(path).items()}
-    return _Subject(_short(path), {"pytorch": path, **exports}, load_checkpoint(path)[0])
+    return _Subject(_short(path), {"pytorch": path, **exports}, load_network(path))
 
 
 def _short(path: Path) -> str:

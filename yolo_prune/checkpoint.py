@@ -14,14 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.nn.tasks import torch_safe_load
+from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
 
 from yolo_prune.blocks import adapter_for
-from yolo_prune.errors import CheckpointError
+from yolo_prune.errors import CheckpointError, seen, told
 from yolo_prune.files import replacing
 from yolo_prune.graph import fixed_outputs
 from yolo_prune.layers import named_layers, resized, widths
 
+SCHEMA = 1
 KEY = "yolo_prune"
 """The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``.
 
@@ -40,9 +41,24 @@ RUN_SENTENCE = (
 )
 
 
+def load_network(path: str | Path) -> nn.Module:
+    """Read the network of a checkpoint with Ultralytics' own loader, which runs no code with ULTRALYTICS_SAFE_LOAD=1.
+
+    Raises:
+        CheckpointError: If it is no checkpoint of Ultralytics, or a damaged one.
+    """
+    try:
+        network: nn.Module = load_checkpoint(path)[0]
+    except Exception as e:  # Ultralytics and torch name no common class for what a wrong file raises
+        raise CheckpointError(
+            f"{path} is no checkpoint that can be read ({told(e)}); give a .pt of Ultralytics."
+        ) from e
+    return network
+
+
 def is_pruned(yaml: Any) -> bool:
     """Whether a ``model.yaml`` belongs to a pruned network."""
-    return isinstance(yaml, Mapping) and "widths" in yaml.get(KEY, {})
+    return is_marked(yaml) and "widths" in _record(yaml)
 
 
 def is_marked(yaml: Any) -> bool:
@@ -52,7 +68,18 @@ def is_marked(yaml: Any) -> bool:
 
 def run_record(yaml: Any) -> dict[str, Any] | None:
     """Return what a pruning run noted in a ``model.yaml`` to continue after an interruption, or None."""
-    return yaml.get(KEY, {}).get("run") if isinstance(yaml, Mapping) else None
+    return _record(yaml).get("run") if is_marked(yaml) else None
+
+
+def _record(yaml: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record of a marked ``model.yaml``; raise a CheckpointError if it is not one of this version."""
+    record = yaml[KEY]
+    if not isinstance(record, Mapping) or record.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"the checkpoint has a record {seen(record)} of yolo_prune, and this version reads those of schema "
+            f"{SCHEMA}; update yolo_prune."
+        )
+    return record
 
 
 def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -87,7 +114,7 @@ def unmarked(yaml: Mapping[str, Any]) -> dict[str, Any]:
     plain = {k: v for k, v in yaml.items() if k != KEY}
     if KEY in yaml:
         first = yaml["backbone"][0]
-        plain["backbone"] = [[*first[:2], yaml[KEY]["module"], *first[3:]], *yaml["backbone"][1:]]
+        plain["backbone"] = [[*first[:2], _record(yaml)["module"], *first[3:]], *yaml["backbone"][1:]]
     return plain
 
 
@@ -106,7 +133,7 @@ def _with_record(yaml: Mapping[str, Any], sentence: str, record: Mapping[str, An
     return {
         **yaml,
         "backbone": [[*first[:2], sentence, *first[3:]], *yaml["backbone"][1:]],
-        KEY: {"schema": 1, "module": first[2], **record},
+        KEY: {"schema": SCHEMA, "module": first[2], **record},
     }
 
 
@@ -123,7 +150,13 @@ def rebuild(get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights
     """
     model = get_model(cfg=unmarked(cfg), weights=None, verbose=False)
     if is_pruned(cfg):
-        _narrow(model, cfg[KEY]["widths"])
+        try:
+            _narrow(model, cfg[KEY]["widths"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"the widths that the pruned checkpoint notes cannot be built ({told(e)}); use another checkpoint of "
+                "the run."
+            ) from e
     if weights is not None:
         model.load(weights)
     if is_pruned(cfg):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, seen, told
 from yolo_prune.targets import LATENCY, Target, canonical, read_targets
 
 IMPORTANCES = (
@@ -34,6 +34,7 @@ _CHOICES = {
     "lr_after_cut": LEARNING_RATES,
     "runtime": RUNTIMES,
 }
+_EXAMPLE = {"target": 0.5, "steps": 3}
 CLI_PREFIX = "prune_"
 """A knob ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
 
@@ -120,7 +121,7 @@ class PruneConfig:
         for name in (f.name for f in fields(self) if isinstance(f.default, bool) and f.name != "distill"):
             _bool(name, getattr(self, name))
         if not isinstance(self.distill, (bool, str)) or not str(self.distill):
-            raise ConfigError(f"distill={self.distill!r} is neither True, False nor the path of a checkpoint.")
+            raise ConfigError(f"distill={seen(self.distill)} is neither True, False nor the path of a checkpoint.")
         if not 0 <= self.start < 1:
             raise ConfigError(f"start={self.start:g} is not a fraction of the run in 0 <= start < 1; try start=0.1.")
         if self.schedule != "one-shot" and not self.start <= self.end < 1:
@@ -168,53 +169,52 @@ class PruneConfig:
         Raises:
             ConfigError: If the value is none of these or has a wrong knob.
         """
+        return value if isinstance(value, cls) else cls.from_dict(cls.given(value))
+
+    @classmethod
+    def given(cls, value: Any) -> Mapping[str, Any]:
+        """Return the knobs that a user gives as ``prune``, without the defaults of the others.
+
+        Args:
+            value: As for `load`.
+
+        Raises:
+            ConfigError: If the value is none of these.
+        """
         if isinstance(value, cls):
-            return value
+            return value.to_dict()
         if isinstance(value, Mapping):
-            return cls.from_dict(value)
+            return value
         if isinstance(value, bool):
             raise ConfigError(f"prune={value} does not say how much to remove; use prune=0.5 for half of the MACs.")
         if isinstance(value, (str, Path)) and str(value).lower().endswith((".yaml", ".yml")):
-            return cls.from_yaml(value)
+            return _read_yaml(value)
         if isinstance(value, (int, float, str, list, tuple)):
-            return cls.from_dict({"target": value})
-        raise ConfigError(f"prune={value!r} is a {type(value).__name__}; use a target, a dict or a YAML file.")
+            return {"target": value}
+        raise ConfigError(f"prune={seen(value)} is a {type(value).__name__}; use a target, a dict or a YAML file.")
 
     @classmethod
     def from_dict(cls, knobs: Mapping[str, Any]) -> PruneConfig:
         """Make a configuration from a mapping of knob names to values; unknown names are refused."""
+        if not isinstance(knobs, Mapping):
+            raise ConfigError(f"{seen(knobs)} is a {type(knobs).__name__}, not a dict of knobs such as {_EXAMPLE}.")
         for name in knobs:
-            _known(str(name), prefix="")
+            _known(name if isinstance(name, str) else seen(name), prefix="")
         return cls(**knobs)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> PruneConfig:
-        """Read a YAML file of knobs with a loader that cannot run code."""
-        import yaml  # only where a file is read: start-up must stay cheap
-
-        try:
-            knobs = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(
-                f"prune={path}: there is no such file; give a number such as prune=0.5 or a path."
-            ) from None
-        except (OSError, ValueError) as e:
-            raise ConfigError(f"prune={path} cannot be read: {e}.") from e
-        except yaml.YAMLError as e:
-            raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}.") from e
-        if not isinstance(knobs, dict):
-            raise ConfigError(
-                f"prune={path} holds a {type(knobs).__name__}, not 'knob: value' lines such as 'target: 0.5'."
-            )
-        return cls.from_dict(knobs)
+        """Read a YAML file of knobs; reading can run no code."""
+        return cls.from_dict(_read_yaml(path))
 
     @classmethod
-    def from_cli(cls, arguments: Mapping[str, str]) -> PruneConfig:
+    def from_cli(cls, arguments: Mapping[str, str], defaults: Mapping[str, Any] | None = None) -> PruneConfig:
         """Make a configuration from command-line arguments.
 
         Args:
             arguments: ``{"prune": "0.5", "prune_steps": "3"}``; ``prune`` may name a YAML file, which single knobs
                 then override.
+            defaults: Knobs that are not the usual ones where nothing is given.
 
         Raises:
             ConfigError: If a name is unknown (with the nearest valid one), or a value has a wrong type or range.
@@ -228,7 +228,7 @@ class PruneConfig:
             raise ConfigError(
                 f"{', '.join(arguments) or 'no argument'} without prune: say how much to remove, e.g. prune=0.5."
             )
-        return cls.from_dict({**cls.load(_bool_or_text(arguments["prune"])).to_dict(), **knobs})
+        return cls.from_dict({**(defaults or {}), **cls.given(_bool_or_text(arguments["prune"])), **knobs})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all knobs as plain data: what YAML, JSON and ``from_dict`` take."""
@@ -243,6 +243,18 @@ class PruneConfig:
         limits = (share for p, share in self.layer_limits.items() if fnmatch.fnmatchcase(layer, p))
         return next(limits, self.max_pruning_ratio)
 
+    def check_patterns(self, layers: Iterable[str]) -> None:
+        """Raise a ConfigError if a pattern of ``ignored_layers`` or ``layer_limits`` matches none of these layers."""
+        paths = list(layers)
+        for name in ("ignored_layers", "layer_limits"):
+            for pattern in getattr(self, name):
+                if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+                    near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+                    raise ConfigError(
+                        f"{name}: {seen(pattern)} matches no layer of this network; its layers have names like "
+                        f"{', '.join(near)}."
+                    )
+
     def is_ignored(self, layer: str) -> str | None:
         """Return the pattern of ``ignored_layers`` that matches a layer path, or None."""
         return next((p for p in self.ignored_layers if fnmatch.fnmatchcase(layer, p)), None)
@@ -250,6 +262,28 @@ class PruneConfig:
 
 KNOBS: dict[str, str] = {f.name: f.metadata["help"] for f in fields(PruneConfig)}
 """Each knob's one-line description, in order."""
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file holds, with a loader that cannot run code."""
+    import yaml  # only where a file is read: start-up must stay cheap
+
+    lines = "'knob: value' lines such as 'target: 0.5'"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        knobs, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"prune={path}: there is no such file; give a number such as prune=0.5 or a path.") from None
+    except yaml.YAMLError as e:
+        raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}; write {lines}.") from e
+    except Exception as e:  # yaml raises whatever a tag such as !!bool finds in its text
+        raise ConfigError(f"prune={path} cannot be read ({told(e)}); write {lines}.") from e
+    if not isinstance(knobs, dict):
+        raise ConfigError(f"prune={path} holds a {type(knobs).__name__}, not {lines}.")
+    names = [key.value for key, _ in tree.value] if tree else []
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"prune={path} has {twice} twice; leave one of them.")
+    return knobs
 
 
 def _known(name: str, prefix: str, seen: str | None = None) -> str:
@@ -274,7 +308,7 @@ def _parse(name: str, text: str) -> Any:
         return text
     if name == "layer_limits":
         pairs = (part.partition(":") for part in _split_names(text.strip("{}")))
-        return {pattern.strip(" '\""): _parse("max_pruning_ratio", share) for pattern, _, share in pairs}
+        return {pattern.strip(" '\""): _number_or_text(share) for pattern, _, share in pairs}
     if isinstance(default, tuple):
         return _split_names(text)
     if name == "distill":
@@ -295,6 +329,13 @@ def _parse(name: str, text: str) -> Any:
         raise ConfigError(f"{name}={text} is not a {kind}; the default is {default}.") from None
 
 
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _split_names(text: str) -> tuple[str, ...]:
     """Read ``a,b`` or ``[a, b]``."""
     return tuple(part for part in (p.strip(" '\"") for p in text.strip("[]()").split(",")) if part)
@@ -302,41 +343,40 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:  # nor infinite, nor NaN
-        raise ConfigError(f"{name}={value!r} is not a number; {KNOBS[name]}.")
+        raise ConfigError(f"{name}={seen(value)} is not a number; {KNOBS[name]}.")
     return float(value)
 
 
 def _whole(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name}={value!r} is not a whole number >= {low}; {KNOBS[name]}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1e9:
+        raise ConfigError(f"{name}={seen(value)} is not a whole number >= {low}; {KNOBS[name]}.")
 
 
 def _bool(name: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is not a bool; use True or False.")
+        raise ConfigError(f"{name}={seen(value)} is not a bool; use True or False.")
 
 
 def _shares(name: str, value: Any) -> dict[str, float]:
     if isinstance(value, str):
         value = _parse(name, value)
     if not isinstance(value, Mapping) or not all(isinstance(k, str) and k for k in value):
-        raise ConfigError(f"{name}={value!r} does not map name patterns to shares; {KNOBS[name]}.")
-    shares = {pattern: _number(name, share) for pattern, share in value.items()}
-    for pattern, share in shares.items():
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name}: {pattern} has {share:g}, not a share in 0 <= x < 1; {KNOBS[name]}.")
-    return shares
+        raise ConfigError(f"{name}={seen(value)} does not map name patterns to shares; {KNOBS[name]}.")
+    for pattern, share in value.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise ConfigError(f"{name}: {pattern} has {seen(share)}, not a share in 0 <= x < 1; {KNOBS[name]}.")
+    return {pattern: float(share) for pattern, share in value.items()}
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        near = difflib.get_close_matches(str(value), allowed, n=1)
+        near = difflib.get_close_matches(seen(value), allowed, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{name}={value!r} is not one of {', '.join(allowed)}.{hint}")
+        raise ConfigError(f"{name}={seen(value)} is not one of {', '.join(allowed)}.{hint}")
 
 
 def _names(name: str, value: Any) -> tuple[str, ...]:
     values = _split_names(value) if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
-        raise ConfigError(f"{name}={value!r} is not a list of names; {KNOBS[name]}.")
+        raise ConfigError(f"{name}={seen(value)} is not a list of names; {KNOBS[name]}.")
     return tuple(values)

@@ -63,16 +63,17 @@ def run(arguments: Iterable[str]) -> None:
     folder = Path.cwd() / FOLDER
     use_private_settings(folder / "settings")
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))  # Ultralytics would set 1 and leave cores idle
-    data = make_dataset(folder / "data")
 
     from ultralytics import YOLO
-    from ultralytics.cfg import parse_key_value_pair
 
     from yolo_prune.callback import PruneCallback
+    from yolo_prune.host import read_arguments
 
+    given = read_arguments(dict(argument.split("=", 1) for argument in rest), "demo")
+    data = make_dataset(folder / "data")
     model = YOLO("yolo11n.yaml")
     PruneCallback(config).attach(model)
-    model.train(**TRAIN | {"data": str(data), "project": str(folder), **dict(map(parse_key_value_pair, rest))})
+    model.train(**TRAIN | {"data": str(data), "project": str(folder), **given})
 
     run_folder = Path(model.trainer.save_dir)
     print("\nWhat is left behind:")

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolo_prune.checkpoint import load_network
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.plan import PrunePlan
 from yolo_prune.surgery import Cut
@@ -52,6 +52,7 @@ def prepare(trainer: BaseTrainer, distill: bool | str) -> None:
 
     Raises:
         ConfigError: If there are two teachers, or there is no such file.
+        CheckpointError: If the file is no checkpoint.
         UnsupportedError: If the task has no Detect head.
     """
     if trainer.args.distill_model is not None:
@@ -66,6 +67,7 @@ def prepare(trainer: BaseTrainer, distill: bool | str) -> None:
     if isinstance(distill, str):
         if not Path(distill).is_file():
             raise ConfigError(f"distill={distill}: there is no such file; give the path of a .pt file, or True.")
+        load_network(distill)
         trainer.args.distill_model = distill
 
 
@@ -108,7 +110,7 @@ def begin(done: Cut, trainer: BaseTrainer, teacher: Path) -> None:
         trainer: A run whose model is not a DistillationModel yet.
         teacher: A checkpoint. A resumed run finds it there.
     """
-    network, _ = load_checkpoint(teacher, device=trainer.device)
+    network = load_network(teacher).to(trainer.device)
     model = DistillationModel(teacher_model=network.float(), student_model=unwrap_model(trainer.model)).train()
     memo: dict[int, Any] = {id(model.teacher_model): None, id(model.student_model): trainer.ema.ema}
     averaged = deepcopy(model, memo).eval().requires_grad_(False)

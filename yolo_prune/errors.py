@@ -7,12 +7,20 @@
     ├── PlanError          a plan is malformed or belongs to another model (also a ValueError)
     ├── CutError           a cut, or the step to INT8, failed and everything was put back
     ├── CheckpointError    a checkpoint is not what it has to be
+    ├── WriteError         a file could not be written                   (also an OSError)
     └── ExportError        an export failed or disagrees with the checkpoint
 
 Each message says what was wrong, the value seen and the way out.
 """
 
 from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+_READABLE = reprlib.Repr()
+_READABLE.maxlevel = 2
+_READABLE.maxlong = _READABLE.maxstring = _READABLE.maxother = 80
 
 
 class PruneError(Exception):
@@ -43,5 +51,23 @@ class CheckpointError(PruneError):
     """A checkpoint is not what it has to be."""
 
 
+class WriteError(PruneError, OSError):
+    """A file could not be written; one that was there is as it was."""
+
+
 class ExportError(PruneError):
     """An export failed, or its outputs disagree with the checkpoint."""
+
+
+def seen(value: Any) -> str:
+    """Return a value as a message shows it: short, however large or deep it is."""
+    try:
+        return _READABLE.repr(value)
+    except ValueError:  # Python prints no whole number of more than 4300 digits
+        return f"a {type(value).__name__} too long to print"
+
+
+def told(error: BaseException) -> str:
+    """Return what another package's error says, on one line: its class, and its first line of text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -402,7 +402,10 @@ def form_of(path: Path) -> str:
         if path.name.endswith(suffix):
             precision = re.search(f"{_PRECISION}$", path.name.removesuffix(suffix))
             return f"{name}:{precision[1].removeprefix('int')}" if precision else name
-    raise UnsupportedError(f"{path} is neither a checkpoint nor of an export format of Ultralytics.")
+    raise UnsupportedError(
+        f"{path} is neither a checkpoint nor of an export format of Ultralytics; give a .pt, .onnx, or what else "
+        "yolo export has made."
+    )
 
 
 def exports_of(checkpoint: Path) -> dict[str, Path]:

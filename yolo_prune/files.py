@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from yolo_prune.errors import WriteError, told
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a draft beside a file to write to; complete, it takes the file's place, and failed, it is gone."""
+    """Give a draft beside a file to write to; complete, it takes the file's place, and failed, it is gone.
+
+    Args:
+        path: The file; folders that are missing are made.
+
+    Raises:
+        WriteError: If it cannot be written, e.g. on a full disk.
+    """
     draft = path.with_name(f"{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield draft
         os.replace(draft, path)
+    except Exception as e:
+        if isinstance(e, WriteError) or not (isinstance(e, OSError) or type(e) is RuntimeError):  # torch's, of a disk
+            raise
+        raise WriteError(
+            f"{path} cannot be written ({told(e)}), and what was there is as it was; make room, or choose a folder "
+            "that can be written to."
+        ) from e
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing was
+            draft.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from ultralytics.utils.torch_utils import is_qat
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.cost import FP16
-from yolo_prune.errors import UnsupportedError
+from yolo_prune.errors import ConfigError, UnsupportedError, seen, told
 from yolo_prune.layers import AnyLayer, is_grouped, named_layers, widths
 
 
@@ -36,6 +36,7 @@ def trace(
         ignored: Maps a layer path to the reason why the user wants its output width kept, or to None.
 
     Raises:
+        ConfigError: If the image size is none.
         UnsupportedError: If this is no such network, if it is quantized, if its shapes depend on values, or if a row of
             it can be neither traced nor kept as it is.
     """
@@ -48,7 +49,7 @@ def trace(
             "the network has INT8 quantizers (it was trained with quantize=8), which fit its present widths only: cut "
             "the float checkpoint that it was made from, or cut it in a training, which starts from its float weights."
         )
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    height, width = height_and_width(imgsz)
     image = torch.empty(1, image_channels(model), height, width, device="meta")
     copy = _weightless(model)
     run = _stock_run(copy, image)  # before the adapters change what the copy computes
@@ -85,14 +86,36 @@ def image_channels(model: nn.Module) -> int:
     yaml = getattr(model, "yaml", None) or {}
     if "channels" in yaml:
         return int(yaml["channels"])
-    return next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    found = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if found is None:
+        raise UnsupportedError(f"{type(model).__name__} has no convolution to cut; pass YOLO('….pt') or its .model.")
+    return found
 
 
-def image_size(model: nn.Module) -> int | tuple[int, int]:
-    """Return the image size in pixels that a network was trained for, or (height, width)."""
+def image_size(model: nn.Module, asked: Any = None) -> int | tuple[int, int]:
+    """Return the image size in pixels, or (height, width), that is asked for, else that a network was trained for.
+
+    Raises:
+        ConfigError: If what is asked for is no size.
+    """
+    if asked is not None:
+        height, width = height_and_width(asked)
+        return height if height == width else (height, width)
     args = getattr(model, "args", None) or {}
     own = args.get("imgsz") if isinstance(args, dict) else getattr(args, "imgsz", None)
     return own or (224 if guess_model_task(model) == "classify" else 640)
+
+
+def height_and_width(imgsz: Any) -> tuple[int, int]:
+    """Return height and width in pixels of what a user gives as image size.
+
+    Raises:
+        ConfigError: If it is neither a whole number above 0 nor a pair of them.
+    """
+    pair = tuple(imgsz) if isinstance(imgsz, (list, tuple)) else (imgsz, imgsz)
+    if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 < n < 1e5 for n in pair):
+        raise ConfigError(f"imgsz={seen(imgsz)} is no size in pixels; give a side such as 640, or (height, width).")
+    return pair
 
 
 def _weightless(model: nn.Module) -> nn.Module:
@@ -156,8 +179,8 @@ def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
     except Exception as e:  # whatever a network of foreign blocks raises
         raise UnsupportedError(
             f"this {type(model).__name__} cannot be read without data, because its forward pass on tensors without "
-            f"values ends in {type(e).__name__}: {str(e).splitlines()[0]}; shapes must not depend on values, as they "
-            "do in a prompt-free YOLOE (cut the YOLOE that it was made from)."
+            f"values ends in {told(e)}; shapes must not depend on values, as they do in a prompt-free YOLOE (cut the "
+            "YOLOE that it was made from)."
         ) from e
     for handle in hooks:
         handle.remove()

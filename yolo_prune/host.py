@@ -5,24 +5,68 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from ultralytics import RTDETR, YOLO
+from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg, smart_value
 from ultralytics.engine import trainer as engine
 
-from yolo_prune.errors import ConfigError
+from yolo_prune.config import CLI_PREFIX, KNOBS
+from yolo_prune.errors import CheckpointError, ConfigError, told
 from yolo_prune.files import replacing
 
 if TYPE_CHECKING:
-    from ultralytics import YOLO
     from ultralytics.engine.trainer import BaseTrainer
+
+
+def read_arguments(texts: Mapping[str, str], command: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Return arguments of Ultralytics, as typed on a command line, as values.
+
+    Args:
+        texts: Name -> text.
+        command: Of ours, for messages.
+        also: Names of arguments that are not Ultralytics'.
+
+    Raises:
+        ConfigError: If Ultralytics has no such argument, or refuses its value.
+    """
+    for name, text in texts.items():
+        if name not in DEFAULT_CFG_DICT and name not in also:
+            knobs = {knob: f"{CLI_PREFIX}{knob}" for knob in KNOBS}
+            near = [knobs[name]] if name in knobs else difflib.get_close_matches(name, [*DEFAULT_CFG_DICT, *also], n=1)
+            hint = f"did you mean {near[0]}?" if near else "see 'yolo cfg' and 'yolo-prune help'."
+            raise ConfigError(f"{name}={text} is no argument of {command}: {hint}")
+    values = {name: smart_value(text) for name, text in texts.items()}
+    try:
+        get_cfg(overrides={name: value for name, value in values.items() if name not in also})
+    except (TypeError, ValueError) as e:
+        raise ConfigError(f"Ultralytics refuses an argument of {command}: {told(e)}") from e
+    return values
+
+
+def open_model(model: str) -> YOLO:
+    """Load a model, or build it from its YAML, as Ultralytics does.
+
+    Raises:
+        ConfigError: If there is no such file.
+        CheckpointError: If Ultralytics cannot load it.
+    """
+    is_rtdetr = "rtdetr" in (path := Path(model)).stem and path.suffix in {".yaml", ".yml"}
+    try:
+        return (RTDETR if is_rtdetr else YOLO)(model)
+    except FileNotFoundError as e:
+        raise ConfigError(f"there is no {model}: give a checkpoint, or a model's YAML.") from e
+    except Exception as e:  # Ultralytics and torch name no common class for what a wrong file raises
+        raise CheckpointError(f"{model} cannot be loaded ({told(e)}); give a .pt or .yaml of Ultralytics.") from e
 
 
 def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
@@ -33,11 +77,14 @@ def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
         arguments: Arguments of ``train``, with ``data`` and ``imgsz``.
 
     Raises:
-        ConfigError: If the data set has other classes than the model.
+        ConfigError: If Ultralytics refuses an argument, or the data set has other classes than the model.
     """
     fixed = {"model": model.ckpt_path or model.model_name, "task": model.task, "mode": "train"}
     quiet = {"name": "prune", "epochs": 1, "plots": False, "amp": False, "pretrained": False}
-    trainer = model._smart_load("trainer")(overrides={**quiet, **arguments, **fixed})
+    try:
+        trainer = model._smart_load("trainer")(overrides={**quiet, **arguments, **fixed})
+    except Exception as e:  # Ultralytics names no common class for what it refuses
+        raise ConfigError(f"Ultralytics refuses an argument ({told(e)}); give what its train() takes.") from e
     network, classes = model.model, trainer.data["nc"]
     if classes != (own := getattr(network.model[-1], "nc", classes)):
         raise ConfigError(

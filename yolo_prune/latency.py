@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.errors import PlanError
+from yolo_prune.errors import PlanError, seen, told
 from yolo_prune.files import replacing
 
 SIMD = 16
@@ -89,7 +89,6 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON; a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as draft:
             draft.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
@@ -108,11 +107,28 @@ class LatencyTable:
             }
             numbers = {name: float(data[name]) for name in ("per_layer", "per_value", "fixed")}
             positions = {str(path): int(n) for path, n in data["positions"].items()}
-            return cls(layers, positions, **numbers, where=dict(data["where"] or {}))
-        except (OSError, KeyError, TypeError, ValueError, AttributeError) as e:
-            raise PlanError(
-                f"the latency table {path} cannot be read ({type(e).__name__}: {e}); start the run anew."
-            ) from e
+            table = cls(layers, positions, **numbers, where=dict(data["where"] or {}))
+            table._check()
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
+            raise PlanError(f"the latency table {path} cannot be read ({told(e)}); start the run anew.") from e
+        return table
+
+    def _check(self) -> None:
+        """Raise a ValueError unless this is a table that times can be read from."""
+        if not self.layers or self.layers.keys() != self.positions.keys():
+            raise ValueError("layers and positions name different layers, or none")
+        amounts = [self.per_layer, self.per_value, self.fixed, *self.positions.values()]
+        for path, s in self.layers.items():
+            if np.shape(s.seconds) != (len(s.outs), len(s.ins)):
+                raise ValueError(
+                    f"{path} has times of the shape {np.shape(s.seconds)}, not {(len(s.outs), len(s.ins))}"
+                )
+            for marks in (s.outs, s.ins):
+                if not marks or sorted(set(marks)) != list(marks):
+                    raise ValueError(f"the widths {seen(marks)} of {path} do not rise")
+            amounts += [*s.outs, *s.ins, *(t for row in s.seconds for t in row)]
+        if wrong := [a for a in amounts if not 0 <= a < np.inf]:
+            raise ValueError(f"{wrong[0]} is no width or time")
 
 
 class _Grid:

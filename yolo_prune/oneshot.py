@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 from ultralytics import RTDETR, YOLO
-from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune.allocation import units_of
@@ -20,7 +19,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.export import check_formats
 from yolo_prune.graph import image_size, trace
-from yolo_prune.host import calibration_batches, save_checkpoint, set_up
+from yolo_prune.host import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import Evidence, plan_traced, rankings
 from yolo_prune.profiling import measure
@@ -84,7 +83,7 @@ def prune_model(
         The plan, and with data the report and the run's folder.
 
     Raises:
-        ConfigError: If a knob is wrong, or means nothing without training.
+        ConfigError: If a knob is wrong, or means nothing without training, or Ultralytics refuses an argument.
         UnsupportedError: If the model is not a YOLO network that can be cut.
         TargetError: If the target is out of reach.
         CutError: If the cut failed; the model is as it was.
@@ -100,10 +99,9 @@ def prune_model(
     if meaningless := sorted(knobs.keys() - set(allowed)):
         kind = "a cut without training" if data is not None else "a cut without training and data"
         raise ConfigError(f"{', '.join(meaningless)}: no knob of {kind}. Valid: {', '.join(allowed[1:])}.")
-    given = target.to_dict() if isinstance(target, PruneConfig) else _knobs(target)
-    config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **given, **knobs})
+    config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **knobs})
     network = network_of(model)
-    imgsz = imgsz or image_size(network)
+    imgsz = image_size(network, imgsz)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
@@ -129,13 +127,14 @@ def sensitivity(
         What was measured, and the run's folder with ``sensitivity.json`` and ``sensitivity.png``.
 
     Raises:
-        ConfigError: If there are too few images, or the data set has other classes.
+        ConfigError: If there are too few images, the data set has other classes, or Ultralytics refuses an argument.
+        UnsupportedError: If the model is not a YOLO network that can be cut.
     """
-    given = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": imgsz or image_size(model.model)}
-    with _never_training(model, given) as trainer:
+    config, size = PruneConfig(calibration=calibration), image_size(network_of(model), imgsz)
+    with _never_training(model, {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
         evidence = Evidence(network, calibration_batches(trainer, calibration))
-        measured = scan(network, graph, rankings(graph, PruneConfig(), evidence), *evidence.halves())
+        measured = scan(network, graph, rankings(graph, config, evidence), *evidence.halves())
         measured.save(Path(trainer.save_dir))
         return measured, Path(trainer.save_dir)
 
@@ -149,17 +148,18 @@ def prune_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> Non
 
     Raises:
         ConfigError: If one is missing or wrong.
+        CheckpointError: If the model cannot be loaded.
     """
     model, values = _read(arguments, "prune")
     config = PruneConfig.from_cli(knobs)
-    prune_model(YOLO(model), config, **values)
+    prune_model(open_model(model), config, **values)
 
 
 def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
     """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
     model, values = _read(arguments, "plan", needed=("model",))
-    config = PruneConfig.from_cli(knobs if "data" in values else {**_as_text(DATA_FREE), **knobs})
-    print(dry_run(YOLO(model), config, timed=f"{CLI_PREFIX}runtime" in knobs, **values))
+    config = PruneConfig.from_cli(knobs, {} if "data" in values else DATA_FREE)
+    print(dry_run(open_model(model), config, timed=f"{CLI_PREFIX}runtime" in knobs, **values))
 
 
 def dry_run(
@@ -183,10 +183,14 @@ def dry_run(
         **arguments: Arguments of Ultralytics' ``train``, such as ``batch`` and ``device``.
 
     Raises:
+        ConfigError: If an argument is wrong, or means nothing without data.
         TargetError: If the target is out of reach.
         UnsupportedError: If the model cannot be cut, or latency cannot be measured here.
     """
-    network, size = network_of(model), imgsz or image_size(model.model)
+    if data is None and arguments:
+        raise ConfigError(f"{', '.join(arguments)}: says how to read data, and there is none; give data=… as well.")
+    network = network_of(model)
+    size = image_size(network, imgsz)
     graph = _traced(network, config, size, timed or config.is_timed)
     if data is None:
         plan = plan_traced(network, graph, config)
@@ -209,32 +213,31 @@ def dry_run(
 
 def sensitivity_command(arguments: Mapping[str, str]) -> None:
     """Run ``yolo-prune sensitivity`` and print the table; arguments as in `prune_command`."""
-    model, values = _read(arguments, "sensitivity")
-    measured, folder = sensitivity(YOLO(model), **values)
+    model, values = _read(arguments, "sensitivity", also=("calibration",))
+    measured, folder = sensitivity(open_model(model), **values)
     print(f"{measured.table()}\n{folder / 'sensitivity.json'}, {folder / 'sensitivity.png'}")
 
 
 def _read(
-    arguments: Mapping[str, str], command: str, needed: Sequence[str] = ("model", "data")
+    arguments: Mapping[str, str],
+    command: str,
+    needed: Sequence[str] = ("model", "data"),
+    also: Sequence[str] = (),
 ) -> tuple[str, dict[str, Any]]:
-    """Return the model, and the other values."""
-    values = {name: smart_value(text) for name, text in arguments.items()}
+    """Return the model, and the other values: of arguments of Ultralytics, and of those that a command has ``also``."""
     examples = {"model": "model=best.pt", "data": "data=my.yaml"}
     for name in needed:
-        if name not in values:
+        if not arguments.get(name):
             raise ConfigError(f"{command} without {name}: say which, e.g. {examples[name]}.")
-    return values.pop("model"), values
+    values = read_arguments(arguments, command, also)
+    return arguments["model"], {name: value for name, value in values.items() if name != "model"}
 
 
 def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool) -> ChannelGraph:
     """Return the channel groups of a network, with what has been measured of it where that is needed."""
     graph = trace(network, imgsz, config.is_ignored)
+    config.check_patterns(graph.layers)
     return replace(graph, latency=measure(network, graph, config.runtime)) if timed else graph
-
-
-def _as_text(knobs: Mapping[str, str]) -> dict[str, str]:
-    """Return knobs as the command line names them."""
-    return {f"{CLI_PREFIX}{name}": value for name, value in knobs.items()}
 
 
 @contextmanager
@@ -247,11 +250,6 @@ def _never_training(model: YOLO, arguments: dict[str, Any]) -> Iterator[Any]:
         for loader in (trainer.train_loader, trainer.test_loader):
             if hasattr(loader, "close"):
                 loader.close()
-
-
-def _knobs(target: Any) -> dict[str, Any]:
-    """Return the knobs that a user has given, without the defaults of the others."""
-    return dict(target) if isinstance(target, Mapping) else {"target": PruneConfig.load(target).target}
 
 
 def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -> PruneResult:

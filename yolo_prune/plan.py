@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_prune.errors import PlanError
+from yolo_prune.errors import PlanError, seen, told
+from yolo_prune.files import replacing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,39 +107,42 @@ class PrunePlan:
             PlanError: If the data is no plan, is damaged, or comes from a newer schema.
         """
         if not isinstance(data, Mapping) or "layers" not in data:
-            raise PlanError(f"a plan is a mapping with 'layers', this is {_short(data)}; use a plan-<n>.json of a run.")
+            raise PlanError(f"a plan is a mapping with 'layers', this is {seen(data)}; use a plan-<n>.json of a run.")
         if data.get("schema") != SCHEMA:
             raise PlanError(
-                f"plan schema {data.get('schema')!r} is unknown, this version reads {SCHEMA}; update yolo_prune."
+                f"plan schema {seen(data.get('schema'))} is unknown, this version reads {SCHEMA}; update yolo_prune."
             )
         try:
             plan = cls(
                 layers={
                     str(p): {s: _indices(p, s, v) for s, v in sides.items()} for p, sides in data["layers"].items()
                 },
-                widths={str(p): {s: int(n) for s, n in sides.items()} for p, sides in data["widths"].items()},
-                macs={k: int(v) for k, v in data["macs"].items()},
-                params={k: int(v) for k, v in data["params"].items()},
-                imgsz=(int(data["imgsz"][0]), int(data["imgsz"][1])),
+                widths={str(p): {s: _whole(n) for s, n in sides.items()} for p, sides in data["widths"].items()},
+                macs={k: _whole(data["macs"][k]) for k in ("before", "after")},
+                params={k: _whole(data["params"][k]) for k in ("before", "after")},
+                imgsz=(_whole(data["imgsz"][0]), _whole(data["imgsz"][1])),
                 locked=[{"layer": str(x["layer"]), "why": str(x["why"])} for x in data.get("locked", [])],
             )
         except PlanError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as e:
+            raise PlanError(f"the plan is damaged ({told(e)}); make it anew or use another plan-<n>.json.") from e
+        if {p: sides.keys() for p, sides in plan.layers.items()} != {p: of.keys() for p, of in plan.widths.items()}:
+            raise PlanError("the plan is damaged: 'layers' and 'widths' name different layers or sides; make it anew.")
+        if data.get("sha256") != plan.sha256:
             raise PlanError(
-                f"the plan is damaged ({type(e).__name__}: {e}); make it anew or use another plan-<n>.json."
-            ) from e
-        if plan.layers.keys() != plan.widths.keys():
-            raise PlanError("the plan is damaged: 'layers' and 'widths' name different layers; make it anew.")
-        if "sha256" in data and data["sha256"] != plan.sha256:
-            raise PlanError(
-                f"the plan is damaged: its sha256 is {plan.sha256}, it says {data['sha256']}; make it anew."
+                f"the plan is damaged: its sha256 is {plan.sha256}, it says {seen(data.get('sha256'))}; make it anew."
             )
         return plan
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the plan as JSON; a reader never sees half of it.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        with replacing(Path(path)) as draft:
+            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> PrunePlan:
@@ -148,9 +152,10 @@ class PrunePlan:
             PlanError: If the file is missing, is not JSON, or holds no plan.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-            raise PlanError(f"{path} cannot be read as a plan: {e}; give the path of a plan-<n>.json.") from e
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as e:
+            raise PlanError(f"{path} cannot be read as a plan ({told(e)}); give the path of a plan-<n>.json.") from e
+        return cls.from_dict(data)
 
 
 def _indices(path: Any, side: Any, values: Any) -> list[int]:
@@ -159,11 +164,12 @@ def _indices(path: Any, side: Any, values: Any) -> list[int]:
     kept = [int(v) for v in values if not isinstance(v, bool)]
     if kept != list(values) or not kept or kept[0] < 0 or any(b <= a for a, b in pairwise(kept)):
         raise PlanError(
-            f"the plan is damaged: {path} {side} is no rising list of channels: {_short(values)}; make it anew."
+            f"the plan is damaged: {path} {side} is no rising list of channels: {seen(values)}; make it anew."
         )
     return kept
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{seen(value)} is no whole number >= 0")
+    return value

@@ -14,7 +14,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -29,8 +29,9 @@ from ultralytics.utils import LOGGER
 from yolo_prune.allocation import ByScore, make_plan
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.cost import CostModel
+from yolo_prune.errors import WriteError
 from yolo_prune.files import replacing
-from yolo_prune.graph import image_channels
+from yolo_prune.graph import height_and_width, image_channels
 from yolo_prune.latency import SIMD, LatencyTable, Surface
 from yolo_prune.layers import named_layers, resized, widths
 from yolo_prune.plan import PrunePlan
@@ -124,7 +125,7 @@ def quiet() -> Iterator[None]:
 
 def time_networks(networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int]) -> list[float]:
     """Return the seconds for one image of each network, exported to a runtime and run in turns (see `typical`)."""
-    size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    size = height_and_width(imgsz)
     with tempfile.TemporaryDirectory() as folder:
         runners = []
         for i, network in enumerate(networks):
@@ -155,19 +156,25 @@ class _Known:
 
     def __init__(self, path: Path, where: Mapping[str, Any]) -> None:
         self._path, self._where = path, where
-        try:
+        self.layers: dict[str, dict[str, float]] = {}
+        self.networks: dict[str, dict[str, float]] = {}
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             data = json.loads(path.read_text(encoding="utf-8"))
-            self.layers: dict[str, dict[str, float]] = data["layers"]
-            self.networks: dict[str, dict[str, float]] = data["networks"]
-        except (OSError, ValueError, KeyError, TypeError):
-            self.layers, self.networks = {}, {}
+            self.layers, self.networks = _tables(data["layers"]), _tables(data["networks"])
 
     def save(self) -> None:
-        """Write the file."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self._path) as draft:
-            data = {"where": self._where, "layers": self.layers, "networks": self.networks}
-            draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        """Write the file; where that is impossible, what it holds is measured again next time."""
+        data = {"where": self._where, "layers": self.layers, "networks": self.networks}
+        try:
+            with replacing(self._path) as draft:
+                draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        except WriteError as e:
+            LOGGER.warning(f"what has been measured is not kept: {e}")
+
+
+def _tables(data: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return times or weights by name by name; raise an error of Python's if a file holds something else."""
+    return {name: {key: float(value) for key, value in of.items()} for name, of in data.items()}
 
 
 def _timed_layers(

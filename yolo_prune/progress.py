@@ -8,7 +8,7 @@ from typing import Any
 
 from yolo_prune.budget import Goal
 from yolo_prune.config import PruneConfig
-from yolo_prune.errors import CheckpointError
+from yolo_prune.errors import CheckpointError, told
 from yolo_prune.guard import Guard
 from yolo_prune.report import Report
 from yolo_prune.schedule import Cut
@@ -99,8 +99,8 @@ class Progress:
                 guard=Guard(**data["guard"]) if data["guard"] else None,
                 deadline=data["deadline"],
             )
-        except (KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise CheckpointError(
-                f"what the interrupted run noted in its checkpoint cannot be read ({type(e).__name__}: {e}); resume it "
-                "with the version of yolo_prune that it was started with."
+                f"what the interrupted run noted in its checkpoint cannot be read ({told(e)}); resume it with the "
+                "version of yolo_prune that it was started with."
             ) from e

@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from torch import nn
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.checks import check_requirements
 from ultralytics.utils.torch_utils import MODELOPT_REQUIREMENTS, prepare_qat, qat_state, restore_qat, strip_qat
 
+from yolo_prune.checkpoint import load_network
 from yolo_prune.config import PruneConfig
 from yolo_prune.distillation import student_of
 from yolo_prune.errors import ConfigError, UnsupportedError
@@ -99,7 +99,7 @@ def begin(done: Cut, trainer: BaseTrainer) -> None:
 
 def load_plain(path: Path) -> nn.Module:
     """Return the network of a checkpoint without quantizers."""
-    network: nn.Module = load_checkpoint(path)[0]
+    network = load_network(path)
     strip_qat(network)
     return network
 

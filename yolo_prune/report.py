@@ -186,7 +186,6 @@ class Report:
 
     def save(self, folder: Path) -> Path:
         """Write ``report.json`` into a folder; a reader never sees half of it."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "report.json"
         with replacing(path) as draft:
             draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from yolo_prune.errors import CheckpointError
+from yolo_prune.errors import CheckpointError, told
 from yolo_prune.files import replacing
 from yolo_prune.surgery import Cut
 
 
 def remember(network: nn.Module, path: Path) -> None:
     """Write the state of a network, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         torch.save(network.state_dict(), draft)
 
@@ -29,14 +28,14 @@ def recall(network: nn.Module, path: Path) -> nn.Module:
     """Return a copy of a network in the state that `remember` wrote.
 
     Raises:
-        CheckpointError: If the file is missing or belongs to another network.
+        CheckpointError: If the file is missing, damaged, or belongs to another network.
     """
     early: nn.Module = deepcopy(network)
     try:
         early.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError) as e:
+    except Exception as e:  # torch names no common class for what a damaged file raises
         raise CheckpointError(
-            f"{path}, the state to rewind to, cannot be used: {str(e).splitlines()[0]}; train without rewind."
+            f"{path}, the state to rewind to, cannot be used ({told(e)}); train without rewind."
         ) from e
     return early
 

@@ -20,8 +20,13 @@ from ultralytics.nn.autobackend import AutoBackend
 
 from yolo_prune.errors import UnsupportedError
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "pytorch": "torch", "tensorrt": "tensorrt"}
-"""Runtime (`config.RUNTIMES`) -> the package that it needs."""
+PACKAGES = {
+    "onnx": ("onnxruntime", "onnx"),
+    "openvino": ("openvino",),
+    "pytorch": ("torch",),
+    "tensorrt": ("tensorrt", "onnx"),
+}
+"""Runtime (`config.RUNTIMES`) -> the package that runs a network, and what makes its file."""
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "engine"}
 """Name -> Ultralytics' export format; PyTorch runs the checkpoint."""
 OPSET = 17
@@ -35,12 +40,13 @@ def check_runtime(name: str) -> None:
     Raises:
         UnsupportedError: Says what to install, or where it runs.
     """
-    try:
-        import_module(PACKAGES[name])
-    except ImportError as e:
-        raise UnsupportedError(
-            f"runtime={name} needs {PACKAGES[name]} ({e}): pip install {PACKAGES[name]}, or use runtime=pytorch."
-        ) from e
+    for package in PACKAGES[name]:
+        try:
+            import_module(package)
+        except ImportError as e:
+            raise UnsupportedError(
+                f"runtime={name} needs {package} ({e}): pip install {package}, or use runtime=pytorch."
+            ) from e
     if name == "tensorrt" and not torch.cuda.is_available():
         raise UnsupportedError(
             "runtime=tensorrt needs an NVIDIA GPU and this machine has none: measure where the model will run."
@@ -51,7 +57,7 @@ def described(name: str, threads: int) -> dict[str, Any]:
     """Return what a measurement depends on: runtime or format, its version, the device, and threads."""
     on_gpu = name == "tensorrt" or (name == "pytorch" and torch.cuda.is_available())
     device = torch.cuda.get_device_name() if on_gpu else _cpu_name()
-    return {"runtime": name, "version": _version(PACKAGES.get(name, name)), "device": device, "threads": threads}
+    return {"runtime": name, "version": _version(PACKAGES.get(name, (name,))[0]), "device": device, "threads": threads}
 
 
 def all_threads() -> int:

@@ -147,7 +147,6 @@ class Sensitivity:
         Returns:
             Path of the JSON file.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         path, picture = folder / "sensitivity.json", folder / "sensitivity.png"
         with replacing(path) as figures, replacing(picture) as drawing:
             figures.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

@@ -193,6 +193,7 @@ class Session:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
+        self.config.check_patterns(graph.layers)
         if self.config.is_timed:
             self._log(f"measuring how long the layers take in {self.config.runtime}")
             self.latency = ranks.once(lambda: measure(model, graph, self.config.runtime))
@@ -545,11 +546,9 @@ class Session:
         done.set(self.report, "cuts", [*self.report.cuts, record])
         done.set(self, "_gradients", Gradients())  # of parameters that are gone
         if ranks.is_first():
-            folder = self._folder(trainer)
-            folder.mkdir(parents=True, exist_ok=True)
             plan.save(self._plan_file(trainer, len(self.report.cuts)))
             if self._good:
-                self._good.save(folder / GOOD)
+                self._good.save(self._folder(trainer) / GOOD)
         self._save(trainer, done, randomness)
 
     def _save(self, trainer: BaseTrainer, done: Cut | None = None, randomness: Randomness | None = None) -> None:

@@ -134,7 +134,7 @@ class ImportHook:
             try:
                 self.config = read_config(_json_texts(os.environ[CHILD_ARGUMENTS]), self.rest)
             except ConfigError as e:
-                refuse(e, code=2)
+                refuse(e)
         if name != "ultralytics.engine.model":
             return None
         sys.meta_path.remove(self)
@@ -165,15 +165,15 @@ def wrap_train(model_class: Any, config: PruneConfig | None) -> None:
                 attached.add(self)
             return stock_train(self, *args, **kwargs)
         except PruneError as e:
-            refuse(e, code=1)
+            refuse(e)
 
     model_class.train = train
 
 
-def refuse(error: PruneError, code: int) -> NoReturn:
-    """End a command with one clear line instead of a traceback."""
+def refuse(error: PruneError) -> NoReturn:
+    """End a command with one clear line instead of a traceback: exit code 2 if its arguments are wrong, else 1."""
     print(f"yolo-prune: {error}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(2 if isinstance(error, ConfigError) else 1)
 
 
 def _is_ours(name: str) -> bool:
@@ -189,7 +189,7 @@ def _split(argument: str) -> tuple[str, str]:
 def _json_texts(text: str) -> dict[str, str]:
     try:
         arguments = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict) or not all(isinstance(value, str) for value in arguments.values()):
         raise ConfigError(f'{CHILD_ARGUMENTS}={text} is not a JSON object of texts such as {{"prune": "0.5"}}.')

@@ -20,7 +20,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.distillation import TEACHER
-from yolo_prune.errors import CheckpointError
+from yolo_prune.errors import CheckpointError, told
 from yolo_prune.files import replacing
 from yolo_prune.host import Randomness
 from yolo_prune.ranks import is_first
@@ -114,7 +114,6 @@ def save(
         "buffers": [list(dataset.buffer) for dataset in _datasets(loader.dataset)],
         "extra": extra,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as draft:
         torch.save(state, draft)
 
@@ -123,12 +122,14 @@ def load(path: Path) -> dict[str, Any]:
     """Return what `save` wrote.
 
     Raises:
-        CheckpointError: If the file is missing or damaged.
+        CheckpointError: If the file is missing, damaged, or holds something else.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"networks", "extra"} <= state.keys():
+            raise ValueError("it holds something else")
     except Exception as e:  # torch names no common class for what a damaged file raises
-        raise CheckpointError(f"{path} cannot be read ({type(e).__name__}: {str(e).partition(chr(10))[0]}).") from e
+        raise CheckpointError(f"{path} cannot be read ({told(e)}); last.pt alone is enough to resume.") from e
     return state
 
 
@@ -151,7 +152,8 @@ def restore(trainer: BaseTrainer, state: dict[str, Any], gradients: Gradients) -
         trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": state["optimizer"]})
     except (RuntimeError, ValueError, KeyError) as e:
         raise CheckpointError(
-            f"the state beside last.pt belongs to another network: {str(e).partition(chr(10))[0]}"
+            f"the state beside last.pt belongs to another network ({told(e)}); remove pruning/state-*.pt to resume "
+            "from last.pt alone."
         ) from e
     for p, grad in zip(parameters, state["grads"], strict=True):
         p.grad = None if grad is None else grad.to(p.device)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from yolo_prune.blocks import adapter_for
-from yolo_prune.errors import CutError, PlanError, UnsupportedError
+from yolo_prune.errors import CutError, PlanError, UnsupportedError, seen
 from yolo_prune.layers import Slices, attributes, named_layers, tensors, widths
 
 if TYPE_CHECKING:
@@ -132,7 +132,10 @@ def check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
                 )
             for side, kept in plan.layers[path].items():
                 if kept[-1] >= expected[side]:
-                    raise PlanError(f"the plan is damaged: {path} {side} keeps channel {kept[-1]} of {expected[side]}.")
+                    raise PlanError(
+                        f"the plan is damaged: {path} {side} keeps channel {kept[-1]} of {expected[side]}, counted "
+                        "from 0; make it anew."
+                    )
 
 
 def network_of(model: Any) -> nn.Module:
@@ -144,7 +147,8 @@ def network_of(model: Any) -> nn.Module:
     for candidate in (model, getattr(model, "model", None)):
         if isinstance(candidate, nn.Module) and isinstance(getattr(candidate, "model", None), nn.Sequential):
             return candidate
-    raise UnsupportedError(f"{model!r:.200} is no YOLO model with weights that can be cut; load a .pt or .yaml file.")
+    shown = seen(model.model if isinstance(getattr(model, "model", None), str) else model)
+    raise UnsupportedError(f"{shown} is no YOLO model with weights that can be cut; load a .pt or .yaml file.")
 
 
 def _edits(model: nn.Module, plan: PrunePlan) -> Iterator[tuple[nn.Module, str, torch.Tensor, Slices]]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, seen
 
 MACS, PARAMS, BYTES, LATENCY = QUANTITIES = ("macs", "params", "bytes", "latency")
 """Multiply-adds for one image, parameters, bytes of the checkpoint file, seconds for one image."""
@@ -37,7 +37,7 @@ _UNITS: dict[str, tuple[str, float]] = {
     "ms": (LATENCY, 1e-3),
     "s": (LATENCY, 1.0),
 }
-_TERM = re.compile(r"\s*(?P<number>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>.*?)\s*", re.IGNORECASE)
+_TERM = re.compile(r"\s*(?P<number>[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>([^\d\s].*?)?)\s*", re.IGNORECASE)
 EXAMPLES = "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 8 ms or 2x; several, separated by commas, must all hold"
 
 
@@ -81,7 +81,7 @@ def read_targets(value: Any) -> tuple[Target, ...]:
     if not isinstance(terms, (list, tuple)):
         terms = [terms]
     if not terms:
-        raise ConfigError(f"target={value!r} says nothing; give {EXAMPLES}.")
+        raise ConfigError(f"target={seen(value)} says nothing; give {EXAMPLES}.")
     targets = [_read(term) for term in terms]
     return tuple(dict.fromkeys(t for t in targets if t.removed != 0))
 
@@ -108,37 +108,38 @@ def in_units(quantity: str, amount: float, digits: int = 3) -> str:
 
 def _read(term: Any) -> Target:
     if isinstance(term, bool) or not isinstance(term, (int, float, str)):
-        raise ConfigError(f"target={term!r} is a {type(term).__name__}; give {EXAMPLES}.")
-    match = _TERM.fullmatch(term if isinstance(term, str) else repr(term))
+        raise ConfigError(f"target={seen(term)} is a {type(term).__name__}; give {EXAMPLES}.")
+    text = term if isinstance(term, str) else seen(term)
+    match = _TERM.fullmatch(text)
     if not match:
-        raise ConfigError(f"target={term} is not a number with a unit; give {EXAMPLES}.")
+        raise ConfigError(f"target={text} is not a number with a unit; give {EXAMPLES}.")
     number, unit = float(match["number"]), match["unit"].lower()
     if unit.startswith("%"):
-        return _share(term, number / 100, unit[1:].removeprefix(" of").strip())
+        return _share(text, number / 100, unit[1:].removeprefix(" of").strip())
     if not unit:
-        return _share(term, number, "")
+        return _share(text, number, "")
     if unit.removesuffix(" faster") == "x":
         if not 1 <= number < 1e9:
-            raise ConfigError(f"target={term} is no speed-up >= 1; 2x is twice as fast as the dense model.")
+            raise ConfigError(f"target={text} is no speed-up >= 1; 2x is twice as fast as the dense model.")
         return Target(LATENCY, removed=1 - 1 / number)
     known = _UNITS.get(unit.replace(" ", ""))
     if known is None:
-        raise ConfigError(f"target={term}: {match['unit']!r} is no unit; give {EXAMPLES}.")
+        raise ConfigError(f"target={text}: {match['unit']!r} is no unit; give {EXAMPLES}.")
     if not 0 < number < 1e15:
-        raise ConfigError(f"target={term} is not above 0 and finite; give {EXAMPLES}.")
+        raise ConfigError(f"target={text} is not above 0 and finite; give {EXAMPLES}.")
     return Target(known[0], most=number * known[1])
 
 
-def _share(term: Any, share: float, name: str) -> Target:
+def _share(text: str, share: float, name: str) -> Target:
     quantity = next((q for q, names in _NAMES.items() if (name or _NAMES[MACS][0]) in names), None)
     if quantity is None:
         raise ConfigError(
-            f"target={term}: {name!r} is nothing that can be cut; percentages are of "
+            f"target={text}: {name!r} is nothing that can be cut; percentages are of "
             f"{', '.join(names[0] for names in _NAMES.values())}."
         )
     if not 0 <= share < 1:
         raise ConfigError(
-            f"target={term} is not a share to remove in 0 <= target < 1; 0.5 and 50% remove half of the MACs, 0 cuts "
+            f"target={text} is not a share to remove in 0 <= target < 1; 0.5 and 50% remove half of the MACs, 0 cuts "
             "nothing; an amount that may stay needs its unit, e.g. 3.2 GMACs, 1.2M params, 2 MB, 8 ms."
         )
     return Target(quantity, removed=share)
