@@ -106,15 +106,15 @@ def render(
     """
     report = _completed(report)
 
-    def figure(place: str, kind: str) -> Markup:
+    def figure(place: list[str | int], kind: str) -> Markup:
         """Return a figure of the report as text that says its value and its place."""
         value: Any = report
-        for key in place.split("/"):
-            value = value[int(key) if isinstance(value, list) else key]
+        for key in place:
+            value = value[key]
         if value is None:
             return Markup("&ndash;")
         data = Markup('<data value="{}" data-place="{}">{}</data>')
-        return data.format(json.dumps(value), place, FORMATS[kind](value))
+        return data.format(json.dumps(value), json.dumps(place), FORMATS[kind](value))
 
     templates = PackageLoader("yolo_prune")
     house = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -205,9 +205,12 @@ def _metric(arguments: Mapping[str, Any]) -> str:
     return METRICS.get(arguments.get("task", ""), "fitness")
 
 
-def _change(now: float | None, before: float | None) -> str:
-    """Return ``-50.0%`` with a proper minus, or nothing where there is nothing to compare."""
-    return f"{now / before - 1:+.1%}".replace("-", "\N{MINUS SIGN}") if now is not None and before else ""
+def _change(now: float | None, before: float | None, kind: str) -> str:
+    """Return ``-50.0%``, or points of a percentage, or nothing where there is nothing to compare."""
+    if now is None or not before:
+        return ""
+    told = f"{100 * (now - before):+.1f}" if kind == "percent" else f"{now / before - 1:+.1%}"
+    return told.replace("-", "\N{MINUS SIGN}")
 
 
 def _commands(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -87,12 +87,14 @@ def draw(report: Mapping[str, Any], folder: Path, metric: str) -> None:
         *left, right = figure.subplots(1, 2 if run else 1, squeeze=False)[0]
         for axes in left:
             axes.plot([p.epoch for p in run], [p.fitness for p in run], **style)
-            for p in filter(lambda p: p.name, run):
-                axes.axvline(p.epoch, color="C1", linewidth=1, label="cut" if p.name == "cut 1" else None)
+            for p in (p for p in run if p.name):
+                label, color = (p.name, "C2") if p.name == "INT8" else ("cut" if p.name == "cut 1" else None, "C1")
+                axes.axvline(p.epoch, color=color, linewidth=1, label=label)
             axes.set_title(f"{metric}, epoch by epoch", fontsize=12)
         right.plot([p.macs for p in way], [p.fitness for p in way], **style)
         for p in way:
-            right.annotate(p.name, (p.macs, p.fitness), (4, 4), textcoords="offset points")
+            if p.name.startswith("cut"):
+                right.annotate(p.name, (p.macs, p.fitness), (5, -12), textcoords="offset points", color="C1")
         right.xaxis.set_major_formatter(lambda macs, _: count(macs))
         right.set_title(f"{metric} against MACs", fontsize=12)
         for axes in (*left, right):

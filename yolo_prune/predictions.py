@@ -50,6 +50,8 @@ def side_by_side(report: Mapping[str, Any], run: Path) -> list[Sample]:
 
 def _seen(checkpoint: Path, files: Sequence[str], imgsz: Sequence[int]) -> Iterator[tuple[str, str]]:
     """Yield what a network sees in each image, as a picture and in words."""
+    if not checkpoint.exists():  # Ultralytics would look for it on the network
+        raise FileNotFoundError(f"there is no {checkpoint}")
     model = YOLO(checkpoint)
     for file in files:  # one by one: their sizes differ; on the CPU: a GPU may be full
         result = model.predict(file, imgsz=list(imgsz), device="cpu", verbose=False)[0]
