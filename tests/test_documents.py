@@ -130,7 +130,7 @@ def check_host(values: dict[str, Any]) -> None:
 
 def check_command(words: list[str]) -> None:
     """Parse a command as the program does that it starts, up to where it would work."""
-    program, *rest = Path(words[0]).name, *words[1:]
+    program, *rest = words[0].rpartition("/")[2], *words[1:]
     if program == "yolo-prune" and rest[0] != "train":
         assert cli.main(rest) == 0 if rest[1:] else rest[0] in cli.COMMANDS
     elif program in ("yolo", "yolo-prune"):
@@ -182,9 +182,8 @@ def test_every_prune_argument_in_prose_is_one(path: Path) -> None:
 def test_every_file_that_is_named_or_linked_exists(path: Path) -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)", FENCE.sub("", path.read_text()))
     assert [link for link in links if not (path.parent / link).exists()] == []
-    named = [
-        span for span in spans(path) if re.fullmatch(r"(yolo_prune|tests|docs|examples|benchmarks)/[\w./-]*", span)
-    ]
+    ours = re.compile(r"(yolo_prune|tests|docs|examples|benchmarks)/([\w./-]*(/|\.\w+))?")
+    named = [span for span in spans(path) if ours.fullmatch(span)]
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
@@ -201,9 +200,6 @@ def test_the_map_has_every_room_in_the_order_of_imports() -> None:
 def test_the_api_page_has_every_public_name() -> None:
     shown = re.findall(r"^::: (yolo_prune[\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
     assert {name.rpartition(".")[2] for name in shown} >= set(yolo_prune.__all__)
-    for name in shown:
-        module, _, attribute = name.rpartition(".")
-        assert hasattr(import_module(module), attribute), name
 
 
 def test_the_report_page_has_every_record_and_each_describes_its_fields() -> None:

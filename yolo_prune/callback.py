@@ -28,7 +28,7 @@ class PruneCallback:
     Raises:
         ConfigError: If a knob is wrong.
 
-    Example:
+    Examples:
         >>> model = YOLO("yolo11n.pt")
         >>> PruneCallback(0.5, steps=3).attach(model)
         >>> model.train(data="coco8.yaml", epochs=60)

@@ -48,7 +48,7 @@ def _knob(default: Any, help: str) -> Any:
 class PruneConfig:
     """The validated knobs of one pruning run.
 
-    Example:
+    Examples:
         >>> PruneConfig(target=0.5, steps=3, start=0.1, end=0.4)  # half of the MACs, in three cuts
         >>> PruneConfig.load("prune.yaml")
         >>> PruneConfig.load(0.5)

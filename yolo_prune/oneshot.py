@@ -89,7 +89,7 @@ def prune_model(
         CutError: If the cut failed; the model is as it was.
         ExportError: If an asked export failed; everything else is done and saved.
 
-    Example:
+    Examples:
         >>> result = prune_model(YOLO("best.pt"), 0.15, data="my.yaml")
         >>> result.report.dense.fitness, result.report.final.fitness
         (0.585, 0.585)

@@ -132,7 +132,7 @@ class ExportRecord:
 
 @dataclass
 class Report:
-    """The contract of ``report.json``; each record above describes its own fields.
+    """The contract of ``report.json``; each record describes its own fields.
 
     Attributes:
         imgsz: Height and width in pixels.

@@ -48,7 +48,7 @@ def verify_cut(
         TargetError: If the share is out of reach.
         CutError: If the plan cannot be applied.
 
-    Example:
+    Examples:
         >>> verify_cut(YOLO("my-own-blocks.yaml"))
         {'eval': 2.1e-16, 'train': 4.3e-15}
     """

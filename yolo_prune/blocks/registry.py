@@ -59,7 +59,7 @@ def register_block(*kinds: type[nn.Module]) -> Callable[[type[BlockAdapter]], ty
     Raises:
         ConfigError: If a kind is no class of modules.
 
-    Example:
+    Examples:
         >>> @register_block(MyBlock)
         ... class MyBlockAdapter(BlockAdapter):
         ...     def trace(self, shadow, path, module): ...
