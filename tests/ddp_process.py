@@ -1,8 +1,8 @@
 """One process of a distributed training on CPUs, started by ``torch.distributed.run`` (see `test_ranks`).
 
 Ultralytics trains on several GPUs only. Three stand-ins make it do so on CPUs: the backend is gloo,
-DistributedDataParallel gets no device, and for the final validation each rank takes itself for the only one, since it
-would look for its GPU. Everything else is the host's.
+DistributedDataParallel gets no device, and the final validation, which looks for a GPU, is that of rank 0 alone.
+Everything else is the host's.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class GlooTrainer(DetectionTrainer):
         distributed.init_process_group("gloo", f"file://{file}", rank=RANK, world_size=self.world_size)
 
     def final_eval(self) -> None:
+        if RANK:
+            distributed.barrier()
+            return
         with mock.patch.object(validator, "RANK", -1):
             super().final_eval()
 

@@ -19,7 +19,7 @@ from test_architecture import HOUSE, ORDER
 from ultralytics import cfg
 
 import yolo_prune
-from yolo_prune import PruneCallback, PruneConfig, bench, cli, demo, oneshot, report, startup
+from yolo_prune import PruneCallback, PruneConfig, bench, cli, demo, oneshot, page, report, startup
 from yolo_prune.config import ALLOCATIONS, IMPORTANCES, KNOBS, SCHEDULES
 
 REPOSITORY = Path(__file__).parent.parent
@@ -155,7 +155,8 @@ def check_command(words: list[str]) -> None:
 def test_every_command_is_understood_by_the_program_that_it_starts(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(oneshot, "YOLO", str)
+    monkeypatch.setattr(oneshot, "open_model", str)
+    monkeypatch.setattr(page, "write", str)
     monkeypatch.setattr(oneshot, "prune_model", lambda model, config, **values: check_host(values))
     monkeypatch.setattr(oneshot, "dry_run", lambda model, config, timed, **values: check_host(values))
     measured = SimpleNamespace(table=str)
