@@ -49,8 +49,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(own_folder: Path, tiny_data: Path) -> Callable[..., Any]:
-    """Train a narrow network on the tiny data, in the test's folder (see `runs.train`)."""
-    from runs import train  # imports ultralytics
+    """Train a narrow network on the tiny data, in the test's folder (see `trainings.train`)."""
+    from trainings import train  # imports ultralytics
 
     return partial(train, own_folder, tiny_data)
 

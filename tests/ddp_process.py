@@ -16,13 +16,13 @@ from unittest import mock
 
 import torch
 from torch import distributed, nn
+from trainings import Interrupted, soon
 from ultralytics import YOLO
 from ultralytics.engine import validator
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from runs import Interrupted, soon
 from yolo_prune import PruneCallback, ranks
 from yolo_prune.callback import telling_all
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from nets import FAMILIES, assert_same, assert_same_tensors, narrow_yaml, snapshot, state
+from trainings import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from runs import Interrupted, Run, report_of, soon
 from yolo_prune import PruneCallback, bench, budget, checkpoint, latency, page, session
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from nets import assert_same_tensors, narrow_yaml
+from trainings import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
-from runs import Interrupted, Run, report_of, soon
 from yolo_prune import PruneCallback, state
 from yolo_prune.errors import CheckpointError
 
