@@ -9,7 +9,8 @@ from ultralytics import YOLO
 
 from yolo_prune import prune_model
 
-arguments = {"model": "yolo11n.pt", **dict(a.split("=", 1) for a in sys.argv[1:])}
+arguments = {"model": "yolo11n.pt"}
+arguments |= dict(a.split("=", 1) for a in sys.argv[1:])
 
 model = YOLO(arguments["model"])
 result = prune_model(model, 0.3)
