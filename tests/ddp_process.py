@@ -46,11 +46,10 @@ class GlooTrainer(DetectionTrainer):
         distributed.init_process_group("gloo", f"file://{file}", rank=RANK, world_size=self.world_size)
 
     def final_eval(self) -> None:
-        if RANK:
-            distributed.barrier()
-            return
-        with mock.patch.object(validator, "RANK", -1):
-            super().final_eval()
+        distributed.destroy_process_group()
+        if not RANK:
+            with mock.patch.object(validator, "RANK", -1):
+                super().final_eval()
 
 
 def main(jobs: list[dict[str, Any]], data: str, folder: Path) -> None:
@@ -59,7 +58,8 @@ def main(jobs: list[dict[str, Any]], data: str, folder: Path) -> None:
     seen = []
     for job in jobs:
         seen.append(train(job, data, folder))
-        distributed.destroy_process_group()
+        if distributed.is_initialized():  # a run that was lost
+            distributed.destroy_process_group()
     (folder / f"rank{RANK}.json").write_text(json.dumps(seen))
 
 

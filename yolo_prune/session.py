@@ -568,7 +568,7 @@ class Session:
         """Note where the run is in the networks, which checkpoints are made of."""
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         if self.report.cuts and not self.report.quantization:
-            yaml = checkpoint.marked(model, self.progress.to_dict())
+            yaml = checkpoint.marked(ema, self.progress.to_dict())  # the live one may hold graphs of its last batch
         else:  # of a network in INT8, the widths are those of the last cut
             plain = model.yaml if self.report.quantization else checkpoint.unmarked(model.yaml)
             yaml = checkpoint.with_run(plain, self.progress.to_dict())
