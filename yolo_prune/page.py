@@ -81,8 +81,9 @@ def write(run: Path, *, plots: bool = True) -> Path:
         except Exception as e:  # whatever Ultralytics raises at a checkpoint or an image, the rest can be told
             unseen = f"{type(e).__name__}: {e}"
     path = folder / NAME
+    text = render(report, arguments, run.resolve().name, samples, unseen)
     with replacing(path) as draft:
-        draft.write_text(render(report, arguments, run.resolve().name, samples, unseen), encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
     if plots:
         pictures.draw(report, folder, _metric(arguments))
     return path
