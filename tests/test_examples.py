@@ -48,8 +48,9 @@ def pictures(notebook: Any) -> list[str]:
 
 
 def test_the_notebook_runs_and_was_committed_with_its_pictures(narrow: Path, own_folder: Path) -> None:
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel", reason="the notebook runs in its kernel: pip install 'yolo-prune[docs]'")
+    reason = "the notebook is run with the extra: pip install 'yolo-prune[notebook]'"
+    nbclient, nbformat = (pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat"))
+    pytest.importorskip("ipykernel", reason="the notebook runs in its kernel: pip install 'yolo-prune[notebook]'")
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     assert len(pictures(notebook)) == 4
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
