@@ -10,8 +10,8 @@ from nets import narrow_yaml
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MORE = {
-    # 64 pixels on a busy machine: that anything gets faster cannot be relied on
-    "latency_target.py": ("target=1.0001x", "runtime=pytorch"),
+    # 64 pixels on a busy machine: that anything gets faster cannot be relied on, so the time asked always holds
+    "latency_target.py": ("target=10 s, 10%", "runtime=pytorch"),
     "compare_criteria.py": ("criteria=random,reconstruction",),
 }
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of the sdist")

@@ -484,7 +484,11 @@ def test_what_an_earlier_run_left_in_the_folder_is_not_taken_for_this_one(run: R
         prune=PruneCallback(0.3, schedule="one-shot", start=0, benchmark=False), name="same", exist_ok=True, epochs=2
     )
     assert again.save_dir == first.save_dir
-    assert sorted(p.name for p in (again.save_dir / "pruning").iterdir()) == ["plan-1.json", "report.json"]
+    assert sorted(p.name for p in (again.save_dir / "pruning").iterdir()) == [
+        "plan-1.json",
+        "report.html",
+        "report.json",
+    ]
     reference, _ = load_checkpoint(again.wdir / "dense.pt")
     assert sum(p.numel() for p in reference.parameters()) == dense["params"]
 
