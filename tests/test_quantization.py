@@ -29,9 +29,9 @@ needs_modelopt = pytest.mark.skipif(
 )
 
 
-def asking(quantize: Any = 8, resume: bool = False) -> Any:
+def asking(quantize: Any = 8, resume: bool = False, compile: bool = False) -> Any:
     """Return what `prepare` reads of a trainer."""
-    return SimpleNamespace(args=SimpleNamespace(quantize=quantize), resume=resume)
+    return SimpleNamespace(args=SimpleNamespace(quantize=quantize, compile=compile), resume=resume)
 
 
 def test_int8_is_put_off_only_where_something_is_to_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +61,17 @@ def test_what_int8_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, knobs: 
     monkeypatch.setattr(quantization, "check_available", lambda: None)
     with pytest.raises(ConfigError, match=message):
         quantization.prepare(asking(), PruneConfig(**knobs))
+
+
+def test_int8_and_compile_exclude_each_other() -> None:
+    with pytest.raises(UnsupportedError, match=r"quantize=8 with compile=True: .* use compile=False"):
+        quantization.prepare(asking(compile=True), PruneConfig())
+
+
+def test_a_release_without_int8_training_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(quantization.torch_utils, "prepare_qat")
+    with pytest.raises(UnsupportedError, match=r"trains in INT8 since 8\.4\.143, and this is .*: pip install -U ultra"):
+        quantization.check_available()
 
 
 def test_without_modelopt_a_run_is_refused_before_it_starts(
