@@ -47,7 +47,7 @@ HOST_NAMES = (
     ),
     Names("ultralytics.engine.trainer", "BaseTrainer strip_optimizer", "checkpoints that are not stripped in place"),
     Names("ultralytics.engine.tuner", "Tuner", "trials that prune"),
-    Names("ultralytics.engine.tuner.Tuner", "_constrain args", "knobs on the command lines of the trials"),
+    Names("ultralytics.engine.tuner.Tuner", "_mutate args", "knobs on the command lines of the trials"),
     Names("ultralytics.utils.tuner", "run_ray_tune", "trials that prune"),
     Names("ultralytics.engine.model.Model", "_smart_load add_callback callbacks tune", "what is attached to a model"),
     Names("ultralytics.engine.model.Model", "ckpt_path model_name", "a trainer that cuts without training"),

@@ -85,9 +85,9 @@ class Trials(tuner.Tuner):
             setattr(self.args, name, value)
         self._whole = [name for name, value in searched.items() if isinstance(value, int)]
 
-    def _constrain(self, hyp: dict[str, float]) -> dict[str, float]:
-        hyp = super()._constrain(hyp)
-        return {**hyp, **{name: round(hyp[name]) for name in self._whole}}
+    def _mutate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
+        chosen: dict[str, float] = super()._mutate(*arguments, **settings)
+        return {name: round(value) if name in self._whole else value for name, value in chosen.items()}
 
 
 def _start_values(config: PruneConfig, space: Mapping[str, Any]) -> dict[str, float]:
