@@ -41,6 +41,7 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
         "cost",
         "errors",
         "guard",
+        "host_names",
         "plan",
         "latency",
         "pictures",
@@ -73,11 +74,12 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
         "export",
         "state",
         "handover",
+        "tuning",
     }
 
 
 ORDER = (
-    ("errors", "files", "targets", "latency", "channels", "coreml"),
+    ("errors", "files", "targets", "latency", "channels", "coreml", "host_names"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("pictures", "predictions", "page"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
@@ -97,7 +99,7 @@ ORDER = (
     ),
     ("checkpoint", "verification", "rewinding", "ranks", "distillation", "snapshot", "host", "state"),
     ("quantization", "export", "bench", "handover", "progress"),
-    ("session", "oneshot"),
+    ("session", "oneshot", "tuning"),
     ("callback",),
     ("startup",),
     ("demo",),

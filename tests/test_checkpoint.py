@@ -15,6 +15,8 @@ from yolo_prune import checkpoint
 from yolo_prune.errors import CheckpointError
 from yolo_prune.verification import outputs
 
+pytestmark = pytest.mark.drift
+
 
 def get_model(
     nc: int = 3, ch: int = 3, cfg: dict | None = None, weights: nn.Module | None = None, verbose: bool = True

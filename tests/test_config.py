@@ -65,6 +65,24 @@ def test_a_config_survives_the_way_through_yaml(own_folder: Path) -> None:
     assert PruneConfig.from_yaml("prune.yaml") == config
 
 
+def test_a_config_survives_the_way_through_the_command_line() -> None:
+    config = PruneConfig(
+        target="2 MB", steps=2, max_drop=0.01, per_cost=False, distill="dense.pt", runtime="openvino", round_to=4
+    ).replace(export=("onnx", "engine:16"), ignored_layers=("model.0.*",), layer_limits={"model.22.*": 0.5, "b": 0})
+    assert PruneConfig.from_cli(config.to_cli()) == config
+    assert PruneConfig().to_cli() == {"prune": "0.5"}
+
+
+@given(CONFIGS)
+def test_a_config_that_cannot_be_typed_is_refused_and_never_changed(config: PruneConfig) -> None:
+    try:
+        arguments = config.to_cli()
+    except ConfigError as e:
+        assert "cannot be passed on as prune_" in str(e)
+    else:
+        assert PruneConfig.from_cli(arguments) == config
+
+
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         PruneConfig().target = 0.3  # type: ignore[misc]  # that is the point

@@ -115,8 +115,8 @@ def test_a_distilled_run_resumes_with_its_teacher(own_folder: Path, tiny_data: P
         assert [float(row["train/dis_loss"]) > 0 for row in csv.DictReader(lines)] == [given, True, True, True]
 
 
-def host(task: str = "detect", distill_model: str | None = None) -> Any:
-    return SimpleNamespace(args=SimpleNamespace(task=task, distill_model=distill_model))
+def host(task: str = "detect", distill_model: str | None = None, compile: bool | str = False) -> Any:
+    return SimpleNamespace(args=SimpleNamespace(task=task, distill_model=distill_model, compile=compile))
 
 
 def test_what_cannot_be_distilled_is_refused(own_folder: Path) -> None:
@@ -124,6 +124,8 @@ def test_what_cannot_be_distilled_is_refused(own_folder: Path) -> None:
         prepare(host("classify"), True)
     with pytest.raises(UnsupportedError, match="this one has a RTDETRDecoder; use distill=False"):
         check_distillable(SimpleNamespace(model=[type("RTDETRDecoder", (), {})()]))
+    with pytest.raises(UnsupportedError, match=r"distill=True with compile=default: .* use compile=False or"):
+        prepare(host(compile="default"), True)
     with pytest.raises(ConfigError, match=r"distill=nowhere\.pt: there is no such file; give the path of a \.pt file"):
         prepare(host(), "nowhere.pt")
     with pytest.raises(ConfigError, match=r"distill=True and distill_model=big\.pt both name a teacher"):

@@ -11,6 +11,8 @@ from ultralytics.nn import tasks
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.graph import fixed_outputs, trace
 
+pytestmark = pytest.mark.drift
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_unit_of_every_layer_is_in_at_most_one_group(family: str) -> None:

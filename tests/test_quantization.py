@@ -17,21 +17,22 @@ from nets import assert_same, narrow_yaml, snapshot
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils.torch_utils import is_qat, strip_qat, unwrap_model
+from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune import PruneCallback, PruneConfig, quantization, session
 from yolo_prune.distillation import student_of
 from yolo_prune.errors import ConfigError, CutError, UnsupportedError
 from yolo_prune.graph import trace
+from yolo_prune.layers import is_quantized
 
 needs_modelopt = pytest.mark.skipif(
     find_spec("modelopt") is None, reason='INT8 training needs NVIDIA ModelOpt: pip install "yolo-prune[qat]"'
 )
 
 
-def asking(quantize: Any = 8, resume: bool = False) -> Any:
+def asking(quantize: Any = 8, resume: bool = False, compile: bool = False) -> Any:
     """Return what `prepare` reads of a trainer."""
-    return SimpleNamespace(args=SimpleNamespace(quantize=quantize), resume=resume)
+    return SimpleNamespace(args=SimpleNamespace(quantize=quantize, compile=compile), resume=resume)
 
 
 def test_int8_is_put_off_only_where_something_is_to_be_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +62,17 @@ def test_what_int8_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, knobs: 
     monkeypatch.setattr(quantization, "check_available", lambda: None)
     with pytest.raises(ConfigError, match=message):
         quantization.prepare(asking(), PruneConfig(**knobs))
+
+
+def test_int8_and_compile_exclude_each_other() -> None:
+    with pytest.raises(UnsupportedError, match=r"quantize=8 with compile=True: .* use compile=False"):
+        quantization.prepare(asking(compile=True), PruneConfig())
+
+
+def test_a_release_without_int8_training_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(quantization.torch_utils, "prepare_qat")
+    with pytest.raises(UnsupportedError, match=r"trains in INT8 since 8\.4\.143, and this is .*: pip install -U ultra"):
+        quantization.check_available()
 
 
 def test_without_modelopt_a_run_is_refused_before_it_starts(
@@ -113,7 +125,9 @@ def test_one_run_cuts_recovers_quantizes_and_hands_over_a_slim_int8_model(finish
     assert report["quantization"]["epoch"] == 2 and None not in report["quantization"].values()
     assert report["versions"]["nvidia-modelopt"]
     assert (
-        is_qat(unwrap_model(finished.model)) and is_qat(finished.ema.ema) and is_qat(load_checkpoint(finished.best)[0])
+        is_quantized(unwrap_model(finished.model))
+        and is_quantized(finished.ema.ema)
+        and is_quantized(load_checkpoint(finished.best)[0])
     )
 
 
@@ -126,7 +140,7 @@ def test_the_optimizer_holds_the_parameters_of_the_quantized_network(finished: A
 @needs_modelopt
 def test_the_checkpoint_holds_stock_layers_and_the_quantizers_beside_them(finished: Any) -> None:
     ckpt = torch.load(finished.best, weights_only=False)
-    assert ckpt["modelopt"] and ckpt["train_args"]["quantize"] == 8 and not is_qat(ckpt["model"])
+    assert ckpt["modelopt"] and ckpt["train_args"]["quantize"] == 8 and not is_quantized(ckpt["model"])
     assert type(ckpt["model"].model[0].conv) is nn.Conv2d
     assert sum(p.numel() for p in ckpt["model"].parameters()) == report_of(finished)["final"]["params"]
 
@@ -156,7 +170,7 @@ def test_a_quantized_network_is_not_cut(finished: Any) -> None:
     network, _ = load_checkpoint(finished.best)
     with pytest.raises(UnsupportedError, match="the network has INT8 quantizers"):
         trace(network, 64)
-    strip_qat(network)
+    quantization.torch_utils.strip_qat(network)
     assert trace(network, 64).groups
 
 
@@ -165,7 +179,7 @@ def test_without_a_target_int8_is_ultralytics_business_from_the_start(
     finished: Any, own_folder: Path, tiny_data: Path
 ) -> None:
     seen: list[bool] = []
-    look = ("on_train_start", lambda trainer: seen.append(is_qat(unwrap_model(trainer.model))))
+    look = ("on_train_start", lambda trainer: seen.append(is_quantized(unwrap_model(trainer.model))))
     again = train(own_folder, tiny_data, PruneCallback(0), look, model=finished.best, epochs=1)
     assert seen == [True] and report_of(again)["quantization"] is None
     assert report_of(again)["final"]["macs"] == report_of(finished)["final"]["macs"]
@@ -187,7 +201,7 @@ def test_an_interrupted_run_goes_on_in_int8(own_folder: Path, tiny_data: Path) -
     last = own_folder / "runs" / "train" / "weights" / "last.pt"
     trainer = train(own_folder, tiny_data, PruneCallback(None), model=last, resume=True)
     assert report_of(trainer)["quantization"]["epoch"] == 2
-    assert is_qat(load_checkpoint(trainer.best)[0])
+    assert is_quantized(load_checkpoint(trainer.best)[0])
     for parameter, remembered in trainer.optimizer.state.items():
         assert all(value.shape == parameter.shape for value in remembered.values() if value.ndim)
 
@@ -210,7 +224,7 @@ def test_a_step_to_int8_that_fails_leaves_the_trainer_as_it_was(
         train(own_folder, tiny_data, soon(), ("on_train_epoch_start", look))
     (trainer,) = trainers
     assert_same(before, snapshot(trainer))
-    assert not is_qat(unwrap_model(trainer.model)) and trainer.args.quantize is None
+    assert not is_quantized(unwrap_model(trainer.model)) and trainer.args.quantize is None
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in unwrap_model(trainer.model).parameters() if p.requires_grad} <= held
 
@@ -220,5 +234,5 @@ def test_a_student_is_quantized_and_its_teacher_is_not(own_folder: Path, tiny_da
     networks: list[nn.Module] = []
     look = ("on_train_epoch_end", lambda trainer: networks.append(unwrap_model(trainer.model)))
     trainer = train(own_folder, tiny_data, soon(distill=True), look, epochs=3, name="distilled")
-    assert is_qat(student_of(networks[-1])) and not is_qat(networks[-1].teacher_model)
-    assert is_qat(load_checkpoint(trainer.best)[0])
+    assert is_quantized(student_of(networks[-1])) and not is_quantized(networks[-1].teacher_model)
+    assert is_quantized(load_checkpoint(trainer.best)[0])

@@ -27,6 +27,7 @@ from yolo_prune.layers import named_layers
 from yolo_prune.plan import PrunePlan
 
 
+@pytest.mark.drift
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(run: Run, family: str) -> None:
     trainer = run(family, soon(export=("onnx",)))

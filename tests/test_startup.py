@@ -92,6 +92,8 @@ def test_prune_arguments_are_taken_and_the_others_stay(arguments: list[str], tak
         (["--mode=val,"], "val"),
         (["train", "mode=export"], "export"),
         (["detect", "model=train"], None),
+        (["train", "val=False"], "train"),
+        (["predict=1", "val"], "val"),
     ],
     ids=str,
 )

@@ -15,6 +15,8 @@ from yolo_prune.errors import CutError, PlanError
 from yolo_prune.plan import PrunePlan
 from yolo_prune.verification import outputs, verify_cut
 
+pytestmark = pytest.mark.drift
+
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01),

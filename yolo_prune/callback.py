@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_prune.config import PruneConfig
 from yolo_prune.errors import UnsupportedError
+from yolo_prune.host_names import check_host
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -75,13 +76,14 @@ class PruneCallback:
         listeners = [getattr(f, "__self__", None) for f in model.callbacks["on_train_epoch_start"]]
         if any(isinstance(owner, PruneCallback) for owner in listeners):
             raise UnsupportedError("this model already has a PruneCallback; load the model anew to attach another.")
-        for event, function in self.events.items():
-            model.add_callback(event, function)
+        _listen(model, self)
         model._smart_load = partial(_smart_load, model._smart_load)
+        model.tune = partial(_tune, model.tune, self.config)
         return self
 
     def on_pretrain_routine_start(self, trainer: BaseTrainer) -> None:
         """Refuse what cannot work, and let a pruned checkpoint be rebuilt pruned."""
+        check_host()
         from yolo_prune.session import prepare
 
         self._quantizes, self._is_prepared = prepare(trainer, self.config), True
@@ -122,6 +124,20 @@ class PruneCallback:
         session, self._session = self._session, None
         if session:
             session.close()
+
+
+def _listen(model: YOLO, prune: PruneCallback | PruneConfig) -> None:
+    """Add the events to a model that knows all else, or whose callbacks were reset."""
+    prune = prune if isinstance(prune, PruneCallback) else PruneCallback(prune)
+    for event, function in prune.events.items():
+        model.add_callback(event, function)
+
+
+def _tune(stock: Callable[..., Any], config: PruneConfig | None, *arguments: Any, **settings: Any) -> Any:
+    """Stand in for a model's ``tune``: its trials prune, too."""
+    from yolo_prune.tuning import tune  # loads ultralytics
+
+    return tune(stock, config, _listen, *arguments, **settings)
 
 
 def _smart_load(stock: Callable[[str], Any], key: str) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from yolo_prune import __version__, startup
-from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
+from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig, as_text
 from yolo_prune.errors import ConfigError, PruneError
 
 
@@ -123,7 +123,7 @@ def usage(arguments: list[str]) -> None:
     defaults = PruneConfig()
     for name, text in KNOBS.items():
         if name != "target":
-            print(f"  {f'{CLI_PREFIX}{name}={_text(getattr(defaults, name))}':<30}{text}")
+            print(f"  {f'{CLI_PREFIX}{name}={as_text(getattr(defaults, name))}':<30}{text}")
 
 
 def version(arguments: list[str]) -> None:
@@ -148,8 +148,3 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "help": (usage, "print this text"),
     "version": (version, "print the version"),
 }
-
-
-def _text(default: object) -> str:
-    """Return a default as it would be typed."""
-    return ",".join(default) if isinstance(default, (tuple, dict)) else str(default)

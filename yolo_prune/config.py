@@ -234,6 +234,20 @@ class PruneConfig:
         """Return all knobs as plain data: what YAML, JSON and ``from_dict`` take."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def to_cli(self) -> dict[str, str]:
+        """Return the target, and the knobs that are not the defaults, as what ``from_cli`` takes.
+
+        Raises:
+            ConfigError: If a name cannot be typed, because it has commas or quotes.
+        """
+        changed = {name: value for name, value in vars(self).items() if value != getattr(PruneConfig(), name)}
+        knobs = {f"{CLI_PREFIX}{name}": as_text(value) for name, value in changed.items() if name != "target"}
+        for name, text in knobs.items():
+            knob = name.removeprefix(CLI_PREFIX)
+            if _parse(knob, text) != changed[knob]:
+                raise ConfigError(f"{knob}={changed[knob]!r} cannot be passed on as {name}={text}; use plain names.")
+        return {"prune": str(self.target), **knobs}
+
     def replace(self, **knobs: Any) -> PruneConfig:
         """Return a configuration with other values for some knobs."""
         return self.from_dict({**self.to_dict(), **knobs})
@@ -284,6 +298,18 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"prune={path} has {twice} twice; leave one of them.")
     return knobs
+
+
+def is_argument(name: str) -> bool:
+    """Whether a command-line argument is one of ours."""
+    return name == "prune" or name.startswith(CLI_PREFIX)
+
+
+def as_text(value: object) -> str:
+    """Return the value of a knob as it would be typed."""
+    if isinstance(value, dict):
+        return ",".join(f"{pattern}:{share}" for pattern, share in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _known(name: str, prefix: str, seen: str | None = None) -> str:

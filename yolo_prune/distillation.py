@@ -53,7 +53,7 @@ def prepare(trainer: BaseTrainer, distill: bool | str) -> None:
     Raises:
         ConfigError: If there are two teachers, or there is no such file.
         CheckpointError: If the file is no checkpoint.
-        UnsupportedError: If the task has no Detect head.
+        UnsupportedError: If the task has no Detect head, or the run compiles its network.
     """
     if trainer.args.distill_model is not None:
         raise ConfigError(
@@ -63,6 +63,11 @@ def prepare(trainer: BaseTrainer, distill: bool | str) -> None:
         raise UnsupportedError(
             f"distill: Ultralytics distils {', '.join(TASKS)}, and this run's task is {trainer.args.task}; use "
             "distill=False."
+        )
+    if trainer.args.compile:
+        raise UnsupportedError(
+            f"distill={distill} with compile={trainer.args.compile}: Ultralytics compiles no network that learns from "
+            "a teacher; use compile=False or distill=False."
         )
     if isinstance(distill, str):
         if not Path(distill).is_file():

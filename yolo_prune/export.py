@@ -33,11 +33,11 @@ from ultralytics.engine.exporter import (
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules import SemanticSegment
 from ultralytics.utils import checks
-from ultralytics.utils.torch_utils import is_qat
 
 from yolo_prune.coreml import disagreement, inspect
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host import kept
+from yolo_prune.layers import is_quantized
 from yolo_prune.report import ExportRecord
 
 SCORE_TOLERANCE = 1e-3
@@ -171,7 +171,7 @@ class _Checkpoint:
     @property
     def is_quantized(self) -> bool:
         """Whether it was trained with INT8 quantizers, which every export of it keeps."""
-        return is_qat(self._backend.model)
+        return is_quantized(self._backend.model)
 
     @property
     def classes(self) -> int:

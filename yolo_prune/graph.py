@@ -16,13 +16,12 @@ import torch_pruning as tp
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import guess_model_task
-from ultralytics.utils.torch_utils import is_qat
 
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.cost import FP16
 from yolo_prune.errors import ConfigError, UnsupportedError, seen, told
-from yolo_prune.layers import AnyLayer, is_grouped, named_layers, widths
+from yolo_prune.layers import AnyLayer, is_grouped, is_quantized, named_layers, widths
 
 
 def trace(
@@ -44,7 +43,7 @@ def trace(
         raise UnsupportedError(
             f"{type(model).__name__} is not an Ultralytics YOLO network; pass YOLO('….pt') or its .model."
         )
-    if is_qat(model):
+    if is_quantized(model):
         raise UnsupportedError(
             "the network has INT8 quantizers (it was trained with quantize=8), which fit its present widths only: cut "
             "the float checkpoint that it was made from, or cut it in a training, which starts from its float weights."

@@ -47,6 +47,11 @@ def widths(layer: AnyLayer) -> dict[str, int]:
     return {side: getattr(layer, name) for side, name in _WIDTH[type(layer)].items()}
 
 
+def is_quantized(network: nn.Module) -> bool:
+    """Whether layers of a network have the quantizers of INT8 training; Ultralytics tells by the same name."""
+    return any(type(module).__name__ == "TensorQuantizer" for module in network.modules())
+
+
 def is_grouped(layer: Any) -> bool:
     """Whether a convolution's groups read channels of their own, so that each group is removed or kept whole."""
     return isinstance(layer, nn.modules.conv._ConvNd) and layer.groups > 1

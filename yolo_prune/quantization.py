@@ -12,14 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from torch import nn
+from ultralytics import __version__
+from ultralytics.utils import torch_utils
 from ultralytics.utils.checks import check_requirements
-from ultralytics.utils.torch_utils import MODELOPT_REQUIREMENTS, prepare_qat, qat_state, restore_qat, strip_qat
 
 from yolo_prune.checkpoint import load_network
 from yolo_prune.config import PruneConfig
 from yolo_prune.distillation import student_of
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host import training_batches
+from yolo_prune.layers import is_quantized
 from yolo_prune.surgery import Cut
 from yolo_prune.targets import BYTES, LATENCY
 
@@ -45,7 +47,7 @@ def prepare(trainer: BaseTrainer, config: PruneConfig) -> bool:
         Whether the run has to be quantized later.
 
     Raises:
-        UnsupportedError: If NVIDIA ModelOpt is missing.
+        UnsupportedError: If NVIDIA ModelOpt is missing, or the run compiles its network.
         ConfigError: If an export format or a target cannot be combined with it.
     """
     if trainer.args.quantize != 8 or trainer.resume or not config.targets:
@@ -60,6 +62,11 @@ def prepare(trainer: BaseTrainer, config: PruneConfig) -> bool:
             f"target={config.target} with quantize=8: size and latency are predicted for float networks; give MACs or "
             "parameters, e.g. target=0.5."
         )
+    if trainer.args.compile:
+        raise UnsupportedError(
+            f"quantize=8 with compile={trainer.args.compile}: Ultralytics compiles no network with quantizers; use "
+            "compile=False."
+        )
     check_available()
     trainer.args.quantize = None
     return True
@@ -67,14 +74,20 @@ def prepare(trainer: BaseTrainer, config: PruneConfig) -> bool:
 
 def check_available() -> None:
     """Raise an UnsupportedError where NVIDIA ModelOpt is missing: nothing is to be installed in the middle of a run."""
+    if not hasattr(torch_utils, "prepare_qat"):
+        raise UnsupportedError(
+            f"quantize=8: Ultralytics trains in INT8 since 8.4.143, and this is {__version__}: pip install -U "
+            "ultralytics, or train without it and quantize the pruned best.pt at export."
+        )
+    requirements = torch_utils.MODELOPT_REQUIREMENTS
     try:
-        is_there = check_requirements(MODELOPT_REQUIREMENTS, install=False)
+        is_there = check_requirements(requirements, install=False)
         import_module("modelopt.torch.quantization")
     except ImportError:
         is_there = False
     if not is_there:
         raise UnsupportedError(
-            f"quantize=8 needs {' and '.join(MODELOPT_REQUIREMENTS)}, and they cannot be imported here: "
+            f"quantize=8 needs {' and '.join(requirements)}, and they cannot be imported here: "
             'pip install "yolo-prune[qat]", or train without it and quantize the pruned best.pt at export.'
         )
 
@@ -91,8 +104,8 @@ def begin(done: Cut, trainer: BaseTrainer) -> None:
     model, averaged = student_of(trainer.model), student_of(trainer.ema.ema)
     done.on_undo(_way_back(model))
     done.on_undo(_way_back(averaged))
-    prepare_qat(model, training_batches(trainer, BATCHES), preprocess=lambda batch: batch, batches=BATCHES)
-    restore_qat(averaged, qat_state(model))
+    torch_utils.prepare_qat(model, training_batches(trainer, BATCHES), preprocess=lambda batch: batch, batches=BATCHES)
+    torch_utils.restore_qat(averaged, torch_utils.qat_state(model))
     done.set(trainer.ema, "_pairs", None)  # it does not have the ranges
     done.set(trainer.args, "quantize", 8)  # what a checkpoint says, and a resumed run goes by
 
@@ -100,7 +113,8 @@ def begin(done: Cut, trainer: BaseTrainer) -> None:
 def load_plain(path: Path) -> nn.Module:
     """Return the network of a checkpoint without quantizers."""
     network = load_network(path)
-    strip_qat(network)
+    if is_quantized(network):
+        torch_utils.strip_qat(network)
     return network
 
 
@@ -109,7 +123,7 @@ def _way_back(network: nn.Module) -> Callable[[], None]:
     modules = [(module, module.training, dict(module._parameters)) for module in network.modules()]
 
     def revert() -> None:
-        strip_qat(network)  # makes copies of the parameters, and an optimizer has the originals
+        torch_utils.strip_qat(network)  # makes copies of the parameters, and an optimizer has the originals
         for module, training, parameters in modules:
             module.training = training
             module._parameters.update(parameters)

@@ -304,8 +304,10 @@ class Session:
             ranks.once(lambda: None if early.exists() else remember(student_of(trainer.model), early))
         if self.progress.guard and self.progress.deadline is not None and now >= self.progress.deadline:
             self._judge(trainer)
-        if self.progress.pending and now >= self.progress.pending[0].epoch:
-            self._cut(trainer, self.progress.pending[0].way)
+        made = len(self.report.cuts)
+        if due := [scheduled for scheduled in self.progress.pending if scheduled.epoch <= now]:
+            self.progress.schedule[made : made + len(due)] = due[-1:]  # with time=, a run may pass several in one epoch
+            self._cut(trainer, due[-1].way)
         self._prepare_epoch(trainer)
 
     def _prepare_epoch(self, trainer: BaseTrainer) -> None:

@@ -25,7 +25,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-from yolo_prune.config import CLI_PREFIX, PruneConfig
+from yolo_prune.config import PruneConfig, is_argument
 from yolo_prune.errors import ConfigError, PruneError
 
 SWITCH = "YOLO_PRUNE"
@@ -86,13 +86,14 @@ def join_assignments(arguments: Iterable[str]) -> list[str]:
 def take_arguments(arguments: list[str]) -> dict[str, str]:
     """Remove ``prune`` and ``prune_...`` from joined arguments, in place, and return them as name -> text."""
     pairs = [(argument, *_split(argument)) for argument in arguments]
-    arguments[:] = [argument for argument, name, _ in pairs if not _is_ours(name)]
-    return {name: text for _, name, text in pairs if _is_ours(name)}
+    arguments[:] = [argument for argument, name, _ in pairs if not is_argument(name)]
+    return {name: text for _, name, text in pairs if is_argument(name)}
 
 
 def mode(arguments: Iterable[str]) -> str | None:
     """Return the mode that Ultralytics will see in joined arguments, or None; the last one counts."""
-    words = [text if name == "mode" else name for name, text in map(_split, arguments)]
+    told = [argument for argument in arguments if "=" not in argument or _split(argument)[0] == "mode"]  # not val=False
+    words = [text if name == "mode" else name for name, text in map(_split, told)]
     return next((word for word in reversed(words) if word in MODES), None)
 
 
@@ -174,10 +175,6 @@ def refuse(error: PruneError) -> NoReturn:
     """End a command with one clear line instead of a traceback: exit code 2 if its arguments are wrong, else 1."""
     print(f"yolo-prune: {error}", file=sys.stderr)
     sys.exit(2 if isinstance(error, ConfigError) else 1)
-
-
-def _is_ours(name: str) -> bool:
-    return name == "prune" or name.startswith(CLI_PREFIX)
 
 
 def _split(argument: str) -> tuple[str, str]:
