@@ -150,7 +150,9 @@ def restore(trainer: BaseTrainer, state: dict[str, Any], gradients: Gradients) -
             network.load_state_dict({**network.state_dict(), **tensors})
         trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": state["optimizer"]})
     except (RuntimeError, ValueError, KeyError) as e:
-        raise CheckpointError(f"the state beside last.pt belongs to another network: {str(e).partition(chr(10))[0]}") from e
+        raise CheckpointError(
+            f"the state beside last.pt belongs to another network: {str(e).partition(chr(10))[0]}"
+        ) from e
     for p, grad in zip(parameters, state["grads"], strict=True):
         p.grad = None if grad is None else grad.to(p.device)
     trainer.scaler.load_state_dict(state["scaler"])
