@@ -11,14 +11,7 @@ from yolo_prune.report import count
 
 
 class Point(NamedTuple):
-    """One validation.
-
-    Attributes:
-        epoch: Finished epochs.
-        macs: Multiply-adds of the network, or None if not counted.
-        fitness: Its fitness.
-        name: What has just happened to it: ``cut 1``, ``INT8``, or nothing.
-    """
+    """One validation: epochs that are over, multiply-adds or None, fitness, and what has just happened, if anything."""
 
     epoch: int
     macs: int | None
@@ -77,7 +70,7 @@ def draw(report: Mapping[str, Any], folder: Path, metric: str) -> None:
         folder: Where to.
         metric: What fitness is called.
     """
-    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure  # without pyplot it is drawn by Agg, and no window or state is touched
 
     style = {"marker": ".", "linewidth": 2, "markersize": 8}
@@ -105,7 +98,8 @@ def draw(report: Mapping[str, Any], folder: Path, metric: str) -> None:
     if bars:
         figure = Figure(figsize=(9, 1.2 + 0.18 * len(bars)), layout="constrained")
         axes, places = figure.subplots(), range(len(bars))
-        shades = [colormaps["viridis"](1 - b.after / b.before) for b in bars]
+        kept_to_gone = LinearSegmentedColormap.from_list("", ["#93abb8", "#d9601a"])  # as in the page
+        shades = [kept_to_gone(1 - b.after / b.before) for b in bars]
         axes.barh(places, [b.before for b in bars], color="0.9")
         axes.barh(places, [b.after for b in bars], color=shades, hatch=["////" if b.why else "" for b in bars])
         axes.set_yticks(places, [b.layer for b in bars], fontsize=7)

@@ -219,15 +219,15 @@ class Report:
     def _sizes(self, stage: Stage | CutRecord) -> list[str]:
         """Return what a stage costs, with the change from the dense model; latency only where it was asked for."""
         sizes = [
-            count(stage.macs) + change(stage.macs, self.dense.macs),
-            count(stage.params) + change(stage.params, self.dense.params),
-            megabytes(stage.bytes) + change(stage.bytes, self.dense.bytes),
+            count(stage.macs) + _change(stage.macs, self.dense.macs),
+            count(stage.params) + _change(stage.params, self.dense.params),
+            megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
         ]
-        latency = milliseconds(stage.latency) + change(stage.latency, self.dense.latency)
+        latency = milliseconds(stage.latency) + _change(stage.latency, self.dense.latency)
         return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
-        return _score(fitness) + change(fitness, self.dense.fitness)
+        return _score(fitness) + _change(fitness, self.dense.fitness)
 
     def export_table(self) -> str:
         """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""
@@ -236,7 +236,7 @@ class Report:
         ]
         for e in self.exports:
             diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
-            fitness = _score(e.fitness) + change(e.fitness, e.fitness_checkpoint)
+            fitness = _score(e.fitness) + _change(e.fitness, e.fitness_checkpoint)
             rest = (fitness, megabytes(e.bytes), e.reason or e.path or "")
             rows.append((e.format, e.precision, "yes" if e.ok else "no", *diffs, *rest))
         return aligned(rows)
@@ -292,6 +292,6 @@ def _score(x: float | None) -> str:
     return "" if x is None else f"{x:.4f}"
 
 
-def change(now: float | None, before: float | None) -> str:
+def _change(now: float | None, before: float | None) -> str:
     """Return ``" (-30.0%)"``, or nothing where it says nothing: a fitness that has grown from about 0."""
     return f" ({now / before - 1:+.1%})" if now is not None and before and now < 10 * before else ""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -610,7 +611,7 @@ class Session:
     def _validate(self, trainer: BaseTrainer, stock: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         """Stand in for a trainer's ``validate``: loggers and ``results.csv`` get the figures of the pruning, too."""
         metrics, fitness = stock()
-        if fitness is not None:  # rank 0 has it
+        if fitness is not None and isfinite(fitness):  # rank 0 has it
             earlier = [e for e in self.report.epochs if e.epoch < trainer.epoch]  # an epoch can be repeated
             record = EpochRecord(int(trainer.epoch), self._stage.macs, float(fitness))
             self.report.epochs = [*earlier, record]
