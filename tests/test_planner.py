@@ -44,6 +44,22 @@ def test_what_is_no_cut_has_one_stride(budget: dict[str, float]) -> None:
     assert planner._stages({"macs": 10.0}, budget) == [budget]
 
 
+def test_a_budget_of_something_else_has_the_strides_of_the_multiply_adds_that_go() -> None:
+    budget = {"latency": 6.0}
+    assert len(planner._stages({"latency": 10.0}, budget, macs_kept=0.5)) == 3
+    assert len(planner._stages({"latency": 10.0}, budget, macs_kept=0.9)) == 3
+    stages = planner._stages({"latency": 10.0}, budget, macs_kept=0.25)
+    assert [round(stage["latency"], 3) for stage in stages] == [round(10 * 0.6 ** (i / 6), 3) for i in range(1, 7)]
+
+
+def test_the_strides_of_a_cut_by_parameters_are_small_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("yolo11n")
+    plan, seen = planned(model, monkeypatch, target="60% params")
+    kept = min(plan.macs["after"] / plan.macs["before"], plan.params["after"] / plan.params["before"])
+    assert len(seen) == 1 + math.ceil(math.log(kept) / math.log(1 - STRIDE))  # one looks how far it is
+    assert plan.params["after"] / plan.params["before"] <= 0.4
+
+
 def test_each_stride_looks_at_what_the_one_before_would_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("yolo11n")
     before = state(model)

@@ -30,6 +30,7 @@ from yolo_prune.search import search
 from yolo_prune.sensitivity import scan
 from yolo_prune.statistics import Gradients, LayerStatistics, gradients, layer_statistics, trainable_copy
 from yolo_prune.surgery import cut
+from yolo_prune.targets import MACS
 
 DATA_FREE = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
 """Criteria that need nothing but weights."""
@@ -151,8 +152,12 @@ def plan_traced(
     check_reachable(graph, budget, config.round_to, config.limit, dense_widths)
     in_strides = config.importance == "reconstruction" and config.allocation not in MEASURED
     evidence = evidence or Evidence(model)
+    macs = {"before": 1, "after": 1}
+    if in_strides and budget.keys() - {MACS}:  # half of the time can be three quarters of the multiply-adds
+        macs = _stride(graph, config, budget, dense_widths, evidence).macs
+    present = {q: cost.amount(q) for q in budget}
     plans: list[PrunePlan] = []
-    for stage in _stages({q: cost.amount(q) for q in budget}, budget) if in_strides else [budget]:
+    for stage in _stages(present, budget, macs["after"] / macs["before"]) if in_strides else [budget]:
         if plans:
             evidence = evidence.after(plans[-1], config)
             graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
@@ -160,10 +165,16 @@ def plan_traced(
     return reduce(PrunePlan.then, plans)
 
 
-def _stages(present: Budget, budget: Budget) -> list[Budget]:
-    """Return the budget after each stride, equal shares of what is there, the whole budget last."""
+def _stages(present: Budget, budget: Budget, macs_kept: float = 1.0) -> list[Budget]:
+    """Return the budget after each stride, equal shares of what is there, the whole budget last.
+
+    Args:
+        present: What there is.
+        budget: What may stay.
+        macs_kept: Share of the multiply-adds that stay, where the budget does not say.
+    """
     kept = {q: min(1.0, most / present[q]) for q, most in budget.items()}
-    least = min(kept.values(), default=1.0)
+    least = min([macs_kept, *kept.values()])
     strides = max(1, math.ceil(math.log(least) / math.log(1 - STRIDE))) if least > 0 else 1
     return [*({q: present[q] * kept[q] ** (i / strides) for q in budget} for i in range(1, strides)), budget]
 
