@@ -84,7 +84,7 @@ ORDER = (
     ("pictures", "predictions", "page"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
-    ("layers", "statistics", "plan", "allocation", "surgery", "graph"),
+    ("layers", "memory", "statistics", "plan", "allocation", "surgery", "graph"),
     (
         "importance",
         "elimination",

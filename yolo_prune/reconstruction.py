@@ -23,6 +23,7 @@ from torch import nn
 from ultralytics.nn.modules.block import DFL
 
 from yolo_prune.layers import is_grouped, named_layers
+from yolo_prune.memory import return_free
 from yolo_prune.plan import PrunePlan
 from yolo_prune.statistics import calibrating
 from yolo_prune.surgery import Cut
@@ -199,6 +200,7 @@ def _norms(model: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
 
 def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any]) -> None:
     """Run a network once, and remove the hooks."""
+    return_free()
     try:
         with calibrating(model), torch.no_grad():
             model(images)

@@ -48,6 +48,7 @@ from yolo_prune.host import (
     validate,
 )
 from yolo_prune.latency import LatencyTable
+from yolo_prune.memory import borrowed_memory
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure, time_networks
@@ -414,7 +415,7 @@ class Session:
         """
         started = time.time()
         name = f"cut {len(self.report.cuts) + 1} of {len(self.progress.schedule)}"
-        with _attempt(trainer, name) as (done, randomness):
+        with borrowed_memory(), _attempt(trainer, name) as (done, randomness):
             if self.report.dense.checkpoint is None:
                 self._note_dense(trainer)
             with ranks.together("looking at calibration images"):
@@ -506,12 +507,13 @@ class Session:
         images = [batch["img"] for batch in batches]
         live, averaged, wrapper = unwrap_model(trainer.model), trainer.ema.ema, trainer.model
         with ranks.together("cutting"):
-            before = [DenseOutputs(network, images) for network in (model, ema) if weights or norms]
+            before = [copy_of(network) for network in (model, ema) if weights or norms]
             done.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
             done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
             for network, dense in zip((model, ema), before, strict=False):
                 frozen = trainer.freeze_layer_names
-                reconstruct(done, network, plan, dense, weights=weights, norms=norms, frozen=frozen)
+                outputs = DenseOutputs(dense, images)  # of one network at a time: they are large
+                reconstruct(done, network, plan, outputs, weights=weights, norms=norms, frozen=frozen)
             if early is not None:
                 cut(plan, [early])
                 rewind(done, (model, ema), early)

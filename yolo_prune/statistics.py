@@ -15,7 +15,10 @@ import torch
 from torch import nn
 
 from yolo_prune.layers import is_grouped, named_layers
+from yolo_prune.memory import return_free
 
+AT_ONCE = 2**20
+"""Values that are turned into double precision at once."""
 ROUNDING = 1e-6
 """Relative error of sums of products in single precision."""
 
@@ -117,12 +120,12 @@ def layer_statistics(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dic
             seen.taken += x.shape[1]
             seen.made += y.shape[1]
             seen.images += len(output)
-            seen.inputs = seen.inputs + x.double().sum(1).cpu()
-            seen.outputs = seen.outputs + y.double().sum(1).cpu()
-            seen.squares = seen.squares + y.double().square().sum(1).cpu()
+            seen.inputs = seen.inputs + _sums(x)[0]
+            outputs, squares = _sums(y)
+            seen.outputs, seen.squares = seen.outputs + outputs, seen.squares + squares
 
             def sense(gradient: torch.Tensor) -> None:
-                seen.sensitivity = seen.sensitivity + _rows(gradient).double().square().sum(1).cpu()
+                seen.sensitivity = seen.sensitivity + _sums(_rows(gradient))[1]
 
             if output.requires_grad:
                 output.register_hook(sense)
@@ -174,6 +177,7 @@ def loss_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
 def _backward(copy: nn.Module, batches: Iterable[dict[str, Any]]) -> Iterator[None]:
     with calibrating(copy), torch.enable_grad():
         for batch in batches:
+            return_free()
             loss_of(copy, batch).backward()
             yield
 
@@ -188,6 +192,15 @@ def copy_of(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(getattr(model, "criterion", None)): None}
     copy: nn.Module = deepcopy(model, memo)
     return copy
+
+
+def _sums(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sums of (C, positions), and of their squares, over positions in double precision."""
+    total = torch.zeros(2, len(rows), dtype=torch.double)
+    for part in rows.split(max(1, AT_ONCE // len(rows)), dim=1):
+        exact = part.double()
+        total += torch.stack((exact.sum(1), exact.square_().sum(1))).cpu()
+    return total[0], total[1]
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
