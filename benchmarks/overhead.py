@@ -170,7 +170,7 @@ def train(name: str, folder: Path, file: Path) -> None:
     state.save = timed_save
     model = YOLO("yolov8n.yaml")
     if name == "pruned":
-        PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=16, benchmark=False).attach(model)
+        PruneCallback(0.5, steps=2, start=0.25, end=0.5, benchmark=False).attach(model)
     started = time.perf_counter()
     data = str(folder / "data" / "data.yaml")
     model.train(data=data, epochs=4, imgsz=224, batch=16, workers=0, plots=False, amp=False, project=str(folder / name))

@@ -780,7 +780,9 @@ def test_the_table_has_every_class_of_error_that_bad_input_can_be() -> None:
         lambda: Snapshot.load(Path("a.pt"), SimpleNamespace()),
         lambda: open_model("a.pt"),
         lambda: bench(["a.pt"]),
-        lambda: distillation.prepare(SimpleNamespace(args=SimpleNamespace(distill_model=None, task="detect")), "a.pt"),
+        lambda: distillation.prepare(
+            SimpleNamespace(args=SimpleNamespace(distill_model=None, task="detect", compile=False)), "a.pt"
+        ),
     ],
     ids=["a network", "a dense model", "the state before a cut", "a model", "a benchmark", "a teacher"],
 )
