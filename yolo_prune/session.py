@@ -507,10 +507,13 @@ class Session:
         images = [batch["img"] for batch in batches]
         live, averaged, wrapper = unwrap_model(trainer.model), trainer.ema.ema, trainer.model
         with ranks.together("cutting"):
-            before = [copy_of(network) for network in (model, ema) if weights or norms]
+            networks = (model, ema) if weights or norms else ()
+            before = [copy_of(ema) for _ in networks]  # the live one may hold graphs of its last batch
+            for copy, network in zip(before, networks, strict=True):
+                copy.load_state_dict(network.state_dict())
             done.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
             done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
-            for network, dense in zip((model, ema), before, strict=False):
+            for network, dense in zip(networks, before, strict=True):
                 frozen = trainer.freeze_layer_names
                 outputs = DenseOutputs(dense, images)  # of one network at a time: they are large
                 reconstruct(done, network, plan, outputs, weights=weights, norms=norms, frozen=frozen)
