@@ -16,13 +16,14 @@ from ultralytics.nn.tasks import guess_model_task
 
 from yolo_prune.checkpoint import is_pruned, load_network
 from yolo_prune.config import RUNTIMES
+from yolo_prune.console import quiet, waiting
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError
 from yolo_prune.export import exports_of, file_size, fitness, form_of
 from yolo_prune.files import replacing
 from yolo_prune.graph import height_and_width, image_channels, image_size, trace
 from yolo_prune.host import open_model
-from yolo_prune.profiling import export, quiet, time_networks
+from yolo_prune.profiling import export, time_networks
 from yolo_prune.report import Report, Stage, aligned
 from yolo_prune.runtimes import FORMATS, all_threads, alternating, check_runtime, described, file_runner
 from yolo_prune.targets import BYTES, MACS, PARAMS, in_units
@@ -141,21 +142,29 @@ def bench(
         if scales and networks:
             beside = neighbours(networks, [s.size.macs or 0 for s in subjects if s.network], found.imgsz)
             subjects += [_Subject(name, {}, *of, is_official=True) for name, of in beside.items()]
+        missing = []
         for subject in subjects:
             wanted = known & set(RUNTIMES) if subject.is_official else set(runtimes)
-            for runtime in sorted(wanted - subject.files.keys() if subject.network else ()):
+            if subject.network:
+                missing += [(subject, subject.network, runtime) for runtime in sorted(wanted - subject.files.keys())]
+        with waiting("exporting networks", len(missing)) as step:
+            for subject, network, runtime in missing:
                 where = Path(tempfile.mkdtemp(dir=folder))
-                subject.files[runtime] = export(subject.network, runtime, found.imgsz, where)
+                subject.files[runtime] = export(network, runtime, found.imgsz, where)
+                step()
         shape = (1, next(map(image_channels, networks), 3), height, width)
+        judged: list[tuple[Row, _Subject]] = []
         for runtime in sorted(known):
             found.where[runtime] = described(runtime.partition(":")[0], threads or all_threads())
             here = [s for s in subjects if runtime in s.files]
             rows = _timed(here, runtime, shape, threads or all_threads(), rounds)
-            for row, subject in zip(rows, here, strict=True):
-                if data and row.seconds and not subject.is_official:
-                    task = subject.network and guess_model_task(subject.network)
-                    row.fitness = fitness(subject.files[runtime], data, max(found.imgsz), task)
+            judged += [(r, s) for r, s in zip(rows, here, strict=True) if data and r.seconds and not s.is_official]
             found.rows += rows
+        with waiting("validating", len(judged)) as step:
+            for row, subject in judged:
+                task = subject.network and guess_model_task(subject.network)
+                row.fitness = fitness(subject.files[row.runtime], str(data), max(found.imgsz), task)
+                step()
     return found
 
 
