@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import guess_model_task
 
 from yolo_prune.checkpoint import is_pruned, load_network
 from yolo_prune.config import RUNTIMES
-from yolo_prune.console import quiet, waiting
+from yolo_prune.console import quiet, talking, waiting
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError
 from yolo_prune.export import exports_of, file_size, fitness, form_of
@@ -107,6 +107,7 @@ def bench(
     scales: bool = True,
     threads: int | None = None,
     rounds: int = ROUNDS,
+    verbose: bool = True,
 ) -> Bench:
     """Time models in turns, in every form in which they are there.
 
@@ -120,6 +121,7 @@ def bench(
         scales: Whether to put the official scales beside them that are next to them in size, with random weights.
         threads: For a CPU (default: all).
         rounds: Times that each runs.
+        verbose: Whether to show bars where work takes long.
 
     Raises:
         ConfigError: If a file is not there, or a runtime or the image size is none.
@@ -130,7 +132,7 @@ def bench(
         if name not in RUNTIMES:
             raise ConfigError(f"runtimes={name} is none of {', '.join(RUNTIMES)}.")
         check_runtime(name)
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet(), talking(verbose):
         subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
         networks = [s.network for s in subjects if s.network is not None]
         height, width = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
@@ -242,14 +244,15 @@ def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
     """
     values = {name: smart_value(text) for name, text in arguments.items()}
     save = values.pop("save", None)
-    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds")
+    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "verbose")
     if wrong := [name for name in values if name not in allowed]:
         raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
     for name in ("threads", "rounds"):
         if not isinstance(number := values.get(name, 1), int) or isinstance(number, bool) or number < 1:
             raise ConfigError(f"{name}={arguments[name]} is no whole number >= 1; leave it out for the default.")
-    if not isinstance(values.get("scales", True), bool):
-        raise ConfigError(f"scales={arguments['scales']} is not a bool; use True or False.")
+    for name in ("scales", "verbose"):
+        if not isinstance(values.get(name, True), bool):
+            raise ConfigError(f"{name}={arguments[name]} is not a bool; use True or False.")
     if "runtimes" in arguments:
         values["runtimes"] = tuple(arguments["runtimes"].split(","))
     found = bench(models, **values)

@@ -133,7 +133,8 @@ def sensitivity(
         UnsupportedError: If the model is not a YOLO network that can be cut.
     """
     config, size = PruneConfig(calibration=calibration), image_size(network_of(model), imgsz)
-    with _never_training(model, {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}) as trainer:
+    arguments = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}
+    with talking(arguments.get("verbose", True)), _never_training(model, arguments) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
         evidence = Evidence(network, calibration_batches(trainer, calibration))
         measured = scan(network, graph, rankings(graph, config, evidence), *evidence.halves())
