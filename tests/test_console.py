@@ -75,7 +75,6 @@ def test_a_bar_is_silent_where_the_user_wants_none(
     with talking(False), talking(True):
         work(clock, 1)
     monkeypatch.setattr(LOGGER, "level", logging.WARNING)
-    LOGGER.manager._clear_cache()  # type: ignore[attr-defined]
     work(clock, 1)
     with quiet():
         work(clock, 1)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ultralytics.utils import LOGGER, RANK, TQDM, VERBOSE, colorstr
 
@@ -67,7 +67,7 @@ def waiting(what: str, total: int) -> Iterator[Callable[[], None]]:
     Yields:
         A function to call after each step.
     """
-    wait = _Wait(what, total, _waiting.get())
+    wait = _Wait(what, total, _waiting.get(), time.time())
     token = _waiting.set(wait)
     try:
         yield wait.step
@@ -85,16 +85,16 @@ class _Wait:
         what: Is being done.
         total: Number of steps.
         outer: What this is a part of.
-        done: Steps that are done.
         started: When, in seconds.
+        done: Steps that are done.
         bar: Is shown, or None.
     """
 
     what: str
     total: int
     outer: _Wait | None
+    started: float
     done: int = 0
-    started: float = field(default_factory=time.time)
     bar: TQDM | None = None
 
     def step(self) -> None:
