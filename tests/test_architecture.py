@@ -79,7 +79,7 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 
 
 ORDER = (
-    ("errors", "files", "targets", "latency", "channels", "coreml", "host_names"),
+    ("errors", "files", "targets", "latency", "channels", "coreml", "host_names", "console"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("pictures", "predictions", "page"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),

@@ -16,13 +16,14 @@ from ultralytics.nn.tasks import guess_model_task
 
 from yolo_prune.checkpoint import is_pruned, load_network
 from yolo_prune.config import RUNTIMES
+from yolo_prune.console import quiet, talking, waiting
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError
 from yolo_prune.export import exports_of, file_size, fitness, form_of
 from yolo_prune.files import replacing
 from yolo_prune.graph import height_and_width, image_channels, image_size, trace
 from yolo_prune.host import open_model
-from yolo_prune.profiling import export, quiet, time_networks
+from yolo_prune.profiling import export, time_networks
 from yolo_prune.report import Report, Stage, aligned
 from yolo_prune.runtimes import FORMATS, all_threads, alternating, check_runtime, described, file_runner
 from yolo_prune.targets import BYTES, MACS, PARAMS, in_units
@@ -106,6 +107,7 @@ def bench(
     scales: bool = True,
     threads: int | None = None,
     rounds: int = ROUNDS,
+    verbose: bool = True,
 ) -> Bench:
     """Time models in turns, in every form in which they are there.
 
@@ -119,6 +121,7 @@ def bench(
         scales: Whether to put the official scales beside them that are next to them in size, with random weights.
         threads: For a CPU (default: all).
         rounds: Times that each runs.
+        verbose: Whether to show bars where work takes long.
 
     Raises:
         ConfigError: If a file is not there, or a runtime or the image size is none.
@@ -129,7 +132,7 @@ def bench(
         if name not in RUNTIMES:
             raise ConfigError(f"runtimes={name} is none of {', '.join(RUNTIMES)}.")
         check_runtime(name)
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet(), talking(verbose):
         subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
         networks = [s.network for s in subjects if s.network is not None]
         height, width = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
@@ -141,21 +144,29 @@ def bench(
         if scales and networks:
             beside = neighbours(networks, [s.size.macs or 0 for s in subjects if s.network], found.imgsz)
             subjects += [_Subject(name, {}, *of, is_official=True) for name, of in beside.items()]
+        missing = []
         for subject in subjects:
             wanted = known & set(RUNTIMES) if subject.is_official else set(runtimes)
-            for runtime in sorted(wanted - subject.files.keys() if subject.network else ()):
+            if subject.network:
+                missing += [(subject, subject.network, runtime) for runtime in sorted(wanted - subject.files.keys())]
+        with waiting("exporting networks", len(missing)) as step:
+            for subject, network, runtime in missing:
                 where = Path(tempfile.mkdtemp(dir=folder))
-                subject.files[runtime] = export(subject.network, runtime, found.imgsz, where)
+                subject.files[runtime] = export(network, runtime, found.imgsz, where)
+                step()
         shape = (1, next(map(image_channels, networks), 3), height, width)
+        judged: list[tuple[Row, _Subject]] = []
         for runtime in sorted(known):
             found.where[runtime] = described(runtime.partition(":")[0], threads or all_threads())
             here = [s for s in subjects if runtime in s.files]
             rows = _timed(here, runtime, shape, threads or all_threads(), rounds)
-            for row, subject in zip(rows, here, strict=True):
-                if data and row.seconds and not subject.is_official:
-                    task = subject.network and guess_model_task(subject.network)
-                    row.fitness = fitness(subject.files[runtime], data, max(found.imgsz), task)
+            judged += [(r, s) for r, s in zip(rows, here, strict=True) if data and r.seconds and not s.is_official]
             found.rows += rows
+        with waiting("validating", len(judged)) as step:
+            for row, subject in judged:
+                task = subject.network and guess_model_task(subject.network)
+                row.fitness = fitness(subject.files[row.runtime], str(data), max(found.imgsz), task)
+                step()
     return found
 
 
@@ -233,14 +244,15 @@ def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
     """
     values = {name: smart_value(text) for name, text in arguments.items()}
     save = values.pop("save", None)
-    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds")
+    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "verbose")
     if wrong := [name for name in values if name not in allowed]:
         raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
     for name in ("threads", "rounds"):
         if not isinstance(number := values.get(name, 1), int) or isinstance(number, bool) or number < 1:
             raise ConfigError(f"{name}={arguments[name]} is no whole number >= 1; leave it out for the default.")
-    if not isinstance(values.get("scales", True), bool):
-        raise ConfigError(f"scales={arguments['scales']} is not a bool; use True or False.")
+    for name in ("scales", "verbose"):
+        if not isinstance(values.get(name, True), bool):
+            raise ConfigError(f"{name}={arguments[name]} is not a bool; use True or False.")
     if "runtimes" in arguments:
         values["runtimes"] = tuple(arguments["runtimes"].split(","))
     found = bench(models, **values)

@@ -103,7 +103,7 @@ class PruneConfig:
     export: tuple[str, ...] = _knob(
         (), "Ultralytics export formats made and checked at the end, some with a precision, e.g. onnx,openvino:8"
     )
-    verbose: bool = _knob(True, "print one line per cut and the table at the end")
+    verbose: bool = _knob(True, "show a line per cut, a summary at the end, and bars where work takes long")
 
     def __post_init__(self) -> None:
         for name in ("ignored_layers", "export"):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.console import waiting
 from yolo_prune.layers import named_layers
 from yolo_prune.statistics import LayerStatistics
 
@@ -40,18 +41,20 @@ class Elimination:
         self._consumers: dict[str, _Consumer] = {}
         self._lost_outputs: dict[str, torch.Tensor] = {}
         layers = dict(named_layers(model))
-        for path, layer in graph.layers.items():
-            seen = statistics.get(path)
-            if seen is None:
-                continue
-            self._lost_outputs[path] = seen.fisher() * seen.variance()
-            weight = getattr(layers[path], "weight", None)
-            if layer.groups == 1 and weight is not None:
-                transposed = isinstance(layers[path], nn.ConvTranspose2d)
-                by_output = (weight.detach().transpose(0, 1) if transposed else weight.detach()).cpu().double()
-                scaled = by_output.flatten(2) if by_output.ndim > 2 else by_output[..., None]
-                scaled = scaled * seen.fisher().sqrt()[:, None, None]
-                self._consumers[path] = _Consumer(scaled, seen.covariance())
+        with waiting("weighing channels", len(graph.layers)) as step:
+            for path, layer in graph.layers.items():
+                step()
+                seen = statistics.get(path)
+                if seen is None:
+                    continue
+                self._lost_outputs[path] = seen.fisher() * seen.variance()
+                weight = getattr(layers[path], "weight", None)
+                if layer.groups == 1 and weight is not None:
+                    transposed = isinstance(layers[path], nn.ConvTranspose2d)
+                    by_output = (weight.detach().transpose(0, 1) if transposed else weight.detach()).cpu().double()
+                    scaled = by_output.flatten(2) if by_output.ndim > 2 else by_output[..., None]
+                    scaled = scaled * seen.fisher().sqrt()[:, None, None]
+                    self._consumers[path] = _Consumer(scaled, seen.covariance())
         self._alive = [np.ones(group.width, dtype=bool) for group in graph.groups]
         self._removed: list[list[int]] = [[] for _ in graph.groups]
         bundle_of = {g: b for b, bundle in enumerate(graph.bundles) for g in bundle.groups}

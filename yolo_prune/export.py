@@ -34,6 +34,7 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules import SemanticSegment
 from ultralytics.utils import checks
 
+from yolo_prune.console import waiting
 from yolo_prune.coreml import disagreement, inspect
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host import kept
@@ -382,13 +383,14 @@ def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
     """Run image by image (exports have batch 1) and return all output tensors on the CPU."""
     backend.eval()
     outputs = []
-    with torch.no_grad():
+    with torch.no_grad(), waiting("comparing outputs", len(images)) as step:
         for image in images:
             result = backend(image[None].to(backend.device))  # TensorRT has its own
             tensors = [
                 t.cpu() for t in (result if isinstance(result, (list, tuple)) else [result]) if torch.is_tensor(t)
             ]
             outputs += [t.float() if t.is_floating_point() else t for t in tensors]
+            step()
     return outputs
 
 

@@ -19,6 +19,7 @@ from ultralytics.nn.tasks import guess_model_task
 
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
+from yolo_prune.console import waiting
 from yolo_prune.cost import FP16
 from yolo_prune.errors import ConfigError, UnsupportedError, seen, told
 from yolo_prune.layers import AnyLayer, is_grouped, is_quantized, named_layers, widths
@@ -59,7 +60,9 @@ def trace(
         if ignored and (pattern := ignored(path)):
             fixed.setdefault(path, f"kept on request (ignored_layers has {pattern})")
     grouped = {path: layer for path, layer in named_layers(model) if is_grouped(layer)}
-    units = _connected_units(_shadow_groups(shadow, image), shadow, grouped)
+    convs = sum(isinstance(module, nn.modules.conv._ConvNd) for module in shadow.model.modules())
+    with waiting("tracing layers", convs) as step:
+        units = _connected_units(_shadow_groups(shadow, image, step), shadow, grouped)
     groups, lanes = _channel_groups(units, list(layers), fixed, shadow.ties)
     products = tuple(Product(path, layer, tuple(channels), macs) for path, layer, channels, macs in shadow.products)
     graph = ChannelGraph(
@@ -256,8 +259,8 @@ Member = tuple[str, bool, list[int], list[int]]
 """(shadow layer path, is output side, channels, root channel of each)"""
 
 
-def _shadow_groups(shadow: Shadow, image: torch.Tensor) -> Iterable[list[Member]]:
-    """Yield torch-pruning's groups until every output channel of every convolution is in one."""
+def _shadow_groups(shadow: Shadow, image: torch.Tensor, step: Callable[[], None]) -> Iterable[list[Member]]:
+    """Yield torch-pruning's groups until every output channel of every convolution is in one, a step for each."""
     for module in shadow.model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             _ungroup(module)  # groups are joined afterwards, in terms of the real network
@@ -271,6 +274,7 @@ def _shadow_groups(shadow: Shadow, image: torch.Tensor) -> Iterable[list[Member]
         for module in list(graph.module2node):
             if not isinstance(module, nn.modules.conv._ConvNd):
                 continue
+            step()
             missing = [i for i in range(module.out_channels) if i not in seen[paths[module]]]
             if not missing:
                 continue

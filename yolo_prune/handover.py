@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from yolo_prune import page, quantization
 from yolo_prune.bench import time_result
 from yolo_prune.checkpoint import is_marked, is_pruned, unmark_file
 from yolo_prune.config import PruneConfig
+from yolo_prune.console import say
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError
 from yolo_prune.export import export_all
@@ -26,20 +26,15 @@ if TYPE_CHECKING:
 
 
 def hand_over(
-    trainer: BaseTrainer,
-    config: PruneConfig,
-    report: Report,
-    unfinished: PruneError | None,
-    log: Callable[[str], None],
+    trainer: BaseTrainer, config: PruneConfig, report: Report, unfinished: PruneError | None
 ) -> PruneError | None:
-    """Complete and save the report of a run, export its best checkpoint, and tell of both.
+    """Complete and save the report of a run, export its best checkpoint, and tell of all in one summary.
 
     Args:
         trainer: At ``on_train_end``, after the final validation.
         config: The knobs.
         report: With what has happened; what came out is added.
         unfinished: What to say if the run ended before its last step, or None.
-        log: Prints a text.
 
     Returns:
         What is wrong with the result, or None.
@@ -61,50 +56,47 @@ def hand_over(
     report.samples = validation_files(trainer)
     folder = trainer.save_dir / "pruning"
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
-    complaint = unfinished
+    complaint, timed = unfinished, ""
     if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):
-        untimed = _time(config, report, best, log)
+        timed, untimed = _time(config, report, best)
         complaint = unfinished or untimed
         report.save(folder)
-    if has_changed:
-        log(f"done\n{report.table()}")
+    summary = [f"done\n{report.table()}" if has_changed else "done", timed]
     if report.guard and report.guard["failures"]:
         outcome = "this is the smallest model that held" if report.cuts else "no cut held, so this is dense"
         floor = report.guard["dense"] * (1 - report.guard["max_drop"])
-        log(f"max_drop={report.guard['max_drop']:g} asks for fitness {floor:.4f}: {outcome}")
+        summary.append(f"max_drop={report.guard['max_drop']:g} asks for fitness {floor:.4f}: {outcome}")
     if report.cuts and not unfinished and not report.guard:
         complaint = _too_large(config, report, final) or complaint
     if config.export:
         report.exports = export_all(best, config.export, validation_images(trainer), trainer.args.data)
         report.save(folder)
-        log(f"exports, compared with {best.name}\n{report.export_table()}")
+        summary.append(f"exports, compared with {best.name}:\n{report.export_table()}")
         if failed := [f"{e.format}: {e.reason}" for e in report.exports if not e.ok]:
             complaint = complaint or ExportError("; ".join(failed))
     try:
         path = page.write(trainer.save_dir, plots=trainer.args.plots)
     except Exception as e:  # whatever it is, the run is done
-        log(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
-    log(f"checkpoint {best}, report {path}")
+        summary.append(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
+    say("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
     return complaint
 
 
-def _time(config: PruneConfig, report: Report, best: Path, log: Callable[[str], None]) -> ExportError | None:
-    """Measure what came out, and compare it with what was predicted."""
+def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportError | None]:
+    """Measure what came out, and return how it compares with what was predicted, and what is wrong."""
     expected = report.dense.latency
     try:
         told = f"{config.runtime}: {time_result(report, best, config.runtime):.2f}x as fast as dense"
     except Exception as e:  # whatever an exporter or a runtime raises, the run is done
         reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
         if any(target.quantity == LATENCY for target in config.targets):
-            return ExportError(reason)
-        log(reason)
-        return None
+            return "", ExportError(reason)
+        return reason, None
     if expected:
         told += f", {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
         for record in report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
             record.latency = (record.latency or 0.0) * (report.dense.latency or 0.0) / expected
-    log(told)
-    return None
+    return told, None
 
 
 def _too_large(config: PruneConfig, report: Report, final: Stage) -> TargetError | None:

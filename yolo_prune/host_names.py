@@ -78,7 +78,8 @@ HOST_NAMES = (
     Names("ultralytics.nn.modules.conv", "DWConvTranspose2d", "layers with channels"),
     Names("ultralytics.nn.modules.head", "Detect", "what can be distilled"),
     Names("ultralytics.nn.tasks", "guess_model_task load_checkpoint torch_safe_load yaml_model_load", "checkpoints"),
-    Names("ultralytics.utils", "LOGGER RANK YAML checks colorstr", "one voice, from one rank"),
+    Names("ultralytics.utils", "LOGGER RANK TQDM VERBOSE YAML checks colorstr", "one voice, from one rank"),
+    Names("ultralytics.utils.tqdm.TQDM", "last_print_n last_print_t last_rate start_t", "bars that appear late"),
     Names("ultralytics.utils.checks", "check_requirements check_version", "what is installed"),
     Names("ultralytics.utils.torch_utils", "strip_optimizer unwrap_model", "checkpoints, wrapped networks"),
     Names(

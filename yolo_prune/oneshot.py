@@ -15,6 +15,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from yolo_prune.allocation import units_of
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
+from yolo_prune.console import talking
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.export import check_formats
@@ -31,10 +32,10 @@ from yolo_prune.targets import QUANTITIES, in_units
 
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
-    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers"),
+    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "verbose"),
 )
 """The knobs that mean something without training and without data."""
-BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "benchmark", "export", "verbose")
+BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "benchmark", "export")
 """The knobs that mean something without training."""
 DATA_FREE = {"importance": "l2", "allocation": "uniform"}
 """Defaults where there is no data to look at."""
@@ -104,7 +105,8 @@ def prune_model(
     imgsz = image_size(network, imgsz)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
-    plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
+    with talking(config.verbose):
+        plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
     plan.apply(network)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
@@ -131,7 +133,8 @@ def sensitivity(
         UnsupportedError: If the model is not a YOLO network that can be cut.
     """
     config, size = PruneConfig(calibration=calibration), image_size(network_of(model), imgsz)
-    with _never_training(model, {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}) as trainer:
+    arguments = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}
+    with talking(arguments.get("verbose", True)), _never_training(model, arguments) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
         evidence = Evidence(network, calibration_batches(trainer, calibration))
         measured = scan(network, graph, rankings(graph, config, evidence), *evidence.halves())
@@ -191,13 +194,14 @@ def dry_run(
         raise ConfigError(f"{', '.join(arguments)}: says how to read data, and there is none; give data=… as well.")
     network = network_of(model)
     size = image_size(network, imgsz)
-    graph = _traced(network, config, size, timed or config.is_timed)
-    if data is None:
-        plan = plan_traced(network, graph, config)
-    else:
-        with _never_training(model, {**arguments, "data": data, "imgsz": size}) as trainer:
-            evidence = Evidence(network, calibration_batches(trainer, config.calibration))
-            plan = plan_traced(network, graph, config, evidence=evidence)
+    with talking(config.verbose):
+        graph = _traced(network, config, size, timed or config.is_timed)
+        if data is None:
+            plan = plan_traced(network, graph, config)
+        else:
+            with _never_training(model, {**arguments, "data": data, "imgsz": size}) as trainer:
+                evidence = Evidence(network, calibration_batches(trainer, config.calibration))
+                plan = plan_traced(network, graph, config, evidence=evidence)
     cost, units = CostModel(graph), units_of(graph, plan)
     rows: list[tuple[str, ...]] = [("layer", "channels", "kept")]
     for path, sides in plan.layers.items():

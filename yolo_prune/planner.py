@@ -18,6 +18,7 @@ from yolo_prune.allocation import Budget, ByScore, Ranking, check_reachable, mak
 from yolo_prune.budget import Goal
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
+from yolo_prune.console import waiting
 from yolo_prune.cost import CostModel
 from yolo_prune.elimination import Elimination
 from yolo_prune.errors import ConfigError
@@ -157,11 +158,14 @@ def plan_traced(
         macs = _stride(graph, config, budget, dense_widths, evidence).macs
     present = {q: cost.amount(q) for q in budget}
     plans: list[PrunePlan] = []
-    for stage in _stages(present, budget, macs["after"] / macs["before"]) if in_strides else [budget]:
-        if plans:
-            evidence = evidence.after(plans[-1], config)
-            graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
-        plans.append(_stride(graph, config, stage, dense_widths, evidence))
+    stages = _stages(present, budget, macs["after"] / macs["before"]) if in_strides else [budget]
+    with waiting("choosing channels", len(stages)) as step:
+        for stage in stages:
+            if plans:
+                evidence = evidence.after(plans[-1], config)
+                graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
+            plans.append(_stride(graph, config, stage, dense_widths, evidence))
+            step()
     return reduce(PrunePlan.then, plans)
 
 

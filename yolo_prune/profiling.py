@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -28,6 +26,7 @@ from ultralytics.utils import LOGGER
 
 from yolo_prune.allocation import ByScore, make_plan
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.console import PREFIX, quiet, waiting
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import WriteError
 from yolo_prune.files import replacing
@@ -79,10 +78,11 @@ def measure(
     where = described(runtime, threads)
     known = _Known(cache / f"latency-{_digest(where)}.json", where)
     image = torch.zeros(1, image_channels(network), *graph.imgsz)
-    layers = {
-        path: _surface(graph, path, layer, act, size, runtime, threads, known)
-        for path, layer, act, size in _timed_layers(network, graph, image)
-    }
+    timed, layers = list(_timed_layers(network, graph, image)), {}
+    with waiting("timing layers", len(timed)) as step:
+        for path, layer, act, size in timed:
+            layers[path] = _surface(graph, path, layer, act, size, runtime, threads, known)
+            step()
     known.save()
     positions = {path: graph.layers[path].positions for path in layers}
     table = LatencyTable(layers, positions, where={**where, "imgsz": list(graph.imgsz)})
@@ -110,26 +110,15 @@ def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Pat
         return Path(YOLO(checkpoint).export(format=FORMATS[runtime], imgsz=list(imgsz), verbose=False))
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Ultralytics and its exporters from telling of each network that is only made to be timed."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        LOGGER.setLevel(level)
-
-
 def time_networks(networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int]) -> list[float]:
     """Return the seconds for one image of each network, exported to a runtime and run in turns (see `typical`)."""
     size = height_and_width(imgsz)
     with tempfile.TemporaryDirectory() as folder:
         runners = []
-        for i, network in enumerate(networks):
-            runners.append(_whole(network, runtime, size, Path(folder) / str(i), all_threads()))
+        with waiting("exporting networks", len(networks)) as step:
+            for i, network in enumerate(networks):
+                runners.append(_whole(network, runtime, size, Path(folder) / str(i), all_threads()))
+                step()
         return [float(s) for s in typical(alternating(runners, NETWORK_ROUNDS))]
 
 
@@ -169,7 +158,7 @@ class _Known:
             with replacing(self._path) as draft:
                 draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         except WriteError as e:
-            LOGGER.warning(f"what has been measured is not kept: {e}")
+            LOGGER.warning(f"{PREFIX}what has been measured is not kept: {e}")
 
 
 def _tables(data: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -248,12 +237,14 @@ def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) 
     plans = [None, *(random_plan(graph, share, seed) for seed, share in enumerate(SHARES))]
     rows, runners = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for i, plan in enumerate(plans):
-            copy = copy_of(network).cpu().float()
-            if plan is not None:
-                plan.apply(copy)
-            rows.append([*_features(graph, copy), 1.0])
-            runners.append(_whole(copy, runtime, graph.imgsz, Path(folder) / str(i), threads))
+        with waiting("exporting networks", len(plans)) as step:
+            for i, plan in enumerate(plans):
+                copy = copy_of(network).cpu().float()
+                if plan is not None:
+                    plan.apply(copy)
+                rows.append([*_features(graph, copy), 1.0])
+                runners.append(_whole(copy, runtime, graph.imgsz, Path(folder) / str(i), threads))
+                step()
         seconds = typical(alternating(runners, NETWORK_ROUNDS))
     per_layer, per_value, fixed = _non_negative(np.array(rows) / seconds[:, None], np.ones(len(rows)))
     return {"per_layer": per_layer, "per_value": per_value, "fixed": fixed}

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from ultralytics.nn.modules.block import DFL
 
+from yolo_prune.console import waiting
 from yolo_prune.layers import is_grouped, named_layers
 from yolo_prune.memory import return_free
 from yolo_prune.plan import PrunePlan
@@ -94,7 +95,7 @@ class DenseOutputs:
 
         hooks = [layer.register_forward_hook(observe(path)) for path, layer in solvable.items()]
         hooks += [norm.register_forward_pre_hook(observe_norm(path)) for path, norm in _norms(model)]
-        _run(model, self.images, hooks)
+        _run(model, self.images, hooks, "looking at outputs")
 
 
 def reconstruct(
@@ -164,7 +165,7 @@ def reconstruct(
         hooks += [
             present[path].register_forward_pre_hook(match(path, m)) for path, m in dense.norms.items() if is_free(path)
         ]
-    _run(model, dense.images, hooks)
+    _run(model, dense.images, hooks, "solving weights")
 
 
 def _one_batch(batches: list[torch.Tensor]) -> torch.Tensor:
@@ -207,6 +208,20 @@ def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any], what: str) -> None:
+    """Run a network once, and remove the hooks; ``what`` they do is told."""
+    return_free()
+    layers = [layer for _, layer in _solvable(model)]
+    with waiting(what, len(layers)) as step:
+        hooks += [layer.register_forward_hook(lambda *_: step()) for layer in layers]
+        try:
+            with calibrating(model), torch.no_grad():
+                model(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

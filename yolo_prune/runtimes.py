@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from ultralytics.nn.autobackend import AutoBackend
 
+from yolo_prune.console import waiting
 from yolo_prune.errors import UnsupportedError
 
 PACKAGES = {
@@ -127,12 +128,14 @@ def alternating(runners: Sequence[Runner], rounds: int = 20, warmup: int = 3) ->
         for _ in range(warmup):
             run()
     seconds = np.zeros((len(runners), rounds))
-    for i in range(rounds):
-        for j, run in enumerate(runners):
-            run()
-            started = time.perf_counter()
-            run()
-            seconds[j, i] = time.perf_counter() - started
+    with waiting("timing", rounds) as step:
+        for i in range(rounds):
+            for j, run in enumerate(runners):
+                run()
+                started = time.perf_counter()
+                run()
+                seconds[j, i] = time.perf_counter() - started
+            step()
     return seconds
 
 

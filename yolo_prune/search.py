@@ -20,6 +20,7 @@ from torch import nn
 
 from yolo_prune.allocation import Budget, Ranking, make_plan, units_of
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.console import waiting
 from yolo_prune.sensitivity import Batches, Judge
 
 if TYPE_CHECKING:
@@ -92,15 +93,17 @@ def search(
     shares = np.array([1 - kept[b.groups[0]] / graph.groups[b.groups[0]].width for b in graph.bundles])
     starts = [np.ones(len(shares)), np.maximum(shares, WEAKEST)]
     tried: list[tuple[float, np.ndarray]] = []
-    for n in range(candidates):
-        if n < len(starts):
-            strengths = starts[n]
-        else:
-            best = sorted(tried, key=itemgetter(0))[:PARENTS]
-            one, other = (best[i][1] for i in rng.choice(len(best), 2, replace=False))
-            strengths = np.sqrt(one * other) * np.exp(SPREAD * rng.standard_normal(len(shares)))
-        candidate = plan(allocation="tolerance", tolerance=partial(_tolerance, strengths))
-        tried.append((judge.loss(candidate, weights=weights), strengths))
+    with waiting("trying allocations", candidates) as step:
+        for n in range(candidates):
+            if n < len(starts):
+                strengths = starts[n]
+            else:
+                best = sorted(tried, key=itemgetter(0))[:PARENTS]
+                one, other = (best[i][1] for i in rng.choice(len(best), 2, replace=False))
+                strengths = np.sqrt(one * other) * np.exp(SPREAD * rng.standard_normal(len(shares)))
+            candidate = plan(allocation="tolerance", tolerance=partial(_tolerance, strengths))
+            tried.append((judge.loss(candidate, weights=weights), strengths))
+            step()
     loss, strengths = min(tried, key=itemgetter(0))
     return SearchResult(tuple(strengths.tolist()), loss, tuple(loss for loss, _ in tried))
 

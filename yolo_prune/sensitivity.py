@@ -23,6 +23,7 @@ from torch import nn
 
 from yolo_prune.allocation import MOVES, Ranking, plan_of
 from yolo_prune.channels import ChannelGraph
+from yolo_prune.console import waiting
 from yolo_prune.files import replacing
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.report import aligned
@@ -202,7 +203,6 @@ def scan(
     *,
     ratios: Sequence[float] = RATIOS,
     images: int = IMAGES,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
     """Measure how much the loss grows if each bundle of channel groups is cut alone.
 
@@ -214,37 +214,38 @@ def scan(
         held_out: Batches that judge; none of their images should be among the others.
         ratios: Shares of channels to remove, between 0 and 1; of those that make the same widths one is measured.
         images: So many of the images of either are looked at, in whole batches from the first on.
-        progress: Called with how many bundles are done, and of how many.
     """
     judge = Judge(model, _first(calibration, images), _first(held_out, images))
     dense_loss, rows = judge.loss(), []
     free = [b for b, bundle in enumerate(graph.bundles) if not bundle.locked and bundle.steps > 1]
-    for n, b in enumerate(free, 1):
-        bundle, order = graph.bundles[b], ranking()
-        steps = [bundle.steps for bundle in graph.bundles]
-        for ratio in sorted(ratios):
-            fewer = min(max(bundle.steps - round(bundle.steps * ratio), 1), bundle.steps - 1)
-            if fewer == steps[b]:
-                continue
-            while steps[b] > fewer:  # in moves as an allocation makes them, since each may change the order of the rest
-                move = min(steps[b] - fewer, max(1, round(bundle.steps / MOVES)))
-                order.remove(b, move)
-                steps[b] -= move
-            plan = plan_of(graph, steps, order.order())
-            loss = judge.loss(plan, weights=False)
-            rows.append(
-                Measurement(
-                    bundle=b,
-                    layer=graph.groups[bundle.groups[0]].name,
-                    ratio=ratio,
-                    share=1 - fewer / bundle.steps,
-                    loss=loss,
-                    increase=loss - dense_loss,
-                    macs_saved=1 - plan.macs["after"] / plan.macs["before"],
+    with waiting("trying layers", len(free)) as step:
+        for b in free:
+            bundle, order = graph.bundles[b], ranking()
+            steps = [bundle.steps for bundle in graph.bundles]
+            for ratio in sorted(ratios):
+                fewer = min(max(bundle.steps - round(bundle.steps * ratio), 1), bundle.steps - 1)
+                if fewer == steps[b]:
+                    continue
+                while (
+                    steps[b] > fewer
+                ):  # in moves as an allocation makes them, since each may change the order of the rest
+                    move = min(steps[b] - fewer, max(1, round(bundle.steps / MOVES)))
+                    order.remove(b, move)
+                    steps[b] -= move
+                plan = plan_of(graph, steps, order.order())
+                loss = judge.loss(plan, weights=False)
+                rows.append(
+                    Measurement(
+                        bundle=b,
+                        layer=graph.groups[bundle.groups[0]].name,
+                        ratio=ratio,
+                        share=1 - fewer / bundle.steps,
+                        loss=loss,
+                        increase=loss - dense_loss,
+                        macs_saved=1 - plan.macs["after"] / plan.macs["before"],
+                    )
                 )
-            )
-        if progress:
-            progress(n, len(free))
+            step()
     return Sensitivity(dense_loss, tuple(rows))
 
 

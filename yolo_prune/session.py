@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from yolo_prune import checkpoint, distillation, quantization, ranks, state
 from yolo_prune.allocation import check_reachable
 from yolo_prune.budget import Goal, file_bytes
 from yolo_prune.config import PruneConfig
+from yolo_prune.console import PREFIX, say, talking
 from yolo_prune.cost import CostModel
 from yolo_prune.distillation import student_of, wrapped_plan
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError
@@ -54,7 +55,7 @@ from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure, time_networks
 from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.report import CutRecord, EpochRecord, QuantizationRecord, Report, Stage
+from yolo_prune.report import CutRecord, EpochRecord, QuantizationRecord, Report, Stage, count
 from yolo_prune.rewinding import recall, remember, rewind
 from yolo_prune.schedule import Cut as ScheduledCut
 from yolo_prune.schedule import cuts as schedule_cuts
@@ -71,7 +72,6 @@ if TYPE_CHECKING:
     from torch import nn
     from ultralytics.engine.trainer import BaseTrainer
 
-PREFIX = colorstr("prune:") + " "
 GOOD = "before-cut.pt"
 """File of the state that the guard would go back to."""
 CORRECTIONS = 2
@@ -102,13 +102,15 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
             distillation.prepare(trainer, config.distill)
         if config.max_drop is not None and not trainer.args.val:
             raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
-    trainer.get_model = partial(_get_model, trainer.get_model, bool(trainer.resume))
+    is_verbose = None if config is None else config.verbose
+    trainer.get_model = partial(_get_model, trainer.get_model, bool(trainer.resume), is_verbose)
     return quantizes
 
 
 def _get_model(
     stock: Callable[..., nn.Module],
     resumes: bool,
+    is_verbose: bool | None,
     cfg: Any = None,
     weights: nn.Module | None = None,
     verbose: bool = True,
@@ -120,7 +122,9 @@ def _get_model(
         return stock(cfg=checkpoint.unmarked(cfg), weights=weights, verbose=verbose)
     model = checkpoint.rebuild(stock, cfg, weights)
     if verbose and ranks.is_first() and checkpoint.is_pruned(cfg):
-        LOGGER.info(f"{PREFIX}the checkpoint is pruned, and its network is rebuilt pruned")
+        noted = (checkpoint.run_record(cfg) or {}).get("config", {})
+        with talking(noted.get("verbose", True) if is_verbose is None else is_verbose):
+            say("the checkpoint is pruned, and its network is rebuilt pruned")
         model.info()
     return model
 
@@ -177,13 +181,15 @@ class Session:
             self.report = Report([self.imgsz, self.imgsz], Stage(), config.to_dict())
             self.progress = Progress(config, self.report, trainer.epochs)
             if config.targets:
-                self._begin(trainer, quantizes)
+                with talking(config.verbose):
+                    self._begin(trainer, quantizes)
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
         self._steps = StepCount(trainer)
         if self.progress.pending:
-            self._listen(trainer)
+            with talking(self.config.verbose):
+                self._listen(trainer)
         if self.progress.is_active:
             trainer.save_model = partial(self._save_epoch, trainer)
             trainer.final_eval = partial(evaluate_finally, trainer)
@@ -197,7 +203,6 @@ class Session:
         graph = trace(model, self.imgsz, self.config.is_ignored)
         self.config.check_patterns(graph.layers)
         if self.config.is_timed:
-            self._log(f"measuring how long the layers take in {self.config.runtime}")
             self.latency = ranks.once(lambda: measure(model, graph, self.config.runtime))
             graph = replace(graph, latency=self.latency)
         cost = CostModel(graph)
@@ -265,11 +270,13 @@ class Session:
     def before_epoch(self, trainer: BaseTrainer) -> None:
         """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
-        waiting = self._restore(trainer) if self._resumed else None
-        if self.progress.schedule:
-            self._follow_schedule(trainer)
-        if self.progress.quantizes and not self.progress.pending and self._now(trainer) >= self.progress.float_epochs:
-            self._quantize(trainer)
+        with talking(self.config.verbose):
+            waiting = self._restore(trainer) if self._resumed else None
+            if self.progress.schedule:
+                self._follow_schedule(trainer)
+            is_due = self.progress.quantizes and not self.progress.pending
+            if is_due and self._now(trainer) >= self.progress.float_epochs:
+                self._quantize(trainer)
         if waiting is not None:
             self._steps.resume(trainer, waiting)  # the batches above were none of the run's
 
@@ -348,7 +355,8 @@ class Session:
     def finish(self, trainer: BaseTrainer) -> None:
         """After the final validation: measure, export, write the report, print the tables."""
         self.report.guard = self.progress.guard.to_dict() if self.progress.guard else None
-        self._complaint = hand_over(trainer, self.config, self.report, self._unfinished(trainer), self._log)
+        with talking(self.config.verbose):
+            self._complaint = hand_over(trainer, self.config, self.report, self._unfinished(trainer))
         self._forget_states(trainer)
         (self._folder(trainer) / GOOD).unlink(missing_ok=True)
 
@@ -434,9 +442,8 @@ class Session:
             self._sparsity = None
         self._log(
             f"cut {len(self.report.cuts)}/{len(self.progress.schedule)} at epoch {trainer.epoch}: "
-            f"MACs {_from_to(plan.macs, 1e9, 'G')}, params {_from_to(plan.params, 1e6, 'M')}, "
-            f"fitness {_score(record.fitness_cut)}, "
-            f"{len(record.locked)} layers locked, {record.seconds:.1f} s"
+            f"MACs {_from_to(plan.macs)}, params {_from_to(plan.params)}, {len(record.locked)} layers locked, "
+            f"fitness {_score(record.fitness_cut)}, {record.seconds:.1f} s"
         )
 
     def _judge(self, trainer: BaseTrainer) -> None:
@@ -682,8 +689,8 @@ class Session:
             checkpoint.unmark_file(path)
 
     def _log(self, text: str) -> None:
-        if self.config.verbose and ranks.is_first():
-            LOGGER.info(f"{PREFIX}{text}")
+        with talking(self.config.verbose):
+            say(text)
 
 
 def _bend_learning_rate(trainer: BaseTrainer, last_cut: int | None, mode: str) -> None:
@@ -728,7 +735,7 @@ def _score(fitness: float | None) -> str:
     return "not validated" if fitness is None else f"{fitness:.3f}"
 
 
-def _from_to(cost: dict[str, int], unit: float, name: str) -> str:
+def _from_to(cost: dict[str, int]) -> str:
     """Return ``1.62G -> 1.21G (-25.3%)``."""
     before, after = cost["before"], cost["after"]
-    return f"{before / unit:.3g}{name} -> {after / unit:.3g}{name} ({after / before - 1:+.1%})"
+    return f"{count(before)} -> {count(after)} ({after / before - 1:+.1%})"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolo_prune.console import say
 from yolo_prune.distillation import TEACHER
 from yolo_prune.errors import CheckpointError, told
 from yolo_prune.files import replacing
@@ -172,7 +172,7 @@ def _restore_data(trainer: BaseTrainer, state: dict[str, Any]) -> None:
     loader, sampler = trainer.train_loader, state["sampler"]
     datasets = list(_datasets(loader.dataset))
     if loader.num_workers:
-        LOGGER.info("workers>0: the images of the resumed run come in another order than without the interruption")
+        say("workers>0: the images of the resumed run come in another order than without the interruption")
         return
     for dataset, indices in zip(datasets, state["buffers"], strict=False):
         for i in indices:

@@ -5,7 +5,7 @@ Criteria that need data read these. Parameter gradients can also be collected fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolo_prune.console import waiting
 from yolo_prune.layers import is_grouped, named_layers
 from yolo_prune.memory import return_free
 
@@ -102,7 +103,7 @@ class Gradients:
         self.second.clear()
 
 
-def layer_statistics(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[str, LayerStatistics]:
+def layer_statistics(model: nn.Module, batches: Sequence[dict[str, Any]]) -> dict[str, LayerStatistics]:
     """Return the statistics of every convolution and linear layer.
 
     Args:
@@ -136,12 +137,11 @@ def layer_statistics(model: nn.Module, batches: Iterable[dict[str, Any]]) -> dic
     for path, layer in named_layers(copy):
         if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
             layer.register_forward_hook(observe(path))
-    for _ in _backward(copy, batches):
-        copy.zero_grad()
+    _backward(copy, batches)
     return found
 
 
-def gradients(model: nn.Module, batches: Iterable[dict[str, Any]]) -> Gradients:
+def gradients(model: nn.Module, batches: Sequence[dict[str, Any]]) -> Gradients:
     """Return the parameter gradients of a network that is not being trained, as a step per batch.
 
     Args:
@@ -149,9 +149,7 @@ def gradients(model: nn.Module, batches: Iterable[dict[str, Any]]) -> Gradients:
         batches: Preprocessed batches with labels, on the model's device.
     """
     result, copy = Gradients(), trainable_copy(model)
-    for _ in _backward(copy, batches):
-        result.add(copy.parameters())
-        copy.zero_grad()
+    _backward(copy, batches, lambda: result.add(copy.parameters()))
     return result.of(copy, model)
 
 
@@ -174,12 +172,15 @@ def loss_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     return loss.sum() / len(batch["img"])
 
 
-def _backward(copy: nn.Module, batches: Iterable[dict[str, Any]]) -> Iterator[None]:
-    with calibrating(copy), torch.enable_grad():
+def _backward(copy: nn.Module, batches: Sequence[dict[str, Any]], then: Callable[[], None] = lambda: None) -> None:
+    """Let the loss of each batch go back through a network; what is to be done then finds gradients of this batch."""
+    with calibrating(copy), torch.enable_grad(), waiting("looking at images", len(batches)) as step:
         for batch in batches:
             return_free()
             loss_of(copy, batch).backward()
-            yield
+            then()
+            copy.zero_grad()
+            step()
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nets import build
+from trainings import Run, soon
+from ultralytics.utils import LOGGER
+
+from yolo_prune import console
+from yolo_prune.console import PATIENCE, quiet, say, talking, waiting
+from yolo_prune.graph import trace
+
+COLOURS = re.compile(r"\x1b\[[\d;]*[mK]")
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until a test moves it."""
+    now = [1000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    return now
+
+
+def work(clock: list[float], seconds: float, steps: int = 10, what: str = "timing layers") -> None:
+    """Take some seconds for each of the steps."""
+    with waiting(what, steps) as step:
+        for _ in range(steps):
+            clock[0] += seconds
+            step()
+
+
+def frames(capsys: Capture) -> list[str]:
+    """Return what was written over itself in the terminal, without colours; nothing may go to standard output."""
+    out, err = capsys.readouterr()
+    assert not out
+    return [COLOURS.sub("", frame) for frame in err.split("\r")][1:]
+
+
+def test_a_bar_appears_when_two_seconds_have_passed_and_is_wiped_at_the_end(
+    clock: list[float], capsys: Capture
+) -> None:
+    work(clock, 0.5)
+    told = frames(capsys)
+    assert PATIENCE == 2
+    assert told[0].startswith("prune: timing layers: 50% ━━━━━━────── 5/10 2.0it/s 2.5s<2.5s")
+    assert told[-2].startswith("prune: timing layers: 100% ━━━━━━━━━━━━ 10/10 2.0it/s 5.0s")
+    assert told[-1] == ""
+
+
+def test_what_is_done_in_two_seconds_shows_no_bar(clock: list[float], capsys: Capture) -> None:
+    work(clock, 0.2)
+    work(clock, 60, steps=1)  # it is over when it could be told
+    work(clock, 60, steps=0)
+    assert frames(capsys) == []
+
+
+def test_a_bar_is_shown_while_others_are_kept_quiet(clock: list[float], capsys: Capture) -> None:
+    with quiet(), quiet():
+        LOGGER.info("of no interest")
+        work(clock, 1)
+    assert frames(capsys)
+    assert LOGGER.getEffectiveLevel() == logging.INFO
+
+
+def test_a_bar_is_silent_where_the_user_wants_none(
+    clock: list[float], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with talking(False), talking(True):
+        work(clock, 1)
+    monkeypatch.setattr(LOGGER, "level", logging.WARNING)
+    work(clock, 1)
+    with quiet():
+        work(clock, 1)
+    monkeypatch.undo()
+    assert frames(capsys) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", 1), ("VERBOSE", False)])
+def test_a_bar_is_silent_on_other_ranks_and_in_a_silent_host(
+    name: str, value: Any, clock: list[float], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, name, value)
+    work(clock, 1)
+    assert frames(capsys) == []
+
+
+def test_a_bar_is_closed_when_something_fails(clock: list[float], capsys: Capture) -> None:
+    with pytest.raises(ZeroDivisionError), waiting("timing layers", 10) as step:
+        for _ in range(5):
+            clock[0] += 1
+            step()
+        1 / 0  # noqa: B018
+    assert frames(capsys)[-1] == ""
+    work(clock, 1)
+    assert frames(capsys)[0].startswith("prune: timing layers: 30%")  # and not a part of what has failed
+
+
+def test_a_part_that_takes_long_says_what_it_is_a_part_of(clock: list[float], capsys: Capture) -> None:
+    with waiting("choosing channels", 3) as step:
+        for seconds in (0.1, 1.5, 0.1):
+            work(clock, seconds, what="solving weights")
+            step()
+    told = [frame.partition(":")[2].partition("%")[0] for frame in frames(capsys) if frame]
+    whole, part = " choosing channels: ", " choosing channels (2/3), solving weights: "
+    assert told == [f"{part}{n}0" for n in range(2, 11)] + [f"{whole}66", f"{whole}100"]
+
+
+def test_a_line_has_the_prefix_and_comes_from_the_first_process(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("one")
+    with talking(False):
+        say("two")
+    monkeypatch.setattr(console, "RANK", 1)
+    say("three")
+    assert [COLOURS.sub("", text) for text in caplog.messages] == ["prune: one"]
+
+
+def test_a_network_that_is_traced_for_long_is_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    trace(build("yolov8n"), 64)
+    assert frames(capsys)[0].startswith("prune: tracing layers: ")
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what yolo_prune has logged, without colours."""
+    plain = (COLOURS.sub("", message) for message in caplog.messages)
+    return [text for text in plain if text.startswith("prune: ")]
+
+
+def test_a_run_tells_a_line_per_cut_and_a_summary_with_the_paths_and_warns_of_nothing(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = run(prune=soon(importance="taylor", allocation="global", export=("torchscript",)))
+    of_engines = [str(w.message) for w in caught if re.search(r"/torch(_pruning)?/|yolo_prune", w.filename)]
+    assert of_engines == []
+    first, second, summary = lines(caplog)
+    amount = r"[\d.]+[GMk] -> [\d.]+[GMk] \(-\d+\.\d%\)"
+    for number, line in ((1, first), (2, second)):
+        pattern = rf"prune: cut {number}/2 at epoch {number}: MACs {amount}, params {amount}, \d+ layers locked, .*"
+        assert re.fullmatch(pattern, line)
+    assert summary.startswith("prune: done\n") and "torchscript" in summary and not re.search("\n{2}", summary)
+    folder: Path = trainer.save_dir
+    paths = f"checkpoint {folder / 'weights' / 'best.pt'}, report {folder / 'pruning' / 'report.html'}"
+    assert summary.splitlines()[-1] == paths
+
+
+def test_a_silent_run_tells_nothing_of_its_own(
+    run: Run, caplog: pytest.LogCaptureFixture, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    run(prune=soon(importance="l2", allocation="uniform", verbose=False), verbose=False)
+    assert lines(caplog) == []
+    assert "prune:" not in COLOURS.sub("", "".join(capsys.readouterr()))
