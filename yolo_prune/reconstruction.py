@@ -199,17 +199,6 @@ def _norms(model: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
             yield path, module
 
 
-def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any]) -> None:
-    """Run a network once, and remove the hooks."""
-    return_free()
-    try:
-        with calibrating(model), torch.no_grad():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any], what: str) -> None:
     """Run a network once, and remove the hooks; ``what`` they do is told."""
     return_free()
