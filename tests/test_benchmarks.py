@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from yolo_prune.export import formats, precisions
+from yolo_prune.report import Report, Stage
 from yolo_prune.zoo import model_yamls, scaled
 
 REPOSITORY = Path(__file__).parent.parent
@@ -53,6 +54,14 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
         "training",
     ):
         sys.modules.pop(name)
+
+
+def test_the_first_table_is_that_of_a_committed_run() -> None:
+    run = json.loads((RESULTS / "accuracy" / "yolov8n-bccd-s0-ours-50.json").read_text(encoding="utf-8"))["report"]
+    report = Report.from_dict({**run, "quantization": None, "epochs": []})
+    report.final = Stage(**run["final"])
+    printed = "\n".join(f"# {line}" for line in report.table().splitlines())
+    assert f"\n{printed}\n```" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_support_results_have_every_model_yaml_and_no_failure() -> None:

@@ -232,6 +232,11 @@ def test_measured_rows_of_exports_are_those_of_the_readme() -> None:
     assert rows and [row for row in rows if row not in README.read_text().splitlines()] == []
 
 
+def test_the_oldest_ultralytics_that_is_named_is_the_one_that_is_asked_for() -> None:
+    asked = re.search(r'"ultralytics>=([\d.]+)"', (REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    assert asked and f"asks for {asked[1]} or later" in (DOCS / "troubleshooting.md").read_text("utf-8")
+
+
 def test_every_message_that_is_quoted_is_one_of_ours() -> None:
     quoted = re.findall(r"^(?:- )?\*\*`(.+?)`\*\*", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     texts = [

@@ -1,0 +1,154 @@
+"""Accuracy against latency: the picture of the README, ours beside the usual recipe and the dense model.
+
+    python benchmarks/accuracy.py --only -s0-      # the runs whose checkpoints are timed
+    python benchmarks/picture.py --time            # times them: some minutes on two idle cores
+    python benchmarks/picture.py                   # draws docs/accuracy-latency.svg from what is there
+
+All checkpoints are timed in turns in one process. What was not timed or not trained is not drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from accuracy import Case, Run, score
+from training import machine
+
+from yolo_prune.page import Axis
+
+TIMES = Path(__file__).parent / "results" / "accuracy_latency.json"
+PICTURE = Path(__file__).parent.parent / "docs" / "accuracy-latency.svg"
+MODELS = ("yolov8n", "yolo11n")
+CURVES = {"ours": "yolo_prune, defaults", "usual": "uniform cut by L2 norm, head left"}
+KEPT = (50, 30)
+"""Percent of the MACs that stay, in the order of a curve that begins at the dense model."""
+IMGSZ, THREADS, ROUNDS = 224, 2, 40
+STYLE = """
+  svg { font: 13px system-ui, sans-serif; --paper: #fff; --ink: #1b1f24; --faint: #d5d9de; --grey: #57606a;
+        --ours: #0a62c4; --usual: #b35309; }
+  @media (prefers-color-scheme: dark) {
+    svg { --paper: #15181c; --ink: #e6e8eb; --faint: #33383e; --grey: #9aa3ad; --ours: #6cb1ff; --usual: #f0a35e; }
+  }
+  text { fill: var(--ink); stroke: var(--paper); stroke-width: 3px; paint-order: stroke; }
+  .grey { fill: var(--grey); } .grid { stroke: var(--faint); } .dense { stroke: var(--ink); }
+  .ours { stroke: var(--ours); } .usual { stroke: var(--usual); } :not(circle).usual { stroke-dasharray: 6 4; }
+  polyline, circle { fill: none; stroke-width: 2; } circle { fill: var(--paper); }
+"""
+"""The picture brings its own paper, so it can be read whichever way the page around it is."""
+
+
+class Point(NamedTuple):
+    """One trained checkpoint: seconds for one image, and mAP50-95 on the validation split."""
+
+    run: Run
+    seconds: float
+    fitness: float
+
+
+def main() -> None:
+    """Time the checkpoints if asked, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where accuracy.py left its runs")
+    parser.add_argument("--time", action="store_true", help="time the checkpoints; nothing else should run meanwhile")
+    args = parser.parse_args()
+    if args.time:
+        time(args.runs)
+    PICTURE.write_text(draw(points()), encoding="utf-8")
+
+
+def curve(model: str, contender: str) -> list[Run]:
+    """Return the dense model, trained on, and a contender at each share of its MACs."""
+    case = Case(model, "bccd")
+    return [Run(case, "dense"), *(Run(case, contender, kept) for kept in KEPT)]
+
+
+def time(folder: Path) -> None:
+    """Time the checkpoints of all runs of the picture in turns, and write down how long each takes."""
+    from yolo_prune.bench import bench
+
+    runs = dict.fromkeys(run for model in MODELS for contender in CURVES for run in curve(model, contender))
+    files = [folder / run.name / "weights" / "best.pt" for run in runs]
+    found = bench(files, imgsz=IMGSZ, runtimes=("onnx",), scales=False, threads=THREADS, rounds=ROUNDS)
+    rows = [row for row in found.rows if row.runtime == "onnx"]
+    result = {
+        "machine": machine(),
+        "imgsz": IMGSZ,
+        "rounds": ROUNDS,
+        "where": found.where["onnx"],
+        "seconds": {run.name: row.seconds for run, row in zip(runs, rows, strict=True)},
+    }
+    TIMES.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def points() -> dict[tuple[str, str], list[Point]]:
+    """Return model and contender -> the points of its curve, as far as they were trained and timed."""
+    seconds = json.loads(TIMES.read_text(encoding="utf-8"))["seconds"]
+    return {
+        (model, contender): [
+            Point(run, seconds[run.name][1], fitness)
+            for run in curve(model, contender)
+            if run.name in seconds and (fitness := score(run)) is not None
+        ]
+        for model in MODELS
+        for contender in CURVES
+    }
+
+
+def draw(curves: dict[tuple[str, str], list[Point]]) -> str:
+    """Return the picture as SVG: one panel per model, one line per contender."""
+    width, height, top, bottom = 860, 400, 80, 340
+    panels = {model: (60 + 410 * n, 420 + 410 * n) for n, model in enumerate(MODELS)}
+    slowest, best = (max(p[i] for line in curves.values() for p in line) for i in (1, 2))
+    accuracy = Axis((0, 1.1 * best), bottom, top, pad=0)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+        "<title>Accuracy against latency on bccd</title>",
+        f"<style>{STYLE}</style>",
+        f'<rect width="{width}" height="{height}" rx="8" style="fill: var(--paper)"/>',
+    ]
+    for n, (contender, name) in enumerate(CURVES.items()):
+        x = 60 + 210 * n
+        lines.append(f'<line x1="{x}" y1="22" x2="{x + 30}" y2="22" class="{contender}" stroke-width="2"/>')
+        lines.append(f'<text x="{x + 38}" y="26">{escape(name)}</text>')
+    lines.append('<text x="830" y="26" text-anchor="end" class="grey">percent: MACs kept; number: mAP50-95</text>')
+    for model, (left, right) in panels.items():
+        latency = Axis((0, 1e3 * 1.15 * slowest), left, right, pad=0)
+        lines.append(f'<text x="{left}" y="{top - 18}" font-weight="600">{model}</text>')
+        for tick in accuracy.ticks:
+            y = accuracy(tick)
+            lines.append(f'<line x1="{left}" y1="{y}" x2="{right}" y2="{y}" class="grid"/>')
+            lines.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end" class="grey">{tick:.1f}</text>')
+        for tick in latency.ticks:
+            lines.append(
+                f'<text x="{latency(tick)}" y="{bottom + 20}" text-anchor="middle" class="grey">{tick:g}</text>'
+            )
+        middle = (left + right) / 2
+        lines.append(f'<text x="{middle}" y="{bottom + 42}" text-anchor="middle" class="grey">ms for one image</text>')
+        for contender in CURVES:
+            lines += marks(contender, curves[model, contender], latency, accuracy)
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def marks(contender: str, line: Sequence[Point], latency: Axis, accuracy: Axis) -> Iterator[str]:
+    """Yield a contender's line, a mark at each of its points, and what it says there."""
+    places = [(latency(1e3 * point.seconds), accuracy(point.fitness)) for point in line]
+    yield f'<polyline points="{" ".join(f"{x},{y}" for x, y in places)}" class="{contender}"/>'
+    for point, (x, y) in zip(line, places, strict=True):
+        kind = point.run.contender
+        yield f'<circle cx="{x}" cy="{y}" r="5" class="{kind}">'
+        yield f"<title>{point.run.name}: {1e3 * point.seconds:.2f} ms, mAP50-95 {point.fitness:.3f}</title></circle>"
+        if kind == "usual":
+            yield f'<text x="{x + 10}" y="{y + 15}">{point.run.kept} %: {point.fitness:.3f}</text>'
+        elif contender == "ours":  # the dense model is on both lines, and said once
+            share = "dense" if kind == "dense" else f"{point.run.kept} %"
+            yield f'<text x="{x}" y="{y - 27}" text-anchor="middle">{share}</text>'
+            yield f'<text x="{x}" y="{y - 12}" text-anchor="middle">{point.fitness:.3f}</text>'
+
+
+if __name__ == "__main__":
+    main()
