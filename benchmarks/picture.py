@@ -142,8 +142,11 @@ def marks(contender: str, line: Sequence[Point], latency: Axis, accuracy: Axis) 
         kind = point.run.contender
         yield f'<circle cx="{x}" cy="{y}" r="5" class="{kind}">'
         yield f"<title>{point.run.name}: {1e3 * point.seconds:.2f} ms, mAP50-95 {point.fitness:.3f}</title></circle>"
+        said = f"{point.run.kept} %: {point.fitness:.3f}"
         if kind == "usual":
-            yield f'<text x="{x + 10}" y="{y + 15}">{point.run.kept} %: {point.fitness:.3f}</text>'
+            yield f'<text x="{x + 10}" y="{y + 15}">{said}</text>'
+        elif point == line[-1]:
+            yield f'<text x="{x - 10}" y="{y + 4}" text-anchor="end">{said}</text>'
         elif contender == "ours":  # the dense model is on both lines, and said once
             share = "dense" if kind == "dense" else f"{point.run.kept} %"
             yield f'<text x="{x}" y="{y - 27}" text-anchor="middle">{share}</text>'

@@ -56,6 +56,6 @@ def test_the_notebook_runs_and_was_committed_with_its_pictures(narrow: Path, own
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     tiny = {"model_yaml": str(narrow), "epochs": 6, "imgsz": 64, "images": {"train": 8, "val": 4}}
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in tiny.items())
-    done = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(own_folder)}}).execute()
+    done = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(own_folder)}}).execute()
     assert len(pictures(done)) == 4
     assert (own_folder / "tour" / "run" / "weights" / "best.onnx").is_file()
