@@ -46,6 +46,7 @@ REPEATS = 3
 def main() -> None:
     """Measure, print and write."""
     torch.set_num_threads(os.cpu_count() or 1)
+    trained = runs()  # first: a process that is started counts the memory of this one as its own
     results: dict[str, Any] = {
         "machine": machine(),
         "threads": torch.get_num_threads(),
@@ -54,7 +55,7 @@ def main() -> None:
         "hooks_per_epoch_seconds": hooks(),
         "data_seconds": on_data(),
         "gradient_collection": gradient_collection(),
-        **runs(),
+        **trained,
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
@@ -81,8 +82,11 @@ def hooks() -> float:
     """Return the seconds that the hooks of one epoch take when no cut is due."""
     session = Session.__new__(Session)  # a session in the middle of a run, without the run
     session._resumed = None
-    session.report = SimpleNamespace(cuts=[SimpleNamespace(fitness_recovered=None)])  # type: ignore[assignment]
-    session.progress = Progress(PruneConfig(), session.report, epochs=10)
+    session.report = SimpleNamespace(  # type: ignore[assignment]
+        cuts=[SimpleNamespace(fitness_recovered=None)], quantization=None
+    )
+    session.config = PruneConfig()
+    session.progress = Progress(session.config, session.report, epochs=10)
     trainer = SimpleNamespace(
         epoch=3, epochs=10, best_fitness=0.5, stop=False, args=SimpleNamespace(time=None),
         stopper=SimpleNamespace(best_epoch=3, patience=100),

@@ -28,6 +28,7 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     import exports
     import faults
     import main_job
+    import picture
     import speed
     import support
     import without_training
@@ -42,18 +43,11 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     for table in (speed.speed_table, speed.target_table, speed.equal_speed_table, speed.width_table, speed.error_table):
         assert table() in readme
     assert faults.table() in (REPOSITORY / "docs" / "resuming.md").read_text(encoding="utf-8")
-    for name in (
-        "cost_model",
-        "exports",
-        "faults",
-        "main_job",
-        "speed",
-        "support",
-        "without_training",
-        "accuracy",
-        "training",
-    ):
-        sys.modules.pop(name)
+    curves = picture.points()
+    assert [len(line) for line in curves.values()] == [3] * 4
+    assert picture.draw(curves) == picture.PICTURE.read_text(encoding="utf-8")
+    for name in (path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")):
+        sys.modules.pop(name, None)
 
 
 def test_the_first_table_is_that_of_a_committed_run() -> None:
