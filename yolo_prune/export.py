@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -132,7 +133,8 @@ def export_all(
         ConfigError: If Ultralytics cannot export one of them at all.
     """
     asked = [_read(export) for export in exports]
-    with _nothing_installed():
+    with _nothing_installed(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\b")  # of what it will drop one day, for each format anew
         original = _Checkpoint(checkpoint, images, data)
         return [_export(original, name, quantize) for name, quantize in asked]
 
