@@ -27,8 +27,12 @@ from yolo_prune.layers import named_layers
 from yolo_prune.plan import PrunePlan
 
 
-@pytest.mark.drift
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [  # older releases export an end-to-end head that asks for 300 boxes, of which 64 pixels have 84
+        pytest.param(family, marks=() if family == "yolo26n" else pytest.mark.drift) for family in FAMILIES
+    ],
+)
 def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(run: Run, family: str) -> None:
     trainer = run(family, soon(export=("onnx",)))
     report = report_of(trainer)
