@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from training import ENVIRONMENT, train
+from training import ENVIRONMENT, parser_of, train
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 EPOCHS = 25
@@ -216,11 +216,8 @@ def score(run: Run) -> float | None:
 
 def main() -> None:
     """Make the runs that are missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
-    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="folder for the runs")
+    parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of runs")
-    parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("--prepare", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.prepare:

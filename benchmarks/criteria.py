@@ -9,13 +9,12 @@ again. ``--table`` only prints the table.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import machine
+from training import machine, parser_of
 
 from yolo_prune.config import IMPORTANCES
 
@@ -32,11 +31,7 @@ WAYS = [
 
 def main() -> None:
     """Make the cuts that are missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
-    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where accuracy.py left its runs")
-    parser.add_argument("--table", action="store_true", help="cut nothing")
-    args = parser.parse_args()
+    args = parser_of(__doc__).parse_args()
     if not args.table:
         data = str(args.shared.resolve() / "data" / "bccd" / "data.yaml")
         for model in MODELS:

@@ -10,12 +10,11 @@ stopped. ``--table`` only prints the table of what is there.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import train
+from training import parser_of, train
 
 RESULTS = Path(__file__).parent / "results" / "main_job"
 TRAIN = ("batch=16", "workers=0", "seed=0", "plots=False")
@@ -67,12 +66,9 @@ JOBS = {
 
 def main() -> None:
     """Make the runs that are missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
-    parser.add_argument("--runs", type=Path, default=Path("runs/main_job"), help="folder for the runs")
+    parser = parser_of(__doc__, runs="runs/main_job")
     parser.add_argument("--jobs", nargs="+", default=tuple(JOBS), choices=tuple(JOBS))
     parser.add_argument("--kinds", nargs="+", default=tuple(KINDS), choices=tuple(KINDS))
-    parser.add_argument("--table", action="store_true", help="train nothing")
     args = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in () if args.table else args.jobs:

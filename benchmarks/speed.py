@@ -11,7 +11,6 @@ The error of the latency prediction is taken from random plans. What is there al
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from accuracy import Case
-from training import ENVIRONMENT, machine
+from training import ENVIRONMENT, machine, parser_of
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 MODELS = ("yolov8n", "yolo11n")
@@ -57,11 +56,8 @@ PARTS = ("macs", "latency", "prediction")
 
 def main() -> None:
     """Make what is missing and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
-    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where accuracy.py left its runs")
+    parser = parser_of(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--table", action="store_true", help="cut and measure nothing")
     args = parser.parse_args()
     if not args.table:
         RESULTS.mkdir(parents=True, exist_ok=True)

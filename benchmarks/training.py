@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -24,6 +25,15 @@ torch_safe_load(checkpoint, safe_only=True)
 results = YOLO(checkpoint).val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
 print(json.dumps({key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}))
 """
+
+
+def parser_of(about: str | None, runs: str = "runs/accuracy") -> argparse.ArgumentParser:
+    """Return a parser with what the benchmarks on real data have in common; ``about`` is a script's docstring."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
+    parser.add_argument("--runs", type=Path, default=Path(runs), help="folder of the runs")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    return parser
 
 
 def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any]:

@@ -9,14 +9,13 @@ result is validated in a process that cannot import yolo_prune. ``--table`` only
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 from accuracy import Case
-from training import ENVIRONMENT, validate
+from training import ENVIRONMENT, parser_of, validate
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
 KEPT = (85, 70, 50, 30)
@@ -26,11 +25,7 @@ IMGSZ = 224
 
 def main() -> None:
     """Make the cuts and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and weights/")
-    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"), help="where accuracy.py left its runs")
-    parser.add_argument("--table", action="store_true", help="cut nothing")
-    args = parser.parse_args()
+    args = parser_of(__doc__).parse_args()
     if not args.table:
         rows = [row for case in CASES for row in cut(case, args.shared.resolve(), args.runs.resolve())]
         RESULTS.write_text(json.dumps({"imgsz": IMGSZ, "seed": 0, "rows": rows}, indent=1) + "\n", encoding="utf-8")

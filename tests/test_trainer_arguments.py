@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,46 +130,39 @@ def test_what_learns_from_a_teacher_is_not_compiled(run: Run) -> None:
 
 
 @pytest.fixture
-def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock for the trainer that a test sets."""
+def slowly(monkeypatch: pytest.MonkeyPatch, yolo: YOLO) -> Callable[[float], YOLO]:
+    """Let each epoch of the model take so many seconds, by the trainer's clock."""
     now = [0.0]
     monkeypatch.setattr(engine, "time", SimpleNamespace(time=lambda: now[0]))
-    return now
+
+    def pass_time(seconds: float) -> YOLO:
+        yolo.add_callback("on_train_epoch_end", lambda trainer: now.__setitem__(0, now[0] + seconds))
+        return yolo
+
+    return pass_time
 
 
 def test_a_run_that_is_given_a_time_cuts_by_the_share_of_it_that_is_over(
-    run: Run, yolo: YOLO, seconds: list[float]
+    run: Run, slowly: Callable[[float], YOLO]
 ) -> None:
-    def pass_a_minute(trainer: Any) -> None:
-        seconds[0] += 60
-
-    yolo.add_callback("on_train_epoch_end", pass_a_minute)
     prune = PruneCallback(0.5, steps=3, start=0.1, end=0.6, calibration=4, benchmark=False)
-    trainer = run(yolo, prune, epochs=100, time=4 / 60)  # the cuts are due after 10, 35 and 60 epochs of a hundred
+    trainer = run(slowly(60), prune, epochs=100, time=4 / 60)  # cuts after 10, 35 and 60 epochs of a hundred
     assert trainer.epochs == 4 and trainer.epoch == 3
     assert [cut["epoch"] for cut in report_of(trainer)["cuts"]] == [1, 2, 3] and lands_on_target(trainer, cuts=3)
 
 
 def test_a_run_of_few_epochs_makes_the_cuts_that_it_has_passed_in_one(
-    run: Run, yolo: YOLO, seconds: list[float]
+    run: Run, slowly: Callable[[float], YOLO]
 ) -> None:
-    def pass_a_minute(trainer: Any) -> None:
-        seconds[0] += 60
-
-    yolo.add_callback("on_train_epoch_end", pass_a_minute)
     prune = PruneCallback(0.5, steps=4, start=0.1, end=0.4, calibration=4, benchmark=False)
-    trainer = run(yolo, prune, epochs=100, time=2 / 60)
+    trainer = run(slowly(60), prune, epochs=100, time=2 / 60)
     assert trainer.epochs == 2 and [cut["epoch"] for cut in report_of(trainer)["cuts"]] == [1]
     assert lands_on_target(trainer, cuts=1)
 
 
-def test_a_run_whose_time_is_up_before_its_cuts_says_so(run: Run, yolo: YOLO, seconds: list[float]) -> None:
-    def pass_an_hour(trainer: Any) -> None:
-        seconds[0] += 3600
-
-    yolo.add_callback("on_train_epoch_end", pass_an_hour)
+def test_a_run_whose_time_is_up_before_its_cuts_says_so(run: Run, slowly: Callable[[float], YOLO]) -> None:
     with pytest.raises(TargetError, match="stopped at epoch 1 of 1 with 2 of 2 cuts not made"):
-        run(yolo, soon(), epochs=100, time=0.5)
+        run(slowly(3600), soon(), epochs=100, time=0.5)
 
 
 @pytest.mark.drift
