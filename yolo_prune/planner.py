@@ -151,14 +151,17 @@ def plan_traced(
     budget = Goal.of(config.targets, cost, model).at(1.0) if budget is None else budget
     dense_widths = dense_widths or {path: layer.out for path, layer in graph.layers.items()}
     check_reachable(graph, budget, config.round_to, config.limit, dense_widths)
-    in_strides = config.importance == "reconstruction" and config.allocation not in MEASURED
     evidence = evidence or Evidence(model)
-    macs = {"before": 1, "after": 1}
-    if in_strides and budget.keys() - {MACS}:  # half of the time can be three quarters of the multiply-adds
-        macs = _stride(graph, config, budget, dense_widths, evidence).macs
-    present = {q: cost.amount(q) for q in budget}
+    if config.importance != "reconstruction" or config.allocation in MEASURED:
+        return _stride(graph, config, budget, dense_widths, evidence)
+    macs_kept, at_once = 1.0, None
+    if budget.keys() - {MACS}:  # half of the time can be three quarters of the multiply-adds
+        at_once = _stride(graph, config, budget, dense_widths, evidence)
+        macs_kept = at_once.macs["after"] / at_once.macs["before"]
+    stages = _stages({q: cost.amount(q) for q in budget}, budget, macs_kept)
+    if at_once and len(stages) == 1:
+        return at_once
     plans: list[PrunePlan] = []
-    stages = _stages(present, budget, macs["after"] / macs["before"]) if in_strides else [budget]
     with waiting("choosing channels", len(stages)) as step:
         for stage in stages:
             if plans:
