@@ -16,6 +16,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune import PruneCallback, session
 from yolo_prune.errors import ConfigError
+from yolo_prune.planner import Evidence
 
 
 def train(own_folder: Path, data: Path, prune: PruneCallback, *watch: tuple[str, Any], **arguments: Any) -> Any:
@@ -156,11 +157,13 @@ def test_gradients_of_the_epoch_before_a_cut_are_collected_for_free(
     steps: list[int] = []
     stock = session.plan_cut
 
-    def plan_cut(model: Any, config: Any, imgsz: Any, budget: Any, widths: Any, evidence: Any, latency: Any) -> Any:
+    def plan_cut(model: Any, *asked: Any, **options: Any) -> Any:
+        (evidence,) = (of for of in asked if isinstance(of, Evidence))
+        assert evidence.collected
         steps.append(evidence.collected.steps)
         assert evidence.gradients is evidence.collected
         assert set(evidence.collected.first) <= set(model.parameters())
-        return stock(model, config, imgsz, budget, widths, evidence, latency)
+        return stock(model, *asked, **options)
 
     monkeypatch.setattr(session, "plan_cut", plan_cut)
     prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, importance=importance)

@@ -212,7 +212,7 @@ def test_a_file_that_is_larger_than_asked_is_an_error_after_saving(
 def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
     run: Run, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keep_everything(model: Any, config: PruneConfig, imgsz: int, *_: Any) -> PrunePlan:
+    def keep_everything(model: Any, config: PruneConfig, imgsz: int, *_: Any, **__: Any) -> PrunePlan:
         plan = session.trace(model, imgsz)
         widths = {
             p: {"out": x.out} if x.kind == "BatchNorm2d" else {"out": x.out, "in": x.inp}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from yolo_prune.allocation import Budget, ByScore, Ranking, check_reachable, make_plan
@@ -105,6 +106,7 @@ def plan_cut(
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
     latency: LatencyTable | None = None,
+    corrected: Callable[[nn.Module], LatencyTable | None] | None = None,
 ) -> PrunePlan:
     """Trace, rank and choose; the network is only read.
 
@@ -116,13 +118,14 @@ def plan_cut(
         dense_widths: Output width of each layer before the run's first cut.
         evidence: What criteria and allocations that look at data need.
         latency: What has been measured of the network, for a budget that has a latency.
+        corrected: Asked before the last of several strides: the same table, after a look at the network so far.
 
     Raises:
         TargetError: If the target is out of reach.
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
     graph = replace(trace(model, imgsz, config.is_ignored), latency=latency)
-    return plan_traced(model, graph, config, budget, dense_widths, evidence)
+    return plan_traced(model, graph, config, budget, dense_widths, evidence, corrected)
 
 
 def plan_traced(
@@ -132,6 +135,7 @@ def plan_traced(
     budget: Budget | None = None,
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
+    corrected: Callable[[nn.Module], LatencyTable | None] | None = None,
 ) -> PrunePlan:
     """Rank and choose, where the network has been traced already.
 
@@ -142,6 +146,7 @@ def plan_traced(
         budget: What to land on (default: the config's targets, shares being of what the network is now).
         dense_widths: Output width of each layer before the run's first cut.
         evidence: What criteria and allocations that look at data need.
+        corrected: See `plan_cut`.
 
     Raises:
         TargetError: If the target is out of reach.
@@ -154,22 +159,25 @@ def plan_traced(
     evidence = evidence or Evidence(model)
     if config.importance != "reconstruction" or config.allocation in MEASURED:
         return _stride(graph, config, budget, dense_widths, evidence)
-    macs_kept, at_once = 1.0, None
-    if budget.keys() - {MACS}:  # half of the time can be three quarters of the multiply-adds
-        at_once = _stride(graph, config, budget, dense_widths, evidence)
-        macs_kept = at_once.macs["after"] / at_once.macs["before"]
+    macs_kept = 1.0 if budget.keys() <= {MACS} else _macs_kept(graph, config, budget, dense_widths)
     stages = _stages({q: cost.amount(q) for q in budget}, budget, macs_kept)
-    if at_once and len(stages) == 1:
-        return at_once
     plans: list[PrunePlan] = []
     with waiting("choosing channels", len(stages)) as step:
         for stage in stages:
             if plans:
                 evidence = evidence.after(plans[-1], config)
-                graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
+                latency = corrected(evidence.model) if corrected and stage is stages[-1] else graph.latency
+                graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=latency)
             plans.append(_stride(graph, config, stage, dense_widths, evidence))
             step()
     return reduce(PrunePlan.then, plans)
+
+
+def _macs_kept(graph: ChannelGraph, config: PruneConfig, budget: Budget, dense_widths: Mapping[str, int]) -> float:
+    """Return the share of the multiply-adds that stays about: half of the time can be a quarter of them."""
+    anything = ByScore(graph, [np.zeros(group.width) for group in graph.groups])
+    plan = make_plan(graph, anything, budget, round_to=config.round_to, limits=config.limit, dense_widths=dense_widths)
+    return plan.macs["after"] / plan.macs["before"]
 
 
 def _stages(present: Budget, budget: Budget, macs_kept: float = 1.0) -> list[Budget]:

@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 GOOD = "before-cut.pt"
 """File of the state that the guard would go back to."""
 CORRECTIONS = 2
-"""Times that the last plan for a latency target is measured, and made anew."""
+"""Times that the last plan for a latency target is measured as a whole, and made anew."""
 EXACT = 0.02
 """Error of a predicted latency that is left alone: measurements differ by as much."""
 
@@ -480,28 +480,34 @@ class Session:
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
         budget = self.progress.goal.at(way)
 
+        is_timed = self.latency is not None and way == 1.0
+
         def plan() -> PrunePlan:
             # The EMA is planned on: what is saved is judged.
-            return plan_cut(ema, self.config, self.imgsz, budget, self.progress.dense_widths, evidence, self.latency)
+            asked = (self.config, self.imgsz, budget, self.progress.dense_widths, evidence, self.latency)
+            return plan_cut(ema, *asked, corrected=self._corrected if is_timed else None)
 
         planned = plan()
-        for _ in range(CORRECTIONS if way == 1.0 else 0):
-            if self.latency is None or abs((off := self._misprediction(ema, planned)) - 1) <= EXACT:
+        for _ in range(CORRECTIONS if is_timed else 0):
+            pruned, trusted = copy_of(ema), self.latency
+            planned.apply(pruned)
+            if self._corrected(pruned) is trusted:
                 break
-            self._log(f"what was planned takes {off:.2f} times as long as predicted, so it is planned anew")
-            self.latency = self.latency.scaled(off)
             with suppress(TargetError):  # no network is as fast: the fastest that was found stays
                 planned = plan()
         return planned
 
-    def _misprediction(self, network: nn.Module, plan: PrunePlan) -> float:
-        """Return how many times as long as predicted a planned network takes, next to the dense one."""
-        assert self.report.dense.latency is not None and self.report.dense.checkpoint is not None
-        pruned = copy_of(network)
-        plan.apply(pruned)
+    def _corrected(self, network: nn.Module) -> LatencyTable | None:
+        """Return the latency table after a look at how long a planned network takes, next to the dense one."""
+        assert self.latency is not None and self.report.dense.latency is not None
+        assert self.report.dense.checkpoint is not None
         dense = quantization.load_plain(Path(self.report.dense.checkpoint))
-        of_dense, of_pruned = time_networks([dense, pruned], self.config.runtime, self.imgsz)
-        return of_pruned / of_dense / ((self._predicted(pruned) or 0.0) / self.report.dense.latency)
+        of_dense, of_pruned = time_networks([dense, network], self.config.runtime, self.imgsz)
+        off = of_pruned / of_dense / ((self._predicted(network) or 0.0) / self.report.dense.latency)
+        if abs(off - 1) > EXACT:
+            self._log(f"a planned network takes {off:.2f} times as long as predicted, which the plan now allows for")
+            self.latency = self.latency.scaled(off)
+        return self.latency
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
         """Slice, reconstruct and validate."""
