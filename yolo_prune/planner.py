@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any
@@ -22,7 +23,7 @@ from yolo_prune.config import PruneConfig
 from yolo_prune.console import waiting
 from yolo_prune.cost import CostModel
 from yolo_prune.elimination import Elimination
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, TargetError
 from yolo_prune.graph import trace
 from yolo_prune.importance import importance_scores
 from yolo_prune.latency import LatencyTable
@@ -30,7 +31,7 @@ from yolo_prune.plan import PrunePlan
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.search import search
 from yolo_prune.sensitivity import scan
-from yolo_prune.statistics import Gradients, LayerStatistics, gradients, layer_statistics, trainable_copy
+from yolo_prune.statistics import Gradients, LayerStatistics, copy_of, gradients, layer_statistics, trainable_copy
 from yolo_prune.surgery import cut
 from yolo_prune.targets import MACS
 
@@ -42,6 +43,8 @@ MEASURED = ("sensitivity", "search")
 """Allocations that hold images back to judge by."""
 STRIDE = 0.22
 """Share of the multiply-adds that goes in one stride."""
+CORRECTIONS = 3
+"""Times at most that what a plan leaves is timed, and its last stride made anew."""
 
 
 @dataclass
@@ -106,7 +109,7 @@ def plan_cut(
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
     latency: LatencyTable | None = None,
-    corrected: Callable[[nn.Module], LatencyTable | None] | None = None,
+    corrected: Callable[[nn.Module], LatencyTable] | None = None,
 ) -> PrunePlan:
     """Trace, rank and choose; the network is only read.
 
@@ -118,7 +121,8 @@ def plan_cut(
         dense_widths: Output width of each layer before the run's first cut.
         evidence: What criteria and allocations that look at data need.
         latency: What has been measured of the network, for a budget that has a latency.
-        corrected: Asked before the last of several strides: the same table, after a look at the network so far.
+        corrected: Returns the table as it is after a look at the network that a plan leaves: the same one if that takes
+            as long as predicted. Otherwise the plan's last stride is made anew.
 
     Raises:
         TargetError: If the target is out of reach.
@@ -135,7 +139,7 @@ def plan_traced(
     budget: Budget | None = None,
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
-    corrected: Callable[[nn.Module], LatencyTable | None] | None = None,
+    corrected: Callable[[nn.Module], LatencyTable] | None = None,
 ) -> PrunePlan:
     """Rank and choose, where the network has been traced already.
 
@@ -157,19 +161,26 @@ def plan_traced(
     dense_widths = dense_widths or {path: layer.out for path, layer in graph.layers.items()}
     check_reachable(graph, budget, config.round_to, config.limit, dense_widths)
     evidence = evidence or Evidence(model)
-    if config.importance != "reconstruction" or config.allocation in MEASURED:
-        return _stride(graph, config, budget, dense_widths, evidence)
-    macs_kept = 1.0 if budget.keys() <= {MACS} else _macs_kept(graph, config, budget, dense_widths)
-    stages = _stages({q: cost.amount(q) for q in budget}, budget, macs_kept)
+    stages = [budget]
+    if config.importance == "reconstruction" and config.allocation not in MEASURED:
+        macs_kept = 1.0 if budget.keys() <= {MACS} else _macs_kept(graph, config, budget, dense_widths)
+        stages = _stages({q: cost.amount(q) for q in budget}, budget, macs_kept)
     plans: list[PrunePlan] = []
     with waiting("choosing channels", len(stages)) as step:
         for stage in stages:
             if plans:
                 evidence = evidence.after(plans[-1], config)
-                latency = corrected(evidence.model) if corrected and stage is stages[-1] else graph.latency
-                graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=latency)
+                graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
             plans.append(_stride(graph, config, stage, dense_widths, evidence))
             step()
+    for _ in range(CORRECTIONS if corrected else 0):
+        pruned = copy_of(evidence.model)
+        plans[-1].apply(pruned)
+        if corrected is None or (latency := corrected(pruned)) is graph.latency:
+            break
+        graph = replace(graph, latency=latency)
+        with suppress(TargetError):  # no network is as fast: the fastest that was found stays
+            plans[-1] = _stride(graph, config, budget, dense_widths, evidence)
     return reduce(PrunePlan.then, plans)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import isfinite
@@ -74,8 +74,6 @@ if TYPE_CHECKING:
 
 GOOD = "before-cut.pt"
 """File of the state that the guard would go back to."""
-CORRECTIONS = 2
-"""Times that the last plan for a latency target is measured as a whole, and made anew."""
 EXACT = 0.02
 """Error of a predicted latency that is left alone: measurements differ by as much."""
 
@@ -478,26 +476,18 @@ class Session:
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
-        budget = self.progress.goal.at(way)
+        return plan_cut(
+            ema,  # what is saved is judged
+            self.config,
+            self.imgsz,
+            self.progress.goal.at(way),
+            self.progress.dense_widths,
+            evidence,
+            self.latency,
+            corrected=self._corrected if self.latency and way == 1.0 else None,
+        )
 
-        is_timed = self.latency is not None and way == 1.0
-
-        def plan() -> PrunePlan:
-            # The EMA is planned on: what is saved is judged.
-            asked = (self.config, self.imgsz, budget, self.progress.dense_widths, evidence, self.latency)
-            return plan_cut(ema, *asked, corrected=self._corrected if is_timed else None)
-
-        planned = plan()
-        for _ in range(CORRECTIONS if is_timed else 0):
-            pruned, trusted = copy_of(ema), self.latency
-            planned.apply(pruned)
-            if self._corrected(pruned) is trusted:
-                break
-            with suppress(TargetError):  # no network is as fast: the fastest that was found stays
-                planned = plan()
-        return planned
-
-    def _corrected(self, network: nn.Module) -> LatencyTable | None:
+    def _corrected(self, network: nn.Module) -> LatencyTable:
         """Return the latency table after a look at how long a planned network takes, next to the dense one."""
         assert self.latency is not None and self.report.dense.latency is not None
         assert self.report.dense.checkpoint is not None
