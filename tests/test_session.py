@@ -177,6 +177,18 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     dense, pruned = slower([load_checkpoint(path)[0] for path in (trainer.wdir / "dense.pt", trainer.best)], "", 64)
     assert 1.37 <= dense / pruned <= 1.47
 
+    errors = [1.1, 0.99, 1.1 * 0.9**0.5]
+
+    def swinging(networks: Any, runtime: str, imgsz: Any) -> list[float]:
+        """Stand in for a stopwatch by which a plan is too slow, the next too fast, one between them right."""
+        dense, pruned = as_predicted(networks, runtime, imgsz)
+        return [dense, errors.pop(0) * pruned]
+
+    monkeypatch.setattr(session, "time_networks", swinging)
+    trainer = run(prune=soon("1.4x"), name="swinging")
+    dense, pruned = as_predicted([load_checkpoint(p)[0] for p in (trainer.wdir / "dense.pt", trainer.best)], "", 64)
+    assert not errors and 1.46 <= dense / pruned <= 1.53
+
     monkeypatch.setattr(bench, "time_networks", lambda networks, runtime, imgsz: 1 / 0)
     with pytest.raises(ExportError, match="the result could not be timed: ZeroDivisionError"):
         run(prune=soon("1.4x"), name="untimed")

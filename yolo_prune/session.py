@@ -11,6 +11,7 @@ set. Whatever fails is undone, and the trainer is as it was.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -476,6 +477,7 @@ class Session:
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
+        looks = itertools.count(1)
         return plan_cut(
             ema,  # what is saved is judged
             self.config,
@@ -484,11 +486,17 @@ class Session:
             self.progress.dense_widths,
             evidence,
             self.latency,
-            corrected=self._corrected if self.latency and way == 1.0 else None,
+            corrected=(lambda network: self._corrected(network, next(looks))) if self.latency and way == 1.0 else None,
         )
 
-    def _corrected(self, network: nn.Module) -> LatencyTable:
-        """Return the latency table after a look at how long a planned network takes, next to the dense one."""
+    def _corrected(self, network: nn.Module, look: int) -> LatencyTable:
+        """Return the latency table after a look at how long a planned network takes, next to the dense one.
+
+        Args:
+            network: What the plan leaves.
+            look: 1 for the first plan. Later looks count less: predictions err by a little for every set of widths, and
+                plans would swing about the budget.
+        """
         assert self.latency is not None and self.report.dense.latency is not None
         assert self.report.dense.checkpoint is not None
         dense = quantization.load_plain(Path(self.report.dense.checkpoint))
@@ -496,7 +504,7 @@ class Session:
         off = of_pruned / of_dense / ((self._predicted(network) or 0.0) / self.report.dense.latency)
         if abs(off - 1) > EXACT:
             self._log(f"a planned network takes {off:.2f} times as long as predicted, which the plan now allows for")
-            self.latency = self.latency.scaled(off)
+            self.latency = self.latency.scaled(off ** (1 / look))
         return self.latency
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
