@@ -17,14 +17,19 @@ from yolo_prune.errors import UnsupportedError
 from yolo_prune.profiling import export
 from yolo_prune.runtimes import PACKAGES, all_threads, alternating, check_runtime, described, file_runner, module_runner
 
-HERE = [name for name in RUNTIMES if name != "tensorrt"]
+
+@pytest.fixture(params=[name for name in RUNTIMES if name != "tensorrt"])
+def name(request: pytest.FixtureRequest) -> str:
+    """A runtime that a machine without a GPU can have."""
+    for package in PACKAGES[request.param]:
+        pytest.importorskip(package, reason=f'{package} is missing: pip install "yolo-prune[export]"')
+    return str(request.param)
 
 
 def test_each_runtime_has_a_package() -> None:
     assert set(PACKAGES) == set(RUNTIMES)
 
 
-@pytest.mark.parametrize("name", HERE)
 def test_a_layer_runs_in_each_runtime(name: str) -> None:
     check_runtime(name)
     run = module_runner(name, nn.Conv2d(3, 4, 3).eval(), (1, 3, 8, 8), threads=1)
@@ -32,7 +37,6 @@ def test_a_layer_runs_in_each_runtime(name: str) -> None:
     assert described(name, 1)["threads"] == 1 and described(name, 1)["version"] != "unknown"
 
 
-@pytest.mark.parametrize("name", HERE)
 def test_an_exported_network_runs_in_each_runtime(name: str, tmp_path: Path) -> None:
     path = export(build("yolov8n"), name, (64, 64), tmp_path)
     assert (alternating([file_runner(path, (1, 3, 64, 64), all_threads())], rounds=1) > 0).all()
