@@ -29,6 +29,7 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     import exports
     import faults
     import main_job
+    import operators
     import picture
     import speed
     import support
@@ -43,6 +44,7 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     assert cost_model.table(COST_MODEL) in readme
     for table in (speed.speed_table, speed.target_table, speed.equal_speed_table, speed.width_table, speed.error_table):
         assert table() in readme
+    assert operators.limit_table(json.loads(operators.RESULTS.read_text(encoding="utf-8"))["rows"]) in readme
     assert criteria.table() in (REPOSITORY / "docs" / "importance.md").read_text(encoding="utf-8")
     assert faults.table() in (REPOSITORY / "docs" / "resuming.md").read_text(encoding="utf-8")
     curves = picture.points()
