@@ -173,14 +173,15 @@ def plan_traced(
                 graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
             plans.append(_stride(graph, config, stage, dense_widths, evidence))
             step()
-    for _ in range(CORRECTIONS if corrected else 0):
-        pruned = copy_of(evidence.model)
-        plans[-1].apply(pruned)
-        if corrected is None or (latency := corrected(pruned)) is graph.latency:
-            break
-        graph = replace(graph, latency=latency)
-        with suppress(TargetError):  # no network is as fast: the fastest that was found stays
-            plans[-1] = _stride(graph, config, budget, dense_widths, evidence)
+    if corrected is not None:
+        for _ in range(CORRECTIONS):
+            pruned = copy_of(evidence.model)
+            plans[-1].apply(pruned)
+            if (latency := corrected(pruned)) is graph.latency:
+                break
+            graph = replace(graph, latency=latency)
+            with suppress(TargetError):  # no network is as fast: the fastest that was found stays
+                plans[-1] = _stride(graph, config, budget, dense_widths, evidence)
     return reduce(PrunePlan.then, plans)
 
 
