@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from training import ENVIRONMENT, parser_of, train
+from training import ENVIRONMENT, data_yaml, parser_of, train, write
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 EPOCHS = 25
@@ -124,7 +124,7 @@ class Run:
             epochs *= 2
         elif kind == "ours":
             prune = (f"prune={removed}", *(INGREDIENTS[ingredient] if ingredient else ()))
-        data = f"data={shared / 'data' / self.case.data / 'data.yaml'}"
+        data = f"data={data_yaml(shared, self.case.data)}"
         return (*model, data, f"epochs={epochs}", f"seed={self.case.seed}", *TRAIN, *prune)
 
 
@@ -230,7 +230,7 @@ def main() -> None:
         trained = file.exists() and (run.contender != "start" or (runs / run.name).is_dir())
         if not trained and any(part in run.name for part in args.only):
             result = train(run.arguments(shared, runs), runs / run.name, shared)
-            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            write(file, result)
     print(table(), ablation(), sep="\n\n")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import machine, parser_of
+from training import data_yaml, parser_of, write
 
 from yolo_prune.config import IMPORTANCES
 
@@ -33,11 +33,12 @@ def main() -> None:
     """Make the cuts that are missing and print the table."""
     args = parser_of(__doc__).parse_args()
     if not args.table:
-        data = str(args.shared.resolve() / "data" / "bccd" / "data.yaml")
+        data = str(data_yaml(args.shared))
         for model in MODELS:
             for importance, allocation in WAYS:
                 if not any(is_of(row, model, importance, allocation) for row in rows()):
-                    write([*rows(), cut(Case(model, "bccd"), importance, allocation, data, args.runs.resolve())])
+                    made = [*rows(), cut(Case(model, "bccd"), importance, allocation, data, args.runs.resolve())]
+                    write(RESULTS, {"data": "bccd", "imgsz": IMGSZ, "seed": 0, "target": TARGET, "rows": made})
     print(table())
 
 
@@ -68,12 +69,6 @@ def rows() -> list[dict[str, Any]]:
     """Return what has been made so far."""
     found: list[dict[str, Any]] = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     return found
-
-
-def write(made: list[dict[str, Any]]) -> None:
-    """Write the results."""
-    about = {"machine": machine(), "data": "bccd", "imgsz": IMGSZ, "seed": 0, "target": TARGET}
-    RESULTS.write_text(json.dumps({**about, "rows": made}, indent=1) + "\n", encoding="utf-8")
 
 
 def is_of(row: dict[str, Any], model: str, importance: str, allocation: str) -> bool:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training import ENVIRONMENT, machine
+from training import ENVIRONMENT, write
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 EPOCHS = 6
@@ -92,7 +92,8 @@ def campaign(runs: Path) -> None:
         row = {"moment": moment, "when": when, **fault(runs, f"fault-{i}", moment, when, expected)}
         print(f"{i + 1}/{len(faults)}", row, flush=True)
         rows.append(row)
-        write(expected, rows)
+        about = {"seed": 0, "data": "16 drawn images", "epochs": EPOCHS, "imgsz": 64}
+        write(RESULTS, {**about, "undisturbed": expected, "faults": rows})
 
 
 def fault(runs: Path, name: str, moment: str, when: float, expected: dict[str, Any]) -> dict[str, Any]:
@@ -258,12 +259,6 @@ def compare(folder: Path, expected: dict[str, Any]) -> dict[str, bool]:
     """Return in what a run that was killed ended as the undisturbed one."""
     found = outcome(folder)
     return {f"same_{name}": found[name] == expected[name] for name in expected}
-
-
-def write(expected: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Write the results."""
-    about = {"machine": machine(), "seed": 0, "data": "16 drawn images", "epochs": EPOCHS, "imgsz": 64}
-    RESULTS.write_text(json.dumps({**about, "undisturbed": expected, "faults": rows}, indent=1) + "\n")
 
 
 def table() -> str:

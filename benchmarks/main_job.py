@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from training import parser_of, train
+from training import parser_of, train, write
 
 RESULTS = Path(__file__).parent / "results" / "main_job"
 TRAIN = ("batch=16", "workers=0", "seed=0", "plots=False")
@@ -78,7 +78,7 @@ def main() -> None:
                 folder = args.runs.resolve() / f"{name}-{kind}"
                 shared = args.shared.resolve()
                 result = train((*JOBS[name].arguments(shared), *KINDS[kind]), folder, shared)
-                file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                write(file, result)
     print(table())
 
 

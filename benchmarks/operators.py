@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from accuracy import Case
 from speed import MODELS, cut, table_of
-from training import machine, parser_of
+from training import data_yaml, parser_of, write
 
 RESULTS = Path(__file__).parent / "results" / "operators.json"
 HALF, IMGSZ, ROUNDS, THREADS = "50 % fewer MACs", 640, 20, 2
@@ -35,15 +35,14 @@ def main() -> None:
     """Measure what is missing and print the tables."""
     args = parser_of(__doc__).parse_args()
     if not args.table and not RESULTS.exists():
-        data, runs = str(args.shared.resolve() / "data" / "bccd" / "data.yaml"), args.runs.resolve()
+        data, runs = str(data_yaml(args.shared)), args.runs.resolve()
         rows = []
         for case in (Case(model, "bccd") for model in MODELS):
             files = {"dense": case.start(runs), "half": cut(case, HALF, data, runs)[0]}
             for runtime, profile in (("onnx", of_onnx), ("openvino", of_openvino)):
                 times = {name: profile(file) for name, file in files.items()}
                 rows.append({"model": case.model, "runtime": runtime, "seconds": times})
-        result = {"machine": machine(), "imgsz": IMGSZ, "rounds": ROUNDS, "threads": THREADS, "rows": rows}
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(RESULTS, {"imgsz": IMGSZ, "rounds": ROUNDS, "threads": THREADS, "rows": rows})
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     print(operator_table(rows), limit_table(rows), sep="\n\n")
 

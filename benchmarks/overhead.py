@@ -25,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from training import ENVIRONMENT, machine
+from training import ENVIRONMENT, write
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
@@ -48,7 +48,6 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     trained = runs()  # first: a process that is started counts the memory of this one as its own
     results: dict[str, Any] = {
-        "machine": machine(),
         "threads": torch.get_num_threads(),
         "repeats": REPEATS,
         "seconds": {name: plan_and_cut(name) for name in ("yolo11n", "yolo11x")},
@@ -57,7 +56,7 @@ def main() -> None:
         "gradient_collection": gradient_collection(),
         **trained,
     }
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write(RESULTS, results)
     print(json.dumps(results, indent=1))
 
 

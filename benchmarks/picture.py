@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from accuracy import Case, Run, score
-from training import machine
+from training import write
 
 from yolo_prune.page import Axis
 
@@ -76,13 +76,12 @@ def time(folder: Path) -> None:
     found = bench(files, imgsz=IMGSZ, runtimes=("onnx",), scales=False, threads=THREADS, rounds=ROUNDS)
     rows = [row for row in found.rows if row.runtime == "onnx"]
     result = {
-        "machine": machine(),
         "imgsz": IMGSZ,
         "rounds": ROUNDS,
         "where": found.where["onnx"],
         "seconds": {run.name: row.seconds for run, row in zip(runs, rows, strict=True)},
     }
-    TIMES.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(TIMES, result)
 
 
 def points() -> dict[tuple[str, str], list[Point]]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from accuracy import Case
-from training import ENVIRONMENT, machine, parser_of
+from training import ENVIRONMENT, data_yaml, parser_of, write
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 MODELS = ("yolov8n", "yolo11n")
@@ -50,6 +50,8 @@ CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     **{f"{target} in onnx at 224 px": (224, (f"prune={target}",)) for target in ("1.5x", "2x")},
 }
 """Name -> image size of the cut and its arguments. Latency targets are met at the size that they are planned for."""
+ABOUT = {"seed": 0, "data": "bccd"}
+"""What all results have in common."""
 PARTS = ("macs", "latency", "prediction")
 """Of the measurement: cuts for a target in MACs, cuts for a latency, and random plans."""
 
@@ -61,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        data = str(args.shared.resolve() / "data" / "bccd" / "data.yaml")
+        data = str(data_yaml(args.shared))
         for case, part in product((Case(model, "bccd") for model in MODELS), args.parts):
             if part == "prediction":
                 measure_prediction(case, args.runs.resolve())
@@ -117,8 +119,8 @@ def measure(case: Case, part: str, data: str, runs: Path) -> None:
                 for row, name in zip(found.rows, ["dense", *names] * len(found.where), strict=True)
             ]
             refused = {name: made[name][1] for name in here if name not in files}
-            result = {"imgsz": imgsz, "rounds": found.rounds, "where": found.where, "rows": rows, "refused": refused}
-            write(file, result)
+            how_measured = {"imgsz": imgsz, "rounds": found.rounds, "where": found.where}
+            write(file, {**ABOUT, **how_measured, "rows": rows, "refused": refused})
 
 
 def measure_prediction(case: Case, runs: Path) -> None:
@@ -126,7 +128,7 @@ def measure_prediction(case: Case, runs: Path) -> None:
     file = RESULTS / f"{case.model}-prediction.json"
     if not file.exists():
         dense = case.start(runs)
-        write(file, {"imgsz": SIZES[0], "errors": {runtime: errors(dense, runtime) for runtime in RUNTIMES}})
+        write(file, {**ABOUT, "imgsz": SIZES[0], "errors": {runtime: errors(dense, runtime) for runtime in RUNTIMES}})
 
 
 def errors(checkpoint: Path, runtime: str) -> list[float]:
@@ -151,11 +153,6 @@ def errors(checkpoint: Path, runtime: str) -> list[float]:
     predicted = [CostModel(replace(trace(n, SIZES[0]), latency=table)).seconds() for n in networks]
     measured = profiling.time_networks(networks, runtime, SIZES[0])
     return [(p / predicted[0]) / (m / measured[0]) - 1 for p, m in zip(predicted[1:], measured[1:], strict=True)]
-
-
-def write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a result with the machine that it was made on."""
-    file.write_text(json.dumps({"machine": machine(), "seed": 0, "data": "bccd", **content}, indent=1) + "\n")
 
 
 def rows_of(model: str, imgsz: int) -> dict[str, dict[str, Any]]:

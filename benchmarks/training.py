@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,16 @@ def parser_of(about: str | None, runs: str = "runs/accuracy") -> argparse.Argume
     return parser
 
 
+def data_yaml(shared: Path, name: str = "bccd") -> Path:
+    """Return the description of one of the data sets."""
+    return shared.resolve() / "data" / name / "data.yaml"
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a result as JSON, with the machine that it was made on."""
+    file.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n", encoding="utf-8")
+
+
 def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any]:
     """Train, then look at ``best.pt``.
 
@@ -45,7 +55,7 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         shared: Folder of the data sets and weights; it is left out of the command in the result.
 
     Returns:
-        ``command``, ``machine``, ``plain_process`` (metrics and bytes of ``best.pt``), ``seconds`` (of the training and
+        ``command``, ``plain_process`` (metrics and bytes of ``best.pt``), ``seconds`` (of the training and
         per epoch, validation included) and ``report`` (the run's ``report.json``, empty for a dense run).
     """
     yolo = Path(sys.executable).with_name("yolo")
@@ -58,7 +68,6 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         times = [float(row["time"]) for row in csv.DictReader(lines)]
     return {
         "command": " ".join(("yolo train", *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
-        "machine": machine(),
         "plain_process": {
             "metrics": validate(best, given["data"], int(given["imgsz"])),
             "bytes": best.stat().st_size,

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from accuracy import Case
-from training import ENVIRONMENT, parser_of, validate
+from training import ENVIRONMENT, data_yaml, parser_of, validate, write
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
 KEPT = (85, 70, 50, 30)
@@ -28,13 +28,13 @@ def main() -> None:
     args = parser_of(__doc__).parse_args()
     if not args.table:
         rows = [row for case in CASES for row in cut(case, args.shared.resolve(), args.runs.resolve())]
-        RESULTS.write_text(json.dumps({"imgsz": IMGSZ, "seed": 0, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write(RESULTS, {"imgsz": IMGSZ, "seed": 0, "rows": rows})
     print(table())
 
 
 def cut(case: Case, shared: Path, runs: Path) -> list[dict[str, object]]:
     """Return one row per share of the MACs."""
-    start, data = case.start(runs), str(shared / "data" / case.data / "data.yaml")
+    start, data = case.start(runs), str(data_yaml(shared, case.data))
     dense = validate(start, data, IMGSZ)[case.metric]
     rows: list[dict[str, object]] = []
     for kept in KEPT:
