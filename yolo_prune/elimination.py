@@ -135,12 +135,12 @@ class _Consumer:
 
     def drop_inputs(self, channels: np.ndarray) -> None:
         """Remove inputs; the weights of the others make up for them."""
-        for i in channels:
-            column = self._inverse[:, i] / self._inverse[i, i]
-            self._weight -= torch.outer(column, self._weight[i])
-            self._inverse -= torch.outer(column, self._inverse[i])
-            self._weight[i] = self._inverse[i] = self._inverse[:, i] = 0
-            self._inverse[i, i] = 1
+        rows = self._inverse[channels]
+        makes_up = torch.linalg.solve(rows[:, channels], rows).T
+        self._weight.addmm_(makes_up, self._weight[channels], alpha=-1)
+        self._inverse.addmm_(makes_up, rows, alpha=-1)
+        self._weight[channels] = self._inverse[channels] = self._inverse[:, channels] = 0
+        self._inverse[channels, channels] = 1
         self._errors = None
 
     def drop_outputs(self, channels: np.ndarray) -> None:

@@ -215,8 +215,9 @@ def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any], what: str) ->
 
 def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and variance of an activation of shape (B, C, H, W) per channel."""
-    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
-    return mean, variance
+    mean = x.mean((0, 2, 3), keepdim=True)
+    variance = (x - mean).square_().mean((0, 2, 3))  # twice as fast as torch.var_mean on a CPU
+    return mean.flatten(), variance
 
 
 # Positions of a layer -------------------------------------------------------------------------------------------------
@@ -353,23 +354,23 @@ class _Ridge:
     """
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self._x, self._y = x, y
-        self._is_wide = x.shape[1] < x.shape[2]
+        inputs, self._dtype = x.shape[2], x.dtype
+        x, y = x.double(), y.double()
         transposed = x.transpose(1, 2)
-        self._products = (x @ transposed if self._is_wide else transposed @ x).double()
-        energy = self._products.diagonal(dim1=1, dim2=2).sum(1) / x.shape[2]
+        self._back = transposed if x.shape[1] < inputs else None
+        """What makes a solution over inputs of one over samples."""
+        self._products, self._goal = (x @ transposed, y) if x.shape[1] < inputs else (transposed @ x, transposed @ y)
+        energy = self._products.diagonal(dim1=1, dim2=2).sum(1) / inputs
         self._energy = energy.clamp_min(1e-30)[:, None, None]
 
     def solution(self, ridge: float) -> torch.Tensor | None:
         """Return the solution, shape (groups, inputs, outputs), or None if the ridge is too small for these inputs."""
         size = self._products.shape[1]
-        eye = torch.eye(size, dtype=torch.double, device=self._x.device)
+        eye = torch.eye(size, dtype=torch.double, device=self._products.device)
         factor, failed = torch.linalg.cholesky_ex(self._products + ridge * self._energy * eye)
         if failed.any():
             return None
-        transposed, solution = self._x.transpose(1, 2), 0
-        for _ in range(REFINEMENTS):  # what the ridge and rounding left
-            left = self._y - self._x @ solution if torch.is_tensor(solution) else self._y
-            step = torch.cholesky_solve((left if self._is_wide else transposed @ left).double(), factor).to(left)
-            solution = solution + (transposed @ step if self._is_wide else step)
-        return solution
+        solution = torch.cholesky_solve(self._goal, factor)
+        for _ in range(REFINEMENTS - 1):  # what the ridge and rounding left
+            solution += torch.cholesky_solve(self._goal - self._products @ solution, factor)
+        return (solution if self._back is None else self._back @ solution).to(self._dtype)
