@@ -13,7 +13,7 @@ from yolo_prune.allocation import ByScore, make_plan
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError, UnsupportedError
 from yolo_prune.graph import trace
-from yolo_prune.latency import LatencyTable
+from yolo_prune.latency import SIMD, LatencyTable
 from yolo_prune.profiling import measure, random_plan, time_networks
 
 
@@ -97,6 +97,8 @@ def test_a_latency_budget_cuts_where_time_is_spent(stopwatch: list[int], tmp_pat
     plan.apply(model)
     after = CostModel(replace(trace(model, IMGSZ), latency=timed.latency))
     assert after.seconds() <= 0.6 * cost.seconds()
+    kept = {path: len(sides["out"]) for path, sides in plan.layers.items()}
+    assert all(n % SIMD == 0 for path, n in kept.items() if n < plan.widths[path]["out"] >= 2 * SIMD)
     narrower = {
         int(path.split(".")[1]) for path, sides in plan.layers.items() if len(sides["out"]) < plan.widths[path]["out"]
     }
@@ -111,11 +113,17 @@ def test_a_latency_needs_a_measurement() -> None:
         CostModel(graph_of("yolov8n")).amount("latency")
 
 
-def test_random_plans_land_on_their_share_and_differ() -> None:
+def test_random_plans_land_on_their_share_and_differ(stopwatch: list[int], tmp_path: Path) -> None:
     graph = graph_of("yolo11n")
+    graph = replace(graph, latency=measure(build("yolo11n"), graph, "pytorch", 1, tmp_path))
     plans = [random_plan(graph, 0.6, seed) for seed in (0, 0, 1)]
     assert plans[0].sha256 == plans[1].sha256 != plans[2].sha256
     assert all(0.57 <= plan.macs["after"] / plan.macs["before"] <= 0.6 for plan in plans)
+    for plan in plans:
+        wide = [
+            len(s["out"]) for path, s in plan.layers.items() if len(s["out"]) < plan.widths[path]["out"] >= 2 * SIMD
+        ]
+        assert wide and all(width % SIMD == 0 for width in wide)
 
 
 def test_weights_are_least_squares_and_never_negative() -> None:

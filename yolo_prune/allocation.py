@@ -16,8 +16,9 @@ import numpy as np
 from yolo_prune.channels import Bundle, ChannelGraph
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
+from yolo_prune.latency import SIMD
 from yolo_prune.plan import PrunePlan
-from yolo_prune.targets import in_units
+from yolo_prune.targets import LATENCY, in_units
 
 MOVES = 64
 """A bundle goes from its full width to nothing in about so many moves, so that wide networks take no longer."""
@@ -184,7 +185,7 @@ def check_reachable(
         limit = min(map(limits, makers), default=0.0)
         fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
         steps = np.arange(1, bundle.steps + 1)
-        multiple = round_to or _hardware_multiple(round(bundle.steps * bundle.stride * dense))
+        multiple = round_to or _hardware_multiple(round(bundle.steps * bundle.stride * dense), LATENCY in budget)
         allowed = steps[(steps >= fewest) & (steps * bundle.stride % multiple == 0)]
         everything = np.array([bundle.steps])
         options.append(everything if bundle.locked else np.union1d(allowed, everything))
@@ -195,9 +196,14 @@ def check_reachable(
     return options
 
 
-def _hardware_multiple(width: int) -> int:
-    """Return the multiple for a dense width: `HARDWARE`, or less where that would leave fewer than four choices."""
-    return int(max(1, min(HARDWARE, 2 ** (max(width, 1).bit_length() - 3))))
+def _hardware_multiple(width: int, is_timed: bool) -> int:
+    """Return the multiple for a dense width: `HARDWARE`, or less where that would leave fewer than four choices.
+
+    Where time is what counts it is `latency.SIMD`, or less where that would leave no choice: finer widths save less
+    time than is predicted.
+    """
+    multiple, choices = (SIMD, 2) if is_timed else (HARDWARE, 4)
+    return int(max(1, min(multiple, 2 ** (max(width, 1).bit_length() - 1) // choices)))
 
 
 class _Allocation:

@@ -73,7 +73,9 @@ class PruneConfig:
     )
     schedule: str = _knob("cubic", f"how the cuts share the way to the target: {', '.join(SCHEDULES)}")
     round_to: int | None = _knob(
-        None, "pruned widths are multiples of this, >= 1; by default of 8, or of a quarter of a layer that is narrower"
+        None,
+        "pruned widths are multiples of this, >= 1; by default of 8, or of a quarter of a layer that is narrower, and "
+        "of 16 for a latency target",
     )
     runtime: str = _knob("onnx", f"where the model will run; latency targets are measured there: {', '.join(RUNTIMES)}")
     max_pruning_ratio: float = _knob(0.9, "largest share of channels that one group may lose over the run, 0 < x < 1")

@@ -45,7 +45,7 @@ from yolo_prune.runtimes import (
     module_runner,
 )
 from yolo_prune.statistics import copy_of
-from yolo_prune.targets import MACS
+from yolo_prune.targets import LATENCY, MACS
 
 MARKS = 5
 """Widths of each side at which a layer is timed."""
@@ -133,10 +133,10 @@ def typical(seconds: np.ndarray) -> np.ndarray:
 
 
 def random_plan(graph: ChannelGraph, share: float, seed: int) -> PrunePlan:
-    """Return a plan that keeps a share of the multiply-adds, spread over layers at random."""
+    """Return a plan that keeps a share of the multiply-adds, spread over the layers of a timed graph at random."""
     draw = np.random.default_rng(seed)
     scores = [draw.random(group.width) * draw.uniform(0.3, 3) for group in graph.groups]
-    budget = {MACS: CostModel(graph).macs() * share}
+    budget = {MACS: CostModel(graph).macs() * share, LATENCY: np.inf}  # in widths that latency targets choose
     return make_plan(graph, ByScore(graph, scores), budget, allocation="global", per_cost=False)
 
 
