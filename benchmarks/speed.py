@@ -152,9 +152,9 @@ def errors(checkpoint: Path, runtime: str) -> list[float]:
         profiling.random_plan(replace(graph, latency=table), draw.uniform(0.25, 0.9), seed=100 + seed).apply(
             networks[-1]
         )
-    predicted = [CostModel(replace(trace(n, SIZES[0]), latency=table)).seconds() for n in networks]
+    costs = [CostModel(replace(trace(n, SIZES[0]), latency=table)) for n in networks[1:]]
     measured = profiling.time_networks(networks, runtime, SIZES[0])
-    return [(p / predicted[0]) / (m / measured[0]) - 1 for p, m in zip(predicted[1:], measured[1:], strict=True)]
+    return [c.seconds() / table.dense / (m / measured[0]) - 1 for c, m in zip(costs, measured[1:], strict=True)]
 
 
 def rows_of(model: str, imgsz: int) -> dict[str, dict[str, Any]]:

@@ -139,8 +139,8 @@ def applied(plan: Callable[[], PrunePlan], to: Callable[[], Any]) -> Act:
 
 def table_with(**changes: Any) -> Act:
     data = {"layers": {"a": {"outs": [8, 16], "ins": [3], "seconds": [[1e-3], [2e-3]]}}, "positions": {"a": 4}}
-    text = json.dumps({**data, "per_layer": 1.0, "per_value": 0.0, "fixed": 0.0, "where": None, **changes})
-    return table_file(text)
+    numbers = {"per_layer": 1.0, "per_value": 0.0, "fixed": 0.0, "dense": 0.01, "at_once": 16}
+    return table_file(json.dumps({**data, **numbers, "where": None, **changes}))
 
 
 def table_file(content: Content) -> Act:
@@ -195,7 +195,7 @@ def beneath_a_file(write: Callable[[Path], object]) -> Act:
 COST: Any = ({"before": 2, "after": 1}, {"before": 2, "after": 1}, (64, 64))
 PLAN = PrunePlan({"a": {"out": [0, 2], "in": [0]}}, {"a": {"out": 3, "in": 1}}, *COST)
 BEYOND = PrunePlan({"model.0.conv": {"out": [99], "in": [0]}}, {"model.0.conv": {"out": 16, "in": 3}}, *COST)
-TABLE = LatencyTable({"a": Surface((8,), (3,), ((1e-3,),))}, {"a": 4})
+TABLE = LatencyTable({"a": Surface((8,), (3,), ((1e-3,),))}, {"a": 4}, 1e-3)
 HUGE = 10**5000
 DEEP = "[" * 20_000
 
@@ -587,6 +587,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (table_file(DEEP), "latency.json cannot be read (RecursionError", "the run anew"),
         (table_file(malicious), "latency.json cannot be read (Unicode", "the run anew"),
         (table_with(fixed=float("nan")), "nan is no width or time", "start the run anew"),
+        (table_with(at_once=0), "0 channels are computed at once", "start the run anew"),
         (table_with(layers={}), "layers and positions name different layers", "run anew"),
         (
             table_with(layers={"a": {"outs": [16, 8], "ins": [3], "seconds": [[1], [2]]}}),

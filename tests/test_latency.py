@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolo_prune.errors import PlanError
-from yolo_prune.latency import SIMD, LatencyTable, Surface
+from yolo_prune.latency import AT_ONCE, LatencyTable, Surface
 
 
 def plane(out: float, inp: float) -> float:
@@ -27,6 +27,7 @@ def surface(outs: tuple[int, ...], ins: tuple[int, ...]) -> Surface:
 TABLE = LatencyTable(
     {"a": surface((16, 32, 64), (16, 64)), "b": surface((16, 48), (3,)), "c": surface((5,), (16, 32, 48))},
     {"a": 100, "b": 400, "c": 25},
+    dense=2e-3,
     per_layer=1.5,
     per_value=1e-9,
     fixed=1e-4,
@@ -49,8 +50,8 @@ def test_widths_cost_as_the_next_multiple_that_is_computed_at_once() -> None:
     def alone(out: int) -> float:
         return TABLE.features({"a": out, "b": 16, "c": 5}, {"a": 64, "b": 3, "c": 16})[0]
 
-    assert alone(17) == alone(2 * SIMD) > alone(SIMD)
-    assert alone(1) == alone(SIMD)  # narrower than what has been timed
+    assert alone(17) == alone(2 * AT_ONCE) > alone(AT_ONCE)
+    assert alone(1) == alone(AT_ONCE)  # narrower than what has been timed
     assert alone(999) == alone(64)
 
 
@@ -66,7 +67,7 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
     TABLE.save(tmp_path / "new" / "latency.json")
     again = LatencyTable.load(tmp_path / "new" / "latency.json")
     assert again.layers == TABLE.layers and again.positions == TABLE.positions
-    assert (again.per_layer, again.per_value, again.fixed) == (1.5, 1e-9, 1e-4)
+    assert (again.dense, again.per_layer, again.per_value, again.fixed) == (2e-3, 1.5, 1e-9, 1e-4)
 
 
 @given(mutated(st.just(json.dumps(asdict(TABLE)))))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nets import IMGSZ, build
+from nets import IMGSZ, build, dense_as_predicted
 from task_data import as_task
 from torch import nn
 from ultralytics import YOLO
@@ -139,7 +139,7 @@ def by_outputs(network: nn.Module, graph: ChannelGraph, runtime: str) -> Latency
     """Stand in for a machine on which every layer takes as long as it has outputs."""
     layers = {path: layer for path, layer in graph.layers.items() if layer.kernel}
     times = {p: Surface((0, layer.out), (1,), ((0.0,), (layer.out * 1e-5,))) for p, layer in layers.items()}
-    return LatencyTable(times, dict.fromkeys(times, 1))
+    return dense_as_predicted(LatencyTable(times, dict.fromkeys(times, 1), dense=0.0), graph)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from nets import IMGSZ, assert_same_tensors, build, labelled_batches, state
+from nets import IMGSZ, assert_same_tensors, build, dense_as_predicted, labelled_batches, state
 from torch import nn
 
 from yolo_prune import planner
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.graph import trace
-from yolo_prune.latency import SIMD, LatencyTable, Surface
+from yolo_prune.latency import AT_ONCE, LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import STRIDE, Evidence, plan_cut
 
@@ -77,9 +77,10 @@ def test_the_last_stride_is_made_anew_for_what_the_planned_network_really_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = build("yolov8n")
-    paths = [path for path, layer in trace(model, IMGSZ).layers.items() if layer.kernel]
-    times = dict.fromkeys(paths, Surface((SIMD, 512), (1,), ((SIMD * 1e-5,), (512e-5,))))
-    told = LatencyTable(times, dict.fromkeys(times, 1))
+    graph = trace(model, IMGSZ)
+    paths = [path for path, layer in graph.layers.items() if layer.kernel]
+    times = dict.fromkeys(paths, Surface((AT_ONCE, 512), (1,), ((AT_ONCE * 1e-5,), (512e-5,))))
+    told = dense_as_predicted(LatencyTable(times, dict.fromkeys(times, 1), dense=0.0), graph)
     slower = told.scaled(1.1)
     seconds: list[float] = []
 
@@ -88,8 +89,7 @@ def test_the_last_stride_is_made_anew_for_what_the_planned_network_really_takes(
         return slower
 
     plan, seen = planned(model, monkeypatch, target="1.6x", latency=told, corrected=corrected)
-    dense = CostModel(replace(trace(model, IMGSZ), latency=told)).seconds()
-    assert [round(dense / s, 1) for s in seconds] == [1.6, 1.8]  # asked until the table stays
+    assert [round(told.dense / s, 1) for s in seconds] == [1.6, 1.8]  # asked until the table stays
     assert seen[-1] is seen[-2] and seen[-2] is not seen[-3]
     plan.apply(model)
     assert CostModel(replace(trace(model, IMGSZ), latency=told)).seconds() == seconds[-1]

@@ -15,7 +15,16 @@ from yolo_prune import runtimes
 from yolo_prune.config import RUNTIMES
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.profiling import export
-from yolo_prune.runtimes import PACKAGES, all_threads, alternating, check_runtime, described, file_runner, module_runner
+from yolo_prune.runtimes import (
+    PACKAGES,
+    all_threads,
+    alternating,
+    channels_at_once,
+    check_runtime,
+    described,
+    file_runner,
+    module_runner,
+)
 
 
 @pytest.fixture(params=[name for name in RUNTIMES if name != "tensorrt"])
@@ -49,6 +58,23 @@ def test_pytorch_gets_its_threads_back() -> None:
     layer.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     module_runner("pytorch", layer, (1,), threads=before + 1)()
     assert seen == [before + 1] and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("able", "channels"), [(["FP32", "INT8"], 16), (["BF16", "FP32", "INT8"], 32)])
+def test_as_many_channels_at_once_as_openvino_computes(
+    able: list[str], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            asked.append((device, name))
+            return able
+
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core))
+    assert channels_at_once("openvino") == channels
+    assert asked == [("CPU", "OPTIMIZATION_CAPABILITIES")]
+    assert channels_at_once("onnx") == channels_at_once("pytorch") == 16
 
 
 def test_runners_take_turns() -> None:

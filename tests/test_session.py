@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from nets import FAMILIES, assert_same, assert_same_tensors, narrow_yaml, snapshot, state
+from nets import FAMILIES, assert_same, assert_same_tensors, dense_as_predicted, narrow_yaml, snapshot, state
 from trainings import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, bench, budget, checkpoint, latency, page, session
+from yolo_prune import PruneCallback, bench, budget, checkpoint, page, session
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError
@@ -142,9 +142,9 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
         asked.append(runtime)
         paths = [path for path, layer in graph.layers.items() if layer.kernel]
         times = {p: Surface((0, graph.layers[p].out), (1,), ((0.0,), (graph.layers[p].out * 1e-5,))) for p in paths}
-        return LatencyTable(times, dict.fromkeys(paths, 1), fixed=1e-3)
+        table = LatencyTable(times, dict.fromkeys(paths, 1), dense=0.0, fixed=1e-3, at_once=1)
+        return dense_as_predicted(table, graph)
 
-    monkeypatch.setattr(latency, "SIMD", 1)
     monkeypatch.setattr(session, "measure", measure)
 
     def as_predicted(networks: Any, runtime: str, imgsz: Any) -> list[float]:

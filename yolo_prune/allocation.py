@@ -16,7 +16,6 @@ import numpy as np
 from yolo_prune.channels import Bundle, ChannelGraph
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
-from yolo_prune.latency import SIMD
 from yolo_prune.plan import PrunePlan
 from yolo_prune.targets import LATENCY, in_units
 
@@ -177,6 +176,7 @@ def check_reachable(
     Raises:
         TargetError: If the network costs more than the target even at the lowest of them.
     """
+    at_once = graph.latency.at_once if graph.latency and LATENCY in budget else None
     options = []
     for bundle in graph.bundles:
         layer = graph.layers[graph.groups[bundle.groups[0]].name]
@@ -185,7 +185,7 @@ def check_reachable(
         limit = min(map(limits, makers), default=0.0)
         fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
         steps = np.arange(1, bundle.steps + 1)
-        multiple = round_to or _hardware_multiple(round(bundle.steps * bundle.stride * dense), LATENCY in budget)
+        multiple = round_to or _hardware_multiple(round(bundle.steps * bundle.stride * dense), at_once)
         allowed = steps[(steps >= fewest) & (steps * bundle.stride % multiple == 0)]
         everything = np.array([bundle.steps])
         options.append(everything if bundle.locked else np.union1d(allowed, everything))
@@ -196,13 +196,13 @@ def check_reachable(
     return options
 
 
-def _hardware_multiple(width: int, is_timed: bool) -> int:
+def _hardware_multiple(width: int, at_once: int | None) -> int:
     """Return the multiple for a dense width: `HARDWARE`, or less where that would leave fewer than four choices.
 
-    Where time is what counts it is `latency.SIMD`, or less where that would leave no choice: finer widths save less
-    time than is predicted.
+    Where time is what counts it is the channels computed at once, or less where that would leave no choice, since finer
+    widths save less time than is predicted.
     """
-    multiple, choices = (SIMD, 2) if is_timed else (HARDWARE, 4)
+    multiple, choices = (at_once, 2) if at_once else (HARDWARE, 4)
     return int(max(1, min(multiple, 2 ** (max(width, 1).bit_length() - 1) // choices)))
 
 

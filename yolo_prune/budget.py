@@ -42,7 +42,7 @@ class Goal:
         """
         amounts: dict[str, tuple[float, float]] = {}
         for target in targets:
-            dense, beside = cost.amount(target.quantity), 0
+            dense, beside = cost.dense(target.quantity), 0
             if target.quantity == BYTES:
                 beside = file_bytes(network) - cost.bytes()  # what a checkpoint holds beside its tensors
             limit = target.limit(dense + beside) - beside - (NOTES if beside else 0)

@@ -75,7 +75,7 @@ class PruneConfig:
     round_to: int | None = _knob(
         None,
         "pruned widths are multiples of this, >= 1; by default of 8, or of a quarter of a layer that is narrower, and "
-        "of 16 for a latency target",
+        "of 16 or 32 for a latency target",
     )
     runtime: str = _knob("onnx", f"where the model will run; latency targets are measured there: {', '.join(RUNTIMES)}")
     max_pruning_ratio: float = _knob(0.9, "largest share of channels that one group may lose over the run, 0 < x < 1")

@@ -2,7 +2,8 @@
 
 Each layer has a surface: its time at a few widths, linear in between. What lies between the layers (additions,
 concatenations, memory) follows what the layers make. The three weights that turn both into the time of the network come
-from networks that have been measured as a whole (see `profiling`).
+from cut networks that have been measured as a whole (see `profiling`). The dense network, whose widths a runtime may
+like better than any others, is known as it was measured.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import numpy as np
 from yolo_prune.errors import PlanError, seen, told
 from yolo_prune.files import replacing
 
-SIMD = 16
-"""Channels that a CPU computes at once; fewer take as long."""
+AT_ONCE = 16
+"""Channels that a CPU computes at once in single precision; fewer take as long."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,32 @@ class LatencyTable:
     Attributes:
         layers: Layer path -> its surface.
         positions: Layer path -> output positions for one image.
+        dense: Seconds of the network before any cut, as measured.
         per_layer: Seconds of the network per second of its layers alone.
         per_value: Seconds per value that its layers make.
         fixed: Seconds that no width changes.
+        at_once: Channels that are computed at once; fewer take as long.
         where: Runtime, version, device, threads and image size, as text.
     """
 
     layers: Mapping[str, Surface]
     positions: Mapping[str, int]
+    dense: float
     per_layer: float = 1.0
     per_value: float = 0.0
     fixed: float = 0.0
+    at_once: int = AT_ONCE
     where: Mapping[str, Any] | None = None
 
     def features(self, out: Mapping[str, int], inp: Mapping[str, int]) -> tuple[float, float]:
         """Return the seconds of all layers alone, and the values that they make, for widths per layer path."""
         order = list(self.layers)
         outs, ins = (np.array([float(of[path]) for path in order]) for of in (out, inp))
-        return float(self._grid.seconds(outs, ins).sum()), float(self._values @ outs)
+        return float(self._alone(outs, ins).sum()), float(self._values @ outs)
 
     def seconds(self, out: np.ndarray, inp: np.ndarray) -> float:
-        """Return the seconds of the network, for widths of the layers in the order of ``layers``."""
-        alone = self._grid.seconds(out, inp).sum()
+        """Return the seconds of the network once it is cut, for widths of the layers in the order of ``layers``."""
+        alone = self._alone(out, inp).sum()
         return float(self.per_layer * alone + self.per_value * (self._values @ out) + self.fixed)
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -75,9 +80,12 @@ class LatencyTable:
         return self.per_layer * by_out + self.per_value * self._values, self.per_layer * by_in
 
     def scaled(self, factor: float) -> LatencyTable:
-        """Return a table by which everything takes so many times as long."""
+        """Return a table by which what is cut takes so many times as long."""
         weights = {name: factor * getattr(self, name) for name in ("per_layer", "per_value", "fixed")}
         return replace(self, **weights)
+
+    def _alone(self, out: np.ndarray, inp: np.ndarray) -> np.ndarray:
+        return self._grid.seconds(*(np.ceil(widths / self.at_once) * self.at_once for widths in (out, inp)))
 
     @cached_property
     def _values(self) -> np.ndarray:
@@ -105,9 +113,9 @@ class LatencyTable:
                 str(path): Surface(tuple(s["outs"]), tuple(s["ins"]), tuple(map(tuple, s["seconds"])))
                 for path, s in data["layers"].items()
             }
-            numbers = {name: float(data[name]) for name in ("per_layer", "per_value", "fixed")}
+            numbers = {name: float(data[name]) for name in ("per_layer", "per_value", "fixed", "dense")}
             positions = {str(path): int(n) for path, n in data["positions"].items()}
-            table = cls(layers, positions, **numbers, where=dict(data["where"] or {}))
+            table = cls(layers, positions, **numbers, at_once=int(data["at_once"]), where=dict(data["where"] or {}))
             table._check()
         except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
             raise PlanError(f"the latency table {path} cannot be read ({told(e)}); start the run anew.") from e
@@ -117,7 +125,7 @@ class LatencyTable:
         """Raise a ValueError unless this is a table that times can be read from."""
         if not self.layers or self.layers.keys() != self.positions.keys():
             raise ValueError("layers and positions name different layers, or none")
-        amounts = [self.per_layer, self.per_value, self.fixed, *self.positions.values()]
+        amounts = [self.per_layer, self.per_value, self.fixed, self.dense, *self.positions.values()]
         for path, s in self.layers.items():
             if np.shape(s.seconds) != (len(s.outs), len(s.ins)):
                 raise ValueError(
@@ -127,6 +135,8 @@ class LatencyTable:
                 if not marks or sorted(set(marks)) != list(marks):
                     raise ValueError(f"the widths {seen(marks)} of {path} do not rise")
             amounts += [*s.outs, *s.ins, *(t for row in s.seconds for t in row)]
+        if self.at_once < 1:
+            raise ValueError(f"{self.at_once} channels are computed at once")
         if wrong := [a for a in amounts if not 0 <= a < np.inf]:
             raise ValueError(f"{wrong[0]} is no width or time")
 
@@ -145,14 +155,14 @@ class _Grid:
         self._index = np.arange(len(surfaces))
 
     def seconds(self, out: np.ndarray, inp: np.ndarray) -> np.ndarray:
-        """Return the time of each layer alone; widths cost as the next multiple of `SIMD`."""
-        corners, a, b, _, _ = self._cell(*(np.ceil(widths / SIMD) * SIMD for widths in (out, inp)))
+        """Return the time of each layer alone."""
+        corners, a, b, _, _ = self._cell(out, inp)
         (t00, t01), (t10, t11) = corners
         seconds: np.ndarray = (1 - a) * ((1 - b) * t00 + b * t01) + a * ((1 - b) * t10 + b * t11)
         return seconds
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what one output and one input more takes of each layer, without the stairs."""
+        """Return what one output and one input more takes of each layer."""
         corners, a, b, rows, columns = self._cell(np.asarray(out, dtype=float), inp)
         (t00, t01), (t10, t11) = corners
         by_out = ((1 - b) * (t10 - t00) + b * (t11 - t01)) / rows

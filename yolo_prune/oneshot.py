@@ -209,7 +209,7 @@ def dry_run(
             rows.append((path, str(width), f"{kept} ({kept / width:.0%})"))
     amounts = []
     for q in QUANTITIES if graph.latency else QUANTITIES[:-1]:
-        before, after = cost.amount(q), cost.amount(q, units)
+        before, after = cost.dense(q), cost.amount(q, units)
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
     return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *amounts])

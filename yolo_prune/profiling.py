@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import WriteError
 from yolo_prune.files import replacing
 from yolo_prune.graph import height_and_width, image_channels
-from yolo_prune.latency import SIMD, LatencyTable, Surface
+from yolo_prune.latency import LatencyTable, Surface
 from yolo_prune.layers import named_layers, resized, widths
 from yolo_prune.plan import PrunePlan
 from yolo_prune.runtimes import (
@@ -39,6 +40,7 @@ from yolo_prune.runtimes import (
     Runner,
     all_threads,
     alternating,
+    channels_at_once,
     check_runtime,
     described,
     file_runner,
@@ -76,21 +78,23 @@ def measure(
     check_runtime(runtime)
     threads = threads or all_threads()
     where = described(runtime, threads)
+    at_once = channels_at_once(runtime)
     known = _Known(cache / f"latency-{_digest(where)}.json", where)
     image = torch.zeros(1, image_channels(network), *graph.imgsz)
     timed, layers = list(_timed_layers(network, graph, image)), {}
     with waiting("timing layers", len(timed)) as step:
         for path, layer, act, size in timed:
-            layers[path] = _surface(graph, path, layer, act, size, runtime, threads, known)
+            layers[path] = _surface(graph, path, layer, act, size, runtime, threads, at_once, known)
             step()
     known.save()
     positions = {path: graph.layers[path].positions for path in layers}
-    table = LatencyTable(layers, positions, where={**where, "imgsz": list(graph.imgsz)})
+    table = LatencyTable(layers, positions, dense=0.0, at_once=at_once, where={**where, "imgsz": list(graph.imgsz)})
     weights = known.networks.get(key := _digest([sorted(map(str, graph.layers.values())), graph.imgsz]))
     if weights is None:
         weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
         known.save()
-    return replace(table, per_layer=weights["per_layer"], per_value=weights["per_value"], fixed=weights["fixed"])
+    dense, per_layer, per_value, fixed = (weights[name] for name in ("dense", "per_layer", "per_value", "fixed"))
+    return replace(table, dense=dense, per_layer=per_layer, per_value=per_value, fixed=fixed)
 
 
 def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path) -> Path:
@@ -195,12 +199,14 @@ def _surface(
     size: tuple[int, ...],
     runtime: str,
     threads: int,
+    at_once: int,
     known: _Known,
 ) -> Surface:
     """Return a layer's times, of which those that are new are measured."""
     dense = graph.layers[path]
     is_grouped = dense.groups > 1
-    outs, ins = _marks(dense.out, dense.groups if dense.groups < dense.out else 1), _marks(dense.inp, 1)
+    outs = _marks(dense.out, math.lcm(at_once, dense.groups if dense.groups < dense.out else 1))
+    ins = _marks(dense.inp, at_once)
     if is_grouped:
         ins = (dense.inp,)  # follows the outputs
     settings = {k: v for k, v in vars(layer).items() if k in ("kernel_size", "stride", "padding", "dilation")}
@@ -223,17 +229,19 @@ def _surface(
     return Surface(outs, ins, tuple(rows))
 
 
-def _marks(width: int, multiple: int) -> tuple[int, ...]:
-    """Return the widths at which a side is timed: multiples of `SIMD`, evenly up to the dense width."""
-    if width < SIMD:
+def _marks(width: int, step: int) -> tuple[int, ...]:
+    """Return the widths at which a side is timed: multiples of a step, evenly up to the dense width."""
+    if width < step:
         return (width,)
-    step = SIMD * multiple // np.gcd(SIMD, multiple)
     even = np.linspace(step, -(-width // step) * step, MARKS)
     return tuple(sorted({int(-(-w // step) * step) for w in even}))
 
 
 def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) -> dict[str, float]:
-    """Return what the times of layers, the values that they make, and the network itself count (least squares)."""
+    """Return the time of a network, and what times of layers, values that they make, and the network itself count.
+
+    The latter are least squares over networks of random widths.
+    """
     plans = [None, *(random_plan(graph, share, seed) for seed, share in enumerate(SHARES))]
     rows, runners = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -246,8 +254,9 @@ def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) 
                 runners.append(_whole(copy, runtime, graph.imgsz, Path(folder) / str(i), threads))
                 step()
         seconds = typical(alternating(runners, NETWORK_ROUNDS))
-    per_layer, per_value, fixed = _non_negative(np.array(rows) / seconds[:, None], np.ones(len(rows)))
-    return {"per_layer": per_layer, "per_value": per_value, "fixed": fixed}
+    features = np.array(rows)[1:] / seconds[1:, None]
+    per_layer, per_value, fixed = _non_negative(features, np.ones(len(features)))
+    return {"per_layer": per_layer, "per_value": per_value, "fixed": fixed, "dense": float(seconds[0])}
 
 
 def _non_negative(features: np.ndarray, target: np.ndarray) -> list[float]:

@@ -215,7 +215,7 @@ class Session:
                 epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.progress.schedule
             )
         self.progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
-        self.report.dense = Stage(cost.macs(), cost.params(), latency=cost.seconds() if self.latency else None)
+        self.report.dense = Stage(cost.macs(), cost.params(), latency=self.latency.dense if self.latency else None)
         for network in {model, unwrap_model(trainer.model)}:
             network.yaml = checkpoint.with_run(model.yaml, self.progress.to_dict())
         if ranks.is_first():
