@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,9 @@ CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
 """Name -> image size of the cut and its arguments. Latency targets are met at the size that they are planned for."""
 ABOUT = {"seed": 0, "data": "bccd"}
 """What all results have in common."""
-PARTS = ("macs", "latency", "prediction")
-"""Of the measurement: cuts for a target in MACs, cuts for a latency, and random plans."""
+PARTS = ("macs", "latency", "prediction", "multiples")
+"""Of the measurement: cuts for a target in MACs, cuts for a latency, and random plans, predicted or of some widths."""
+MULTIPLES, PLANS_PER_MULTIPLE = (8, 16, 32), 4
 
 
 def main() -> None:
@@ -67,9 +68,13 @@ def main() -> None:
         for case, part in product((Case(model, "bccd") for model in MODELS), args.parts):
             if part == "prediction":
                 measure_prediction(case, args.runs.resolve())
+            elif part == "multiples":
+                measure_multiples(case, args.runs.resolve())
             else:
                 measure(case, part, data, args.runs.resolve())
-    print(speed_table(), target_table(), width_table(), equal_speed_table(), error_table(), sep="\n\n")
+    print(
+        speed_table(), target_table(), width_table(), equal_speed_table(), multiple_table(), error_table(), sep="\n\n"
+    )
 
 
 def cut(case: Case, name: str, data: str, runs: Path) -> tuple[Path, str]:
@@ -129,6 +134,38 @@ def measure_prediction(case: Case, runs: Path) -> None:
     if not file.exists():
         dense = case.start(runs)
         write(file, {**ABOUT, "imgsz": SIZES[0], "errors": {runtime: errors(dense, runtime) for runtime in RUNTIMES}})
+
+
+def measure_multiples(case: Case, runs: Path) -> None:
+    """Time networks of half of the multiply-adds, of random widths that are multiples or whole fractions of a number."""
+    from dataclasses import replace
+
+    from ultralytics.nn.tasks import load_checkpoint
+
+    from yolo_prune import profiling
+    from yolo_prune.graph import trace
+    from yolo_prune.statistics import copy_of
+
+    file = RESULTS / f"{case.model}-multiples.json"
+    if file.exists():
+        return
+    dense = load_checkpoint(case.start(runs))[0]
+    graph = trace(dense, SIZES[0])
+    table = profiling.measure(dense, graph, RUNTIMES[0])
+    networks = [dense]
+    for multiple, seed in product(MULTIPLES, range(PLANS_PER_MULTIPLE)):
+        timed = replace(graph, latency=replace(table, multiple=multiple))
+        networks.append(copy_of(dense))
+        profiling.random_plan(timed, 0.5, seed=200 + seed).apply(networks[-1])
+    seconds = {runtime: profiling.time_networks(networks, runtime, SIZES[0]) for runtime in RUNTIMES}
+    speedups = {
+        runtime: {
+            multiple: [of[0] / s for s in of[1 + PLANS_PER_MULTIPLE * i :][:PLANS_PER_MULTIPLE]]
+            for i, multiple in enumerate(MULTIPLES)
+        }
+        for runtime, of in seconds.items()
+    }
+    write(file, {**ABOUT, "imgsz": SIZES[0], "speedups": speedups})
 
 
 def errors(checkpoint: Path, runtime: str) -> list[float]:
@@ -232,6 +269,16 @@ def equal_speed_table() -> str:
                 told = "none is as fast" if np.isnan(as_fast) else f"{as_fast:.3f}"
                 rows.append((model, name, f"{cell['onnx']:.2f}x", f"{cell['fitness']:.3f}", told))
     return table_of(("model", "asked", "measured", "planned for latency", "planned for MACs, as fast"), rows)
+
+
+def multiple_table() -> str:
+    """Return how fast random networks of half of the multiply-adds are, by what their widths are multiples of."""
+    rows = []
+    for model in MODELS:
+        file = RESULTS / f"{model}-multiples.json"
+        for runtime, by_multiple in (json.loads(file.read_text())["speedups"] if file.exists() else {}).items():
+            rows.append((model, runtime, *(f"{fmean(by_multiple[str(m)]):.2f}x" for m in MULTIPLES)))
+    return table_of(("model", "runtime", *(f"multiples of {m}" for m in MULTIPLES)), rows)
 
 
 def error_table() -> str:

@@ -139,7 +139,7 @@ def applied(plan: Callable[[], PrunePlan], to: Callable[[], Any]) -> Act:
 
 def table_with(**changes: Any) -> Act:
     data = {"layers": {"a": {"outs": [8, 16], "ins": [3], "seconds": [[1e-3], [2e-3]]}}, "positions": {"a": 4}}
-    numbers = {"per_layer": 1.0, "per_value": 0.0, "fixed": 0.0, "dense": 0.01, "at_once": 16}
+    numbers = {"per_layer": 1.0, "per_value": 0.0, "fixed": 0.0, "dense": 0.01, "multiple": 16}
     return table_file(json.dumps({**data, **numbers, "where": None, **changes}))
 
 
@@ -587,7 +587,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (table_file(DEEP), "latency.json cannot be read (RecursionError", "the run anew"),
         (table_file(malicious), "latency.json cannot be read (Unicode", "the run anew"),
         (table_with(fixed=float("nan")), "nan is no width or time", "start the run anew"),
-        (table_with(at_once=0), "0 channels are computed at once", "start the run anew"),
+        (table_with(multiple=0), "no widths are multiples of 0", "start the run anew"),
         (table_with(layers={}), "layers and positions name different layers", "run anew"),
         (
             table_with(layers={"a": {"outs": [16, 8], "ins": [3], "seconds": [[1], [2]]}}),

@@ -42,7 +42,8 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     assert accuracy.table() in readme
     assert exports.table() in readme
     assert cost_model.table(COST_MODEL) in readme
-    for table in (speed.speed_table, speed.target_table, speed.equal_speed_table, speed.width_table, speed.error_table):
+    tables = (speed.speed_table, speed.target_table, speed.equal_speed_table, speed.width_table)
+    for table in (*tables, speed.multiple_table, speed.error_table):
         assert table() in readme
     assert operators.limit_table(json.loads(operators.RESULTS.read_text(encoding="utf-8"))["rows"]) in readme
     assert criteria.table() in (REPOSITORY / "docs" / "importance.md").read_text(encoding="utf-8")

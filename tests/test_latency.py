@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolo_prune.errors import PlanError
-from yolo_prune.latency import AT_ONCE, LatencyTable, Surface
+from yolo_prune.latency import SIMD, LatencyTable, Surface
 
 
 def plane(out: float, inp: float) -> float:
@@ -50,8 +50,8 @@ def test_widths_cost_as_the_next_multiple_that_is_computed_at_once() -> None:
     def alone(out: int) -> float:
         return TABLE.features({"a": out, "b": 16, "c": 5}, {"a": 64, "b": 3, "c": 16})[0]
 
-    assert alone(17) == alone(2 * AT_ONCE) > alone(AT_ONCE)
-    assert alone(1) == alone(AT_ONCE)  # narrower than what has been timed
+    assert alone(17) == alone(2 * SIMD) > alone(SIMD)
+    assert alone(1) == alone(SIMD)  # narrower than what has been timed
     assert alone(999) == alone(64)
 
 

@@ -14,7 +14,7 @@ from yolo_prune import planner
 from yolo_prune.config import PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.graph import trace
-from yolo_prune.latency import AT_ONCE, LatencyTable, Surface
+from yolo_prune.latency import SIMD, LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import STRIDE, Evidence, plan_cut
 
@@ -79,7 +79,7 @@ def test_the_last_stride_is_made_anew_for_what_the_planned_network_really_takes(
     model = build("yolov8n")
     graph = trace(model, IMGSZ)
     paths = [path for path, layer in graph.layers.items() if layer.kernel]
-    times = dict.fromkeys(paths, Surface((AT_ONCE, 512), (1,), ((AT_ONCE * 1e-5,), (512e-5,))))
+    times = dict.fromkeys(paths, Surface((SIMD, 512), (1,), ((SIMD * 1e-5,), (512e-5,))))
     told = dense_as_predicted(LatencyTable(times, dict.fromkeys(times, 1), dense=0.0), graph)
     slower = told.scaled(1.1)
     seconds: list[float] = []

@@ -19,9 +19,9 @@ from yolo_prune.runtimes import (
     PACKAGES,
     all_threads,
     alternating,
-    channels_at_once,
     check_runtime,
     described,
+    fast_multiple,
     file_runner,
     module_runner,
 )
@@ -61,7 +61,7 @@ def test_pytorch_gets_its_threads_back() -> None:
 
 
 @pytest.mark.parametrize(("able", "channels"), [(["FP32", "INT8"], 16), (["BF16", "FP32", "INT8"], 32)])
-def test_as_many_channels_at_once_as_openvino_computes(
+def test_fast_widths_are_twice_as_wide_where_openvino_computes_in_bfloat16(
     able: list[str], channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -72,9 +72,9 @@ def test_as_many_channels_at_once_as_openvino_computes(
             return able
 
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core))
-    assert channels_at_once("openvino") == channels
+    assert fast_multiple("openvino") == channels
     assert asked == [("CPU", "OPTIMIZATION_CAPABILITIES")]
-    assert channels_at_once("onnx") == channels_at_once("pytorch") == 16
+    assert fast_multiple("onnx") == fast_multiple("pytorch") == 16
 
 
 def test_runners_take_turns() -> None:

@@ -142,7 +142,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
         asked.append(runtime)
         paths = [path for path, layer in graph.layers.items() if layer.kernel]
         times = {p: Surface((0, graph.layers[p].out), (1,), ((0.0,), (graph.layers[p].out * 1e-5,))) for p in paths}
-        table = LatencyTable(times, dict.fromkeys(paths, 1), dense=0.0, fixed=1e-3, at_once=1)
+        table = LatencyTable(times, dict.fromkeys(paths, 1), dense=0.0, fixed=1e-3, multiple=1)
         return dense_as_predicted(table, graph)
 
     monkeypatch.setattr(session, "measure", measure)

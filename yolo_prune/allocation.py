@@ -16,6 +16,7 @@ import numpy as np
 from yolo_prune.channels import Bundle, ChannelGraph
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError
+from yolo_prune.latency import LatencyTable
 from yolo_prune.plan import PrunePlan
 from yolo_prune.targets import LATENCY, in_units
 
@@ -176,7 +177,7 @@ def check_reachable(
     Raises:
         TargetError: If the network costs more than the target even at the lowest of them.
     """
-    at_once = graph.latency.at_once if graph.latency and LATENCY in budget else None
+    timed = graph.latency if LATENCY in budget else None
     options = []
     for bundle in graph.bundles:
         layer = graph.layers[graph.groups[bundle.groups[0]].name]
@@ -185,8 +186,9 @@ def check_reachable(
         limit = min(map(limits, makers), default=0.0)
         fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
         steps = np.arange(1, bundle.steps + 1)
-        multiple = round_to or _hardware_multiple(round(bundle.steps * bundle.stride * dense), at_once)
-        allowed = steps[(steps >= fewest) & (steps * bundle.stride % multiple == 0)]
+        widths = steps * bundle.stride
+        is_fast = widths % round_to == 0 if round_to else _fast(widths, round(widths[-1] * dense), timed)
+        allowed = steps[(steps >= fewest) & is_fast]
         everything = np.array([bundle.steps])
         options.append(everything if bundle.locked else np.union1d(allowed, everything))
     cost, lowest = CostModel(graph), _units(graph, [o[0] for o in options])
@@ -196,14 +198,18 @@ def check_reachable(
     return options
 
 
-def _hardware_multiple(width: int, at_once: int | None) -> int:
-    """Return the multiple for a dense width: `HARDWARE`, or less where that would leave fewer than four choices.
+def _fast(widths: np.ndarray, dense: int, timed: LatencyTable | None) -> np.ndarray:
+    """Tell which widths of a layer hardware likes: multiples of `HARDWARE`, or of less if these are fewer than four.
 
-    Where time is what counts it is the channels computed at once, or less where that would leave no choice, since finer
-    widths save less time than is predicted.
+    For a latency they are multiples of what is fast in its runtime, and whole fractions of that: those in between save
+    less than is predicted.
     """
-    multiple, choices = (at_once, 2) if at_once else (HARDWARE, 4)
-    return int(max(1, min(multiple, 2 ** (max(width, 1).bit_length() - 1) // choices)))
+    fast: np.ndarray
+    if timed is None:
+        fast = widths % max(1, min(HARDWARE, 2 ** (max(dense, 1).bit_length() - 3))) == 0
+    else:
+        fast = (widths % timed.multiple == 0) | (timed.multiple % widths == 0)
+    return fast
 
 
 class _Allocation:

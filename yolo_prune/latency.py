@@ -20,7 +20,7 @@ import numpy as np
 from yolo_prune.errors import PlanError, seen, told
 from yolo_prune.files import replacing
 
-AT_ONCE = 16
+SIMD = 16
 """Channels that a CPU computes at once in single precision; fewer take as long."""
 
 
@@ -50,7 +50,7 @@ class LatencyTable:
         per_layer: Seconds of the network per second of its layers alone.
         per_value: Seconds per value that its layers make.
         fixed: Seconds that no width changes.
-        at_once: Channels that are computed at once; fewer take as long.
+        multiple: Plans for a latency keep multiples of it, or whole fractions.
         where: Runtime, version, device, threads and image size, as text.
     """
 
@@ -60,18 +60,18 @@ class LatencyTable:
     per_layer: float = 1.0
     per_value: float = 0.0
     fixed: float = 0.0
-    at_once: int = AT_ONCE
+    multiple: int = SIMD
     where: Mapping[str, Any] | None = None
 
     def features(self, out: Mapping[str, int], inp: Mapping[str, int]) -> tuple[float, float]:
         """Return the seconds of all layers alone, and the values that they make, for widths per layer path."""
         order = list(self.layers)
         outs, ins = (np.array([float(of[path]) for path in order]) for of in (out, inp))
-        return float(self._alone(outs, ins).sum()), float(self._values @ outs)
+        return float(self._grid.seconds(outs, ins).sum()), float(self._values @ outs)
 
     def seconds(self, out: np.ndarray, inp: np.ndarray) -> float:
         """Return the seconds of the network once it is cut, for widths of the layers in the order of ``layers``."""
-        alone = self._alone(out, inp).sum()
+        alone = self._grid.seconds(out, inp).sum()
         return float(self.per_layer * alone + self.per_value * (self._values @ out) + self.fixed)
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,9 +83,6 @@ class LatencyTable:
         """Return a table by which what is cut takes so many times as long."""
         weights = {name: factor * getattr(self, name) for name in ("per_layer", "per_value", "fixed")}
         return replace(self, **weights)
-
-    def _alone(self, out: np.ndarray, inp: np.ndarray) -> np.ndarray:
-        return self._grid.seconds(*(np.ceil(widths / self.at_once) * self.at_once for widths in (out, inp)))
 
     @cached_property
     def _values(self) -> np.ndarray:
@@ -115,7 +112,7 @@ class LatencyTable:
             }
             numbers = {name: float(data[name]) for name in ("per_layer", "per_value", "fixed", "dense")}
             positions = {str(path): int(n) for path, n in data["positions"].items()}
-            table = cls(layers, positions, **numbers, at_once=int(data["at_once"]), where=dict(data["where"] or {}))
+            table = cls(layers, positions, **numbers, multiple=int(data["multiple"]), where=dict(data["where"] or {}))
             table._check()
         except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
             raise PlanError(f"the latency table {path} cannot be read ({told(e)}); start the run anew.") from e
@@ -135,8 +132,8 @@ class LatencyTable:
                 if not marks or sorted(set(marks)) != list(marks):
                     raise ValueError(f"the widths {seen(marks)} of {path} do not rise")
             amounts += [*s.outs, *s.ins, *(t for row in s.seconds for t in row)]
-        if self.at_once < 1:
-            raise ValueError(f"{self.at_once} channels are computed at once")
+        if self.multiple < 1:
+            raise ValueError(f"no widths are multiples of {self.multiple}")
         if wrong := [a for a in amounts if not 0 <= a < np.inf]:
             raise ValueError(f"{wrong[0]} is no width or time")
 
@@ -155,14 +152,14 @@ class _Grid:
         self._index = np.arange(len(surfaces))
 
     def seconds(self, out: np.ndarray, inp: np.ndarray) -> np.ndarray:
-        """Return the time of each layer alone."""
-        corners, a, b, _, _ = self._cell(out, inp)
+        """Return the time of each layer alone; widths cost as the next multiple of `SIMD`."""
+        corners, a, b, _, _ = self._cell(*(np.ceil(widths / SIMD) * SIMD for widths in (out, inp)))
         (t00, t01), (t10, t11) = corners
         seconds: np.ndarray = (1 - a) * ((1 - b) * t00 + b * t01) + a * ((1 - b) * t10 + b * t11)
         return seconds
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what one output and one input more takes of each layer."""
+        """Return what one output and one input more takes of each layer, without the stairs."""
         corners, a, b, rows, columns = self._cell(np.asarray(out, dtype=float), inp)
         (t00, t01), (t10, t11) = corners
         by_out = ((1 - b) * (t10 - t00) + b * (t11 - t01)) / rows

@@ -32,7 +32,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import WriteError
 from yolo_prune.files import replacing
 from yolo_prune.graph import height_and_width, image_channels
-from yolo_prune.latency import LatencyTable, Surface
+from yolo_prune.latency import SIMD, LatencyTable, Surface
 from yolo_prune.layers import named_layers, resized, widths
 from yolo_prune.plan import PrunePlan
 from yolo_prune.runtimes import (
@@ -40,9 +40,9 @@ from yolo_prune.runtimes import (
     Runner,
     all_threads,
     alternating,
-    channels_at_once,
     check_runtime,
     described,
+    fast_multiple,
     file_runner,
     module_runner,
 )
@@ -78,17 +78,18 @@ def measure(
     check_runtime(runtime)
     threads = threads or all_threads()
     where = described(runtime, threads)
-    at_once = channels_at_once(runtime)
     known = _Known(cache / f"latency-{_digest(where)}.json", where)
     image = torch.zeros(1, image_channels(network), *graph.imgsz)
     timed, layers = list(_timed_layers(network, graph, image)), {}
     with waiting("timing layers", len(timed)) as step:
         for path, layer, act, size in timed:
-            layers[path] = _surface(graph, path, layer, act, size, runtime, threads, at_once, known)
+            layers[path] = _surface(graph, path, layer, act, size, runtime, threads, known)
             step()
     known.save()
     positions = {path: graph.layers[path].positions for path in layers}
-    table = LatencyTable(layers, positions, dense=0.0, at_once=at_once, where={**where, "imgsz": list(graph.imgsz)})
+    table = LatencyTable(
+        layers, positions, dense=0.0, multiple=fast_multiple(runtime), where={**where, "imgsz": list(graph.imgsz)}
+    )
     weights = known.networks.get(key := _digest([sorted(map(str, graph.layers.values())), graph.imgsz]))
     if weights is None:
         weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
@@ -199,14 +200,13 @@ def _surface(
     size: tuple[int, ...],
     runtime: str,
     threads: int,
-    at_once: int,
     known: _Known,
 ) -> Surface:
     """Return a layer's times, of which those that are new are measured."""
     dense = graph.layers[path]
     is_grouped = dense.groups > 1
-    outs = _marks(dense.out, math.lcm(at_once, dense.groups if dense.groups < dense.out else 1))
-    ins = _marks(dense.inp, at_once)
+    outs = _marks(dense.out, math.lcm(SIMD, dense.groups if dense.groups < dense.out else 1))
+    ins = _marks(dense.inp, SIMD)
     if is_grouped:
         ins = (dense.inp,)  # follows the outputs
     settings = {k: v for k, v in vars(layer).items() if k in ("kernel_size", "stride", "padding", "dilation")}

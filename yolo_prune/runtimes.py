@@ -20,7 +20,7 @@ from ultralytics.nn.autobackend import AutoBackend
 
 from yolo_prune.console import waiting
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.latency import AT_ONCE
+from yolo_prune.latency import SIMD
 
 PACKAGES = {
     "onnx": ("onnxruntime", "onnx"),
@@ -67,8 +67,8 @@ def all_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def channels_at_once(name: str) -> int:
-    """Return how many channels a runtime computes at once here: fewer take as long.
+def fast_multiple(name: str) -> int:
+    """Return the number whose multiples are fast widths in a runtime, as measured.
 
     OpenVINO computes in bfloat16 where the CPU can, and there are twice as many of these in a register.
     """
@@ -76,8 +76,8 @@ def channels_at_once(name: str) -> int:
         from openvino import Core
 
         if "BF16" in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            return 2 * AT_ONCE
-    return AT_ONCE
+            return 2 * SIMD
+    return SIMD
 
 
 def module_runner(name: str, network: nn.Module, shape: tuple[int, ...], threads: int) -> Runner:
