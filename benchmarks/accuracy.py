@@ -44,7 +44,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "L2, same share": ("prune_importance=l2", "prune_allocation=uniform"),
     "whole head left": ("prune_ignored_layers=model.22.*",),
     "searched allocation": ("prune_allocation=search",),
-    "widths of 16": ("prune_round_to=16",),
+    "multiples of sixteen": ("prune_round_to=16",),
     "distillation": ("prune_distill=True",),
     "sparsity learning": ("prune_sparsity=group_lasso",),
     "re-warmed learning rate": ("prune_lr_after_cut=rewarm",),

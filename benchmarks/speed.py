@@ -137,7 +137,7 @@ def measure_prediction(case: Case, runs: Path) -> None:
 
 
 def measure_multiples(case: Case, runs: Path) -> None:
-    """Time networks of half of the multiply-adds, of random widths that are multiples or whole fractions of a number."""
+    """Time networks of half of the multiply-adds, of random widths: multiples or whole fractions of a number."""
     from dataclasses import replace
 
     from ultralytics.nn.tasks import load_checkpoint
