@@ -18,11 +18,17 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accuracy import Case
 from training import ENVIRONMENT, data_yaml, parser_of, write
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from yolo_prune.channels import ChannelGraph
+    from yolo_prune.latency import LatencyTable
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 MODELS = ("yolov8n", "yolo11n")
@@ -140,23 +146,16 @@ def measure_multiples(case: Case, runs: Path) -> None:
     """Time networks of half of the multiply-adds, of random widths: multiples or whole fractions of a number."""
     from dataclasses import replace
 
-    from ultralytics.nn.tasks import load_checkpoint
-
     from yolo_prune import profiling
-    from yolo_prune.graph import trace
-    from yolo_prune.statistics import copy_of
 
     file = RESULTS / f"{case.model}-multiples.json"
     if file.exists():
         return
-    dense = load_checkpoint(case.start(runs))[0]
-    graph = trace(dense, SIZES[0])
-    table = profiling.measure(dense, graph, RUNTIMES[0])
+    dense, graph, table = timed(case.start(runs), RUNTIMES[0])
     networks = [dense]
     for multiple, seed in product(MULTIPLES, range(PLANS_PER_MULTIPLE)):
-        timed = replace(graph, latency=replace(table, multiple=multiple))
-        networks.append(copy_of(dense))
-        profiling.random_plan(timed, 0.5, seed=200 + seed).apply(networks[-1])
+        of_multiple = replace(graph, latency=replace(table, multiple=multiple))
+        networks.append(cut_at_random(dense, of_multiple, 0.5, seed=200 + seed))
     seconds = {runtime: profiling.time_networks(networks, runtime, SIZES[0]) for runtime in RUNTIMES}
     speedups = {
         runtime: {
@@ -168,27 +167,44 @@ def measure_multiples(case: Case, runs: Path) -> None:
     write(file, {**ABOUT, "imgsz": SIZES[0], "speedups": speedups})
 
 
-def errors(checkpoint: Path, runtime: str) -> list[float]:
-    """Return the relative errors of the predicted speed-up over dense, for networks of random widths."""
+def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, LatencyTable]:
+    """Return a network, its channel groups with what has been measured of it in a runtime, and the latter alone."""
     from dataclasses import replace
 
     from ultralytics.nn.tasks import load_checkpoint
 
-    from yolo_prune import profiling
-    from yolo_prune.cost import CostModel
     from yolo_prune.graph import trace
-    from yolo_prune.statistics import copy_of
+    from yolo_prune.profiling import measure
 
     network = load_checkpoint(checkpoint)[0]
     graph = trace(network, SIZES[0])
-    table = profiling.measure(network, graph, runtime)
+    table = measure(network, graph, runtime)
+    return network, replace(graph, latency=table), table
+
+
+def cut_at_random(network: nn.Module, graph: ChannelGraph, share: float, seed: int) -> nn.Module:
+    """Return a copy that keeps a share of the multiply-adds, spread over the layers at random."""
+    from yolo_prune.profiling import random_plan
+    from yolo_prune.statistics import copy_of
+
+    pruned = copy_of(network)
+    random_plan(graph, share, seed).apply(pruned)
+    return pruned
+
+
+def errors(checkpoint: Path, runtime: str) -> list[float]:
+    """Return the relative errors of the predicted speed-up over dense, for networks of random widths."""
+    from dataclasses import replace
+
+    from yolo_prune import profiling
+    from yolo_prune.cost import CostModel
+    from yolo_prune.graph import trace
+
+    network, graph, table = timed(checkpoint, runtime)
     draw = np.random.default_rng(0)
     networks = [network]
     for seed in range(RANDOM_PLANS):  # other seeds than those of the networks that the table was weighed with
-        networks.append(copy_of(network))
-        profiling.random_plan(replace(graph, latency=table), draw.uniform(0.25, 0.9), seed=100 + seed).apply(
-            networks[-1]
-        )
+        networks.append(cut_at_random(network, graph, draw.uniform(0.25, 0.9), seed=100 + seed))
     costs = [CostModel(replace(trace(n, SIZES[0]), latency=table)) for n in networks[1:]]
     measured = profiling.time_networks(networks, runtime, SIZES[0])
     return [c.seconds() / table.dense / (m / measured[0]) - 1 for c, m in zip(costs, measured[1:], strict=True)]

@@ -53,7 +53,7 @@ def test_with_a_clock_that_tells_multiply_adds_the_prediction_is_the_cost(
     table = measure(build(family), graph, "pytorch", 1, tmp_path)
     cost = CostModel(replace(graph, latency=table))
     assert cost.dense("latency") == cost.dense("macs") == cost.macs()
-    assert cost.seconds() == pytest.approx(cost.macs(), rel=0.05)
+    assert cost.seconds() == pytest.approx(cost.macs(), rel=0.02)
     draw = np.random.default_rng(0)
     for _ in range(20):
         kept = np.maximum((cost.widths * draw.uniform(0.3, 1, len(cost.widths))).astype(int), 1)
@@ -71,7 +71,14 @@ def test_what_is_known_is_not_timed_again(stopwatch: list[int], tmp_path: Path) 
     measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 2, tmp_path)
     assert stopwatch  # other threads are another machine
     (damaged,) = (p for p in tmp_path.iterdir() if '"threads": 1' in p.read_text())
-    for content in ("{", "[]", '{"layers": [], "networks": {}}', '{"layers": {"a": {"b": "c"}}, "networks": {}}'):
+    incomplete = damaged.read_text().replace('"dense"', '"other"')
+    for content in (
+        incomplete,
+        "{",
+        "[]",
+        '{"layers": [], "networks": {}}',
+        '{"layers": {"a": {"b": "c"}}, "networks": {}}',
+    ):
         damaged.write_text(content)
         assert measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path) == first
 

@@ -57,6 +57,8 @@ NETWORK_ROUNDS = 40
 """Times that a whole network runs, in turns with others."""
 SHARES = (0.85, 0.65, 0.5, 0.35, 0.2)
 """Multiply-adds that the networks keep which are timed as a whole, beside the dense one."""
+WEIGHTS = ("dense", "per_layer", "per_value", "fixed")
+"""What is kept of a network that has been measured (see `latency.LatencyTable`)."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo_prune"
 
 
@@ -91,10 +93,10 @@ def measure(
         layers, positions, dense=0.0, multiple=fast_multiple(runtime), where={**where, "imgsz": list(graph.imgsz)}
     )
     weights = known.networks.get(key := _digest([sorted(map(str, graph.layers.values())), graph.imgsz]))
-    if weights is None:
+    if weights is None or weights.keys() != set(WEIGHTS):
         weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
         known.save()
-    dense, per_layer, per_value, fixed = (weights[name] for name in ("dense", "per_layer", "per_value", "fixed"))
+    dense, per_layer, per_value, fixed = (weights[name] for name in WEIGHTS)
     return replace(table, dense=dense, per_layer=per_layer, per_value=per_value, fixed=fixed)
 
 
@@ -256,7 +258,7 @@ def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) 
         seconds = typical(alternating(runners, NETWORK_ROUNDS))
     features = np.array(rows)[1:] / seconds[1:, None]
     per_layer, per_value, fixed = _non_negative(features, np.ones(len(features)))
-    return {"per_layer": per_layer, "per_value": per_value, "fixed": fixed, "dense": float(seconds[0])}
+    return dict(zip(WEIGHTS, (float(seconds[0]), per_layer, per_value, fixed), strict=True))
 
 
 def _non_negative(features: np.ndarray, target: np.ndarray) -> list[float]:
