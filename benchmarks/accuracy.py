@@ -1,6 +1,7 @@
 """Accuracy after pruning: ours, its ingredients, and what one would do otherwise, trained for equally long.
 
     python benchmarks/accuracy.py --shared ../shared             # all runs: most of a day on two cores
+    python benchmarks/accuracy.py --jobs 2                       # two at a time, a core each: in half of that
     python benchmarks/accuracy.py --only yolov8n-bccd-s0         # runs with this in their names
     python benchmarks/accuracy.py --table                        # print the tables of what is there
 
@@ -25,6 +26,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -125,6 +127,8 @@ class Run:
             epochs *= 2
         elif kind == "ours":
             prune = (f"prune={removed}", *(INGREDIENTS[ingredient] if ingredient else ()))
+        if prune:
+            prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
         data = f"data={data_yaml(shared, self.case.data)}"
         return (*model, data, f"epochs={epochs}", f"seed={self.case.seed}", *TRAIN, *prune)
 
@@ -209,6 +213,14 @@ def ablation() -> str:
     return "\n".join(lines)
 
 
+def make(run: Run, shared: Path, runs: Path) -> None:
+    """Train, unless the result is there, and for a dense model that others start from its checkpoint as well."""
+    file = RESULTS / f"{run.name}.json"
+    there = file.exists() and (run.contender != "start" or run.case.start(runs).exists())
+    if not there:
+        write(file, train(run.arguments(shared, runs), runs / run.name, shared))
+
+
 def score(run: Run) -> float | None:
     """Return a run's accuracy, or None where it has not been made."""
     file = RESULTS / f"{run.name}.json"
@@ -219,6 +231,7 @@ def main() -> None:
     """Make the runs that are missing and print the table."""
     parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--prepare", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.prepare:
@@ -226,12 +239,13 @@ def main() -> None:
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     shared, runs = args.shared.resolve(), args.runs.resolve()
-    for run in () if args.table else planned():
-        file = RESULTS / f"{run.name}.json"
-        trained = file.exists() and (run.contender != "start" or (runs / run.name).is_dir())
-        if not trained and any(part in run.name for part in args.only):
-            result = train(run.arguments(shared, runs), runs / run.name, shared)
-            write(file, result)
+    wanted = [] if args.table else [run for run in planned() if any(part in run.name for part in args.only)]
+    for first in (True, False):  # what the others start from, then the others
+        with ThreadPoolExecutor(args.jobs) as pool:
+            made = pool.map(
+                lambda run: make(run, shared, runs), [r for r in wanted if (r.contender == "start") is first]
+            )
+            list(made)  # raises what went wrong
     print(table(), ablation(), sep="\n\n")
 
 
