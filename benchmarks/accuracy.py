@@ -26,7 +26,7 @@ import json
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -147,9 +147,8 @@ def planned() -> list[Run]:
             runs.append(Run(case, "one-run", 50))
         if case in main[:2]:
             runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", "usual", "narrow")]
-    for seed in range(2):
-        asked = [name for name in INGREDIENTS if seed == 0 or name not in BEYOND]
-        runs += [Run(Case("yolov8n", "bccd", seed), f"ours:{name}", 50) for name in asked]
+    for seed, names in ((0, INGREDIENTS.keys() - BEYOND), (1, INGREDIENTS.keys() - BEYOND), (0, BEYOND)):
+        runs += [Run(Case("yolov8n", "bccd", seed), f"ours:{name}", 50) for name in INGREDIENTS if name in names]
     return runs
 
 
@@ -216,8 +215,10 @@ def ablation() -> str:
     return "\n".join(lines)
 
 
-def make(run: Run, shared: Path, runs: Path) -> None:
-    """Train, unless the result is there, and for a dense model that others start from its checkpoint as well."""
+def make(run: Run, shared: Path, runs: Path, start: Future[None] | None = None) -> None:
+    """Train, unless the result is there, and for a dense model that others ``start`` from its checkpoint as well."""
+    if start:
+        start.result()
     file = RESULTS / f"{run.name}.json"
     there = file.exists() and (run.contender != "start" or run.case.start(runs).exists())
     if not there:
@@ -243,12 +244,11 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     shared, runs = args.shared.resolve(), args.runs.resolve()
     wanted = [] if args.table else [run for run in planned() if any(part in run.name for part in args.only)]
-    for first in (True, False):  # what the others start from, then the others
-        with ThreadPoolExecutor(args.jobs) as pool:
-            made = pool.map(
-                lambda run: make(run, shared, runs), [r for r in wanted if (r.contender == "start") is first]
-            )
-            list(made)  # raises what went wrong
+    with ThreadPoolExecutor(args.jobs) as pool:
+        starts = {r.case: pool.submit(make, r, shared, runs) for r in wanted if r.contender == "start"}
+        others = [pool.submit(make, r, shared, runs, starts.get(r.case)) for r in wanted if r.contender != "start"]
+        for made in (*starts.values(), *others):
+            made.result()  # raises what went wrong
     print(table(), ablation(), sep="\n\n")
 
 
