@@ -30,6 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from training import ENVIRONMENT, data_yaml, parser_of, train, write
 
@@ -53,6 +54,8 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "rewound learning rate": ("prune_lr_after_cut=rewind",),
 }
 """Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
+CONTENDERS = ("dense", "usual", "narrow", "ours", "one-run")
+"""Columns of the comparison."""
 BEYOND = {"L2, same share", "searched allocation", "multiples of sixteen", "rewound learning rate"}
 """Ingredients that are looked at with one seed only."""
 
@@ -135,17 +138,21 @@ class Run:
         return (*model, data, f"epochs={epochs}", f"seed={self.case.seed}", *TRAIN, *prune)
 
 
+MAIN = [Case(model, "bccd", seed) for seed in range(3) for model in ("yolov8n", "yolo11n")]
+OTHERS = [Case("yolo26n", "bccd"), Case("yolov8n", "raccoon"), Case("yolov8n-seg", "nuclei-seg")]
+TIMED = [MAIN[-1], *OTHERS]
+"""Cases of which all runs were made side by side on one machine, two at a time."""
+
+
 def planned() -> list[Run]:
     """Return all runs, in an order in which each finds what it starts from: the comparison, then the ablation."""
-    main = [Case(model, "bccd", seed) for seed in range(3) for model in ("yolov8n", "yolo11n")]
-    others = [Case("yolo26n", "bccd"), Case("yolov8n", "raccoon"), Case("yolov8n-seg", "nuclei-seg")]
     runs = []
-    for case in (*main, *others):
+    for case in (*MAIN, *OTHERS):
         runs.append(Run(case, "start"))
         runs += [Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", "usual", "narrow"))]
-        if case in main:
+        if case in MAIN:
             runs.append(Run(case, "one-run", 50))
-        if case in main[:2]:
+        if case in MAIN[:2]:
             runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", "usual", "narrow")]
     for seed, names in ((0, INGREDIENTS.keys() - BEYOND), (1, INGREDIENTS.keys() - BEYOND), (0, BEYOND)):
         runs += [Run(Case("yolov8n", "bccd", seed), f"ours:{name}", 50) for name in INGREDIENTS if name in names]
@@ -178,10 +185,9 @@ def prepare(kind: str, start: str, removed: str, path: str) -> None:
 
 def table() -> str:
     """Return the comparison: per case and share of MACs kept, what each contender reached, over the seeds of ours."""
-    contenders = ("dense", "usual", "narrow", "ours", "one-run")
     lines = [
-        "| model, data | seeds | MACs kept | " + " | ".join(contenders) + " |",
-        "|---" * (3 + len(contenders)) + "|",
+        "| model, data | seeds | MACs kept | " + " | ".join(CONTENDERS) + " |",
+        "|---" * (3 + len(CONTENDERS)) + "|",
     ]
     rows: dict[tuple[str, str, int], list[Case]] = {}
     for run in planned():
@@ -189,7 +195,7 @@ def table() -> str:
             rows.setdefault((run.case.model, run.case.data, run.kept), []).append(run.case)
     for (model, data, kept), cases in rows.items():
         cells = []
-        for contender in contenders:
+        for contender in CONTENDERS:
             scores = [score(Run(case, contender, 100 if contender == "dense" else kept)) for case in cases]
             made = [s for s in scores if s is not None]
             cells.append(f"{mean(made):.3f}" if len(made) == len(cases) else "")
@@ -225,10 +231,28 @@ def make(run: Run, shared: Path, runs: Path, start: Future[None] | None = None) 
         write(file, train(run.arguments(shared, runs), runs / run.name, shared))
 
 
+def time_table() -> str:
+    """Return what training took: seconds per epoch, and minutes in total, with what is done between the epochs."""
+    lines = ["| model, data | " + " | ".join(CONTENDERS) + " |", "|---" * (1 + len(CONTENDERS)) + "|"]
+    for case in TIMED:
+        cells = []
+        for contender in CONTENDERS:
+            made = result(Run(case, contender, 100 if contender == "dense" else 50))
+            cells.append(f"{made['seconds']['per_epoch']} s ({made['seconds']['total'] / 60:.1f} min)" if made else "")
+        lines.append(f"| {case.model}, {case.data} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def score(run: Run) -> float | None:
     """Return a run's accuracy, or None where it has not been made."""
+    made = result(run)
+    return made and made["plain_process"]["metrics"][run.case.metric]
+
+
+def result(run: Run) -> dict[str, Any] | None:
+    """Return what a run has left, or None where it has not been made."""
     file = RESULTS / f"{run.name}.json"
-    return json.loads(file.read_text())["plain_process"]["metrics"][run.case.metric] if file.exists() else None
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def main() -> None:
@@ -249,7 +273,7 @@ def main() -> None:
         others = [pool.submit(make, r, shared, runs, starts.get(r.case)) for r in wanted if r.contender != "start"]
         for made in (*starts.values(), *others):
             made.result()  # raises what went wrong
-    print(table(), ablation(), sep="\n\n")
+    print(table(), ablation(), time_table(), sep="\n\n")
 
 
 if __name__ == "__main__":
