@@ -23,7 +23,7 @@ def planned(
     model: nn.Module,
     monkeypatch: pytest.MonkeyPatch,
     latency: LatencyTable | None = None,
-    corrected: Callable[[nn.Module], LatencyTable] | None = None,
+    slowness: Callable[[nn.Module], float] | None = None,
     **knobs: Any,
 ) -> tuple[PrunePlan, list[Evidence]]:
     """Return a plan, and what its strides looked at."""
@@ -37,7 +37,7 @@ def planned(
     monkeypatch.setattr(planner, "_stride", stride)
     config = PruneConfig(**{"importance": "reconstruction", "allocation": "global", **knobs})
     evidence = Evidence(model, labelled_batches(2))
-    return plan_cut(model, config, IMGSZ, evidence=evidence, latency=latency, corrected=corrected), seen
+    return plan_cut(model, config, IMGSZ, evidence=evidence, latency=latency, slowness=slowness), seen
 
 
 @pytest.mark.parametrize(("target", "strides"), [(0.1, 1), (0.2, 1), (0.25, 2), (0.3, 2), (0.5, 3), (0.7, 5)])
@@ -73,26 +73,89 @@ def test_the_strides_of_a_cut_by_parameters_are_small_in_both(monkeypatch: pytes
     assert plan.params["after"] / plan.params["before"] <= 0.4
 
 
+class Clock:
+    """Stands in for a stopwatch: tells how wrong the prediction for a network is, and notes the speed-ups over dense.
+
+    Args:
+        model: The dense network.
+        wrong: (predicted speed-up, looks so far) -> how many times as long as predicted a network takes.
+    """
+
+    def __init__(self, model: nn.Module, wrong: Callable[[float, int], float]) -> None:
+        graph = trace(model, IMGSZ)
+        paths = [path for path, layer in graph.layers.items() if layer.kernel]
+        times = dict.fromkeys(paths, Surface((SIMD, 512), (1,), ((SIMD * 1e-5,), (512e-5,))))
+        self.table = dense_as_predicted(LatencyTable(times, dict.fromkeys(times, 1), dense=0.0), graph)
+        self._wrong = wrong
+        self.predicted: list[float] = []
+        self.measured: list[float] = []
+
+    def speedup(self, network: nn.Module) -> float:
+        """Return what is predicted."""
+        return self.table.dense / CostModel(replace(trace(network, IMGSZ), latency=self.table)).seconds()
+
+    def __call__(self, network: nn.Module) -> float:
+        predicted = self.speedup(network)
+        wrong = self._wrong(predicted, len(self.predicted))
+        self.predicted.append(predicted)
+        self.measured.append(predicted / wrong)
+        return wrong
+
+
+def lands(
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: Callable[[float, int], float],
+    target: str = "1.6x",
+    importance: str = "l2",  # whatever ranks, it is planned as often, and this takes no time
+) -> Clock:
+    """Return a clock after a plan, which is the one that it found nearest to 1.6 times as fast."""
+    model = build("yolov8n")
+    clock = Clock(model, wrong)
+    knobs = {"target": target, "importance": importance}
+    plan, seen = planned(model, monkeypatch, latency=clock.table, slowness=clock, **knobs)
+    assert all(evidence is seen[-1] for evidence in seen[len(seen) - len(clock.predicted) :])  # only the last stride
+    plan.apply(model)
+    meets = [m for m in clock.measured if m >= 1.6 / (1 + planner.EXACT)]
+    best = min(meets) if meets else max(clock.measured)
+    assert clock.speedup(model) == clock.predicted[clock.measured.index(best)]
+    return clock
+
+
 def test_the_last_stride_is_made_anew_for_what_the_planned_network_really_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = build("yolov8n")
-    graph = trace(model, IMGSZ)
-    paths = [path for path, layer in graph.layers.items() if layer.kernel]
-    times = dict.fromkeys(paths, Surface((SIMD, 512), (1,), ((SIMD * 1e-5,), (512e-5,))))
-    told = dense_as_predicted(LatencyTable(times, dict.fromkeys(times, 1), dense=0.0), graph)
-    slower = told.scaled(1.1)
-    seconds: list[float] = []
+    clock = lands(monkeypatch, lambda speedup, looks: 1.1, importance="reconstruction")
+    assert [round(p, 1) for p in clock.predicted] == [1.6, 1.8]  # no more looks than it takes
+    assert clock.measured[-1] == pytest.approx(1.6, rel=planner.EXACT)
 
-    def corrected(network: nn.Module) -> LatencyTable:
-        seconds.append(CostModel(replace(trace(network, IMGSZ), latency=told)).seconds())
-        return slower
 
-    plan, seen = planned(model, monkeypatch, target="1.6x", latency=told, corrected=corrected)
-    assert [round(told.dense / s, 1) for s in seconds] == [1.6, 1.8]  # asked until the table stays
-    assert seen[-1] is seen[-2] and seen[-2] is not seen[-3]
-    plan.apply(model)
-    assert CostModel(replace(trace(model, IMGSZ), latency=told)).seconds() == seconds[-1]
+def test_a_prediction_that_gets_worse_the_more_goes_is_met_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = lands(monkeypatch, lambda speedup, looks: 1.08 + 0.25 * (speedup - 1.6))
+    assert len(clock.predicted) > 2 and clock.measured[-1] == pytest.approx(1.6, rel=planner.EXACT)
+    assert clock.predicted == sorted(clock.predicted)
+
+
+def test_between_a_plan_that_is_too_slow_and_one_that_is_too_fast_lies_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = lands(monkeypatch, lambda speedup, looks: (1.1, 0.9, 1.04)[looks])
+    slow, fast, between = clock.predicted
+    assert slow < between < fast and clock.measured[1] > 1.6 > clock.measured[0]
+
+
+def test_of_plans_that_never_land_the_nearest_that_is_fast_enough_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = lands(monkeypatch, lambda speedup, looks: 1.3 - 0.5 * (looks % 2))
+    assert len(clock.predicted) == planner.LOOKS
+
+
+def test_where_no_network_is_as_fast_the_fastest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = lands(monkeypatch, lambda speedup, looks: speedup)  # nothing that goes saves any time
+    assert len(clock.predicted) < planner.LOOKS and max(clock.measured) < 1.1
+
+
+def test_where_another_target_binds_the_network_may_be_faster_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = lands(monkeypatch, lambda speedup, looks: 0.7, target="1.6x, 70%")
+    assert len(clock.predicted) == 2 and clock.measured[0] > clock.measured[1] > 1.7
 
 
 def test_each_stride_looks_at_what_the_one_before_would_leave(monkeypatch: pytest.MonkeyPatch) -> None:

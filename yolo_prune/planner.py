@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from yolo_prune.allocation import Budget, ByScore, Ranking, check_reachable, make_plan
+from yolo_prune.allocation import Budget, ByScore, Ranking, check_reachable, make_plan, units_of
 from yolo_prune.budget import Goal
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import PruneConfig
@@ -33,7 +33,7 @@ from yolo_prune.search import search
 from yolo_prune.sensitivity import scan
 from yolo_prune.statistics import Gradients, LayerStatistics, copy_of, gradients, layer_statistics, trainable_copy
 from yolo_prune.surgery import cut
-from yolo_prune.targets import MACS
+from yolo_prune.targets import LATENCY, MACS
 
 DATA_FREE = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
 """Criteria that need nothing but weights."""
@@ -43,8 +43,10 @@ MEASURED = ("sensitivity", "search")
 """Allocations that hold images back to judge by."""
 STRIDE = 0.22
 """Share of the multiply-adds that goes in one stride."""
-CORRECTIONS = 3
+LOOKS = 5
 """Times at most that what a plan leaves is timed, and its last stride made anew."""
+EXACT = 0.02
+"""Share of a latency by which what a plan leaves may miss it: measurements differ by as much."""
 
 
 @dataclass
@@ -109,7 +111,7 @@ def plan_cut(
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
     latency: LatencyTable | None = None,
-    corrected: Callable[[nn.Module], LatencyTable] | None = None,
+    slowness: Callable[[nn.Module], float] | None = None,
 ) -> PrunePlan:
     """Trace, rank and choose; the network is only read.
 
@@ -121,15 +123,15 @@ def plan_cut(
         dense_widths: Output width of each layer before the run's first cut.
         evidence: What criteria and allocations that look at data need.
         latency: What has been measured of the network, for a budget that has a latency.
-        corrected: Returns the table as it is after a look at the network that a plan leaves: the same one if that takes
-            as long as predicted. Otherwise the plan's last stride is made anew.
+        slowness: Looks at a network that a plan would leave, and returns how many times as long as predicted it takes.
+            Where that misses the budget, the plan's last stride is made anew.
 
     Raises:
         TargetError: If the target is out of reach.
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
     graph = replace(trace(model, imgsz, config.is_ignored), latency=latency)
-    return plan_traced(model, graph, config, budget, dense_widths, evidence, corrected)
+    return plan_traced(model, graph, config, budget, dense_widths, evidence, slowness)
 
 
 def plan_traced(
@@ -139,7 +141,7 @@ def plan_traced(
     budget: Budget | None = None,
     dense_widths: Mapping[str, int] | None = None,
     evidence: Evidence | None = None,
-    corrected: Callable[[nn.Module], LatencyTable] | None = None,
+    slowness: Callable[[nn.Module], float] | None = None,
 ) -> PrunePlan:
     """Rank and choose, where the network has been traced already.
 
@@ -150,7 +152,7 @@ def plan_traced(
         budget: What to land on (default: the config's targets, shares being of what the network is now).
         dense_widths: Output width of each layer before the run's first cut.
         evidence: What criteria and allocations that look at data need.
-        corrected: See `plan_cut`.
+        slowness: See `plan_cut`.
 
     Raises:
         TargetError: If the target is out of reach.
@@ -173,16 +175,47 @@ def plan_traced(
                 graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
             plans.append(_stride(graph, config, stage, dense_widths, evidence))
             step()
-    if corrected is not None:
-        for _ in range(CORRECTIONS):
-            pruned = copy_of(evidence.model)
-            plans[-1].apply(pruned)
-            if (latency := corrected(pruned)) is graph.latency:
-                break
-            graph = replace(graph, latency=latency)
-            with suppress(TargetError):  # no network is as fast: the fastest that was found stays
-                plans[-1] = _stride(graph, config, budget, dense_widths, evidence)
+    if slowness is not None and LATENCY in budget:
+        plans[-1] = _as_measured(plans[-1], graph, config, budget, dense_widths, evidence, slowness)
     return reduce(PrunePlan.then, plans)
+
+
+def _as_measured(
+    plan: PrunePlan,
+    graph: ChannelGraph,
+    config: PruneConfig,
+    budget: Budget,
+    dense_widths: Mapping[str, int],
+    evidence: Evidence,
+    slowness: Callable[[nn.Module], float],
+) -> PrunePlan:
+    """Return a plan of the last stride that lands on the latency as it is measured, or the one that came nearest.
+
+    How wrong a prediction is hangs on the widths, so one look is not enough. The table is scaled, at first by what a
+    look has shown; then by what lies between a scale whose plan was too slow and one whose plan was too fast.
+    """
+    table, asked = graph.latency, budget[LATENCY]
+    assert table is not None
+    scale, too_slow, too_fast = 1.0, 0.0, math.inf
+    tried: list[tuple[bool, float, PrunePlan]] = []
+    while True:
+        network = copy_of(evidence.model)
+        plan.apply(network)
+        found = slowness(network)
+        missed = found * CostModel(graph).seconds(units_of(graph, plan)) / asked - 1
+        tried.append((missed > EXACT, abs(missed), plan))
+        is_bound_otherwise = missed < 0 and found >= scale
+        if abs(missed) <= EXACT or is_bound_otherwise or len(tried) == LOOKS:
+            break
+        too_slow, too_fast = (scale, too_fast) if missed > 0 else (too_slow, scale)
+        scale = found if too_slow < found < too_fast else math.sqrt(too_slow * too_fast)
+        try:
+            plan = _stride(replace(graph, latency=table.scaled(scale)), config, budget, dense_widths, evidence)
+        except TargetError:  # no network is as fast
+            break
+        if plan == tried[-1][2]:
+            break
+    return min(tried, key=itemgetter(0, 1))[2]
 
 
 def _macs_kept(graph: ChannelGraph, config: PruneConfig, budget: Budget, dense_widths: Mapping[str, int]) -> float:

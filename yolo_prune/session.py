@@ -11,7 +11,6 @@ set. Whatever fails is undone, and the trainer is as it was.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -52,7 +51,7 @@ from yolo_prune.host import (
 from yolo_prune.latency import LatencyTable
 from yolo_prune.memory import borrowed_memory
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import BY_GRADIENT, Evidence, plan_cut, plan_traced
+from yolo_prune.planner import BY_GRADIENT, EXACT, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure, time_networks
 from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
@@ -75,8 +74,6 @@ if TYPE_CHECKING:
 
 GOOD = "before-cut.pt"
 """File of the state that the guard would go back to."""
-EXACT = 0.02
-"""Error of a predicted latency that is left alone: measurements differ by as much."""
 
 
 def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
@@ -158,6 +155,8 @@ class Session:
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
         self.imgsz: int = trainer.args.imgsz
         self.latency: LatencyTable | None = None
+        self._looks: dict[float, float] = {}
+        """Predicted seconds of a network that was planned -> how many times as long it takes."""
         self._complaint: PruneError | None = None
         self._in_epoch = False
         self._gradients = Gradients()
@@ -477,7 +476,6 @@ class Session:
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         evidence = Evidence(ema, batches, self._gradients.of(model, ema))
-        looks = itertools.count(1)
         return plan_cut(
             ema,  # what is saved is judged
             self.config,
@@ -486,26 +484,20 @@ class Session:
             self.progress.dense_widths,
             evidence,
             self.latency,
-            corrected=(lambda network: self._corrected(network, next(looks))) if self.latency and way == 1.0 else None,
+            slowness=self._slowness if self.latency and way == 1.0 else None,
         )
 
-    def _corrected(self, network: nn.Module, look: int) -> LatencyTable:
-        """Return the latency table after a look at how long a planned network takes, next to the dense one.
-
-        Args:
-            network: What the plan leaves.
-            look: 1 for the first plan. Later looks count less: predictions err by a little for every set of widths, and
-                plans would swing about the budget.
-        """
-        assert self.latency is not None and self.report.dense.latency is not None
-        assert self.report.dense.checkpoint is not None
+    def _slowness(self, network: nn.Module) -> float:
+        """Return how many times as long as predicted a planned network takes, timed next to the dense one."""
+        assert self.report.dense.latency is not None and self.report.dense.checkpoint is not None
         dense = quantization.load_plain(Path(self.report.dense.checkpoint))
         of_dense, of_pruned = time_networks([dense, network], self.config.runtime, self.imgsz)
-        off = of_pruned / of_dense / ((self._predicted(network) or 0.0) / self.report.dense.latency)
-        if abs(off - 1) > EXACT:
-            self._log(f"a planned network takes {off:.2f} times as long as predicted, which the plan now allows for")
-            self.latency = self.latency.scaled(off ** (1 / look))
-        return self.latency
+        predicted = self._predicted(network) or 0.0
+        found = of_pruned / of_dense / (predicted / self.report.dense.latency)
+        self._looks[predicted] = found
+        if abs(found - 1) > EXACT:
+            self._log(f"a planned network takes {found:.2f} times as long as predicted, and the plan allows for it")
+        return found
 
     def _apply(self, trainer: BaseTrainer, plan: PrunePlan, done: Cut, batches: list[dict[str, Any]]) -> CutRecord:
         """Slice, reconstruct and validate."""
@@ -551,12 +543,17 @@ class Session:
             plan_sha256=plan.sha256,
             locked=plan.locked,
             seconds=0.0,
-            latency=self._predicted(ema),
+            latency=self._expected(ema),
         )
 
     def _predicted(self, network: nn.Module) -> float | None:
         """Return the seconds that a network takes for one image, as far as the table tells, or None without one."""
         return CostModel(replace(trace(network, self.imgsz), latency=self.latency)).seconds() if self.latency else None
+
+    def _expected(self, network: nn.Module) -> float | None:
+        """Return the same, corrected by what a look at a network of these widths has shown."""
+        predicted = self._predicted(network)
+        return predicted and predicted * self._looks.get(predicted, 1.0)
 
     def _keep(
         self, trainer: BaseTrainer, plan: PrunePlan, record: CutRecord, done: Cut, randomness: Randomness
