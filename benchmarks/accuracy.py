@@ -193,7 +193,8 @@ def table() -> str:
     for run in planned():
         if run.contender == "ours" and score(run) is not None:
             rows.setdefault((run.case.model, run.case.data, run.kept), []).append(run.case)
-    for (model, data, kept), cases in rows.items():
+    order = list(dict.fromkeys(row[:2] for row in rows))
+    for (model, data, kept), cases in sorted(rows.items(), key=lambda row: (order.index(row[0][:2]), -row[0][2])):
         cells = []
         for contender in CONTENDERS:
             scores = [score(Run(case, contender, 100 if contender == "dense" else kept)) for case in cases]
