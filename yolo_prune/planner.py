@@ -194,7 +194,7 @@ def _as_measured(
     How wrong a prediction is hangs on the widths, so one look is not enough. The table is scaled, at first by what a
     look has shown; then by what lies between a scale whose plan was too slow and one whose plan was too fast.
     """
-    table, asked = graph.latency, budget[LATENCY]
+    table, asked, cost = graph.latency, budget[LATENCY], CostModel(graph)
     assert table is not None
     scale, too_slow, too_fast = 1.0, 0.0, math.inf
     tried: list[tuple[bool, float, PrunePlan]] = []
@@ -202,7 +202,7 @@ def _as_measured(
         network = copy_of(evidence.model)
         plan.apply(network)
         found = slowness(network)
-        missed = found * CostModel(graph).seconds(units_of(graph, plan)) / asked - 1
+        missed = found * cost.seconds(units_of(graph, plan)) / asked - 1
         tried.append((missed > EXACT, abs(missed), plan))
         is_bound_otherwise = missed < 0 and found >= scale
         if abs(missed) <= EXACT or is_bound_otherwise or len(tried) == LOOKS:
