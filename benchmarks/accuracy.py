@@ -39,7 +39,8 @@ EPOCHS = 25
 TRAIN = ("batch=16", "workers=0", "plots=False", "imgsz=224")
 INGREDIENTS: dict[str, tuple[str, ...]] = {
     "without reconstruction": ("prune_reconstruction=False",),
-    "without recalibration": ("prune_bn_recalibration=False",),
+    "recalibration": ("prune_bn_recalibration=True",),
+    "recalibration instead": ("prune_reconstruction=False", "prune_bn_recalibration=True"),
     "one cut": ("prune_schedule=one-shot",),
     "same share everywhere": ("prune_allocation=uniform",),
     "isomorphic": ("prune_allocation=isomorphic",),

@@ -110,6 +110,23 @@ def test_depthwise_layers_are_solved_group_by_group() -> None:
     assert largest_difference([model(x)], [dense(x)]) < 1e-6
 
 
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_batchnorm_makes_up_for_the_mean_of_what_is_gone(norms: bool) -> None:
+    torch.manual_seed(0)
+    model = Chain(8, conv.Conv(8, 8, 3)).double()
+    first, norm = model.model[0].bn, model.model[1].bn
+    first.weight.data[7], first.bias.data[7] = 0, 3.0  # a constant channel
+    dense, x = copy.deepcopy(model), images()
+    variances = norm.running_var.clone()
+    plan = plan_for(model, {"model.0.conv": {"out": [7]}, "model.0.bn": {"out": [7]}, "model.1.conv": {"in": [7]}})
+    seen = DenseOutputs(model, [x])
+    reconstruct(cut(plan, [model]), model, plan, seen, norms=norms)
+    with calibrating(model), calibrating(dense), torch.no_grad():
+        ours, theirs = (m.model[1].bn(m.model[1].conv(m.model[0](x))).mean((0, 2, 3)) for m in (model, dense))
+    torch.testing.assert_close(ours, theirs)
+    assert norms or torch.equal(norm.running_var, variances)
+
+
 def test_a_batchnorm_makes_of_its_inputs_what_it_made_before() -> None:
     torch.manual_seed(0)
     model = Chain(8, conv.Conv(8, 8, 3)).double()

@@ -7,8 +7,10 @@ its inputs for all images are there, made by layers that have been solved alread
 
 with x the unfolded inputs at a sample of output positions and y what the same layer made there in the dense network.
 The closed form, with inputs of the cut and outputs of the dense network, is that of He, Zhang & Sun 2017, "Channel
-Pruning for Accelerating Very Deep Neural Networks", sections 3.1 and 3.2. In the same pass each BatchNorm is matched:
-its statistics become those with which it makes, in mean and variance of each channel, what it made before.
+Pruning for Accelerating Very Deep Neural Networks", sections 3.1 and 3.2. The offset of a layer without a bias is in the
+running mean of the BatchNorm behind it, and is solved there. In the same pass a BatchNorm may be recalibrated: its
+statistics become those with which it makes, in mean and variance of each channel, what it made before. That is for
+weights that have not been solved: least squares makes less variance on purpose, and blown up again it errs more.
 """
 
 from __future__ import annotations
@@ -115,8 +117,8 @@ def reconstruct(
         model: The cut network; tensors keep their identity, since an optimizer may hold them.
         plan: The cut.
         dense: What the layers made before it.
-        weights: Whether to solve for weights and biases.
-        norms: Whether to match the statistics of BatchNorms.
+        weights: Whether to solve for weights and offsets.
+        norms: Whether to match the variances of BatchNorms, too.
         frozen: Parts of names of layers that stay as they are, unless the cut has made them narrower.
     """
     if not plan.layers:
@@ -125,7 +127,7 @@ def reconstruct(
     def is_free(path: str) -> bool:
         return path in plan.layers or not any(part in path for part in frozen)
 
-    normed = {path.rpartition(".")[0] for path, _ in _norms(model)} if norms else set()
+    normed = {path.rpartition(".")[0] for path, _ in _norms(model)}
 
     def solve(path: str, seen: _Seen) -> Callable[..., None]:
         kept, pending = _kept(plan, path), [seen]
@@ -146,7 +148,9 @@ def reconstruct(
             if pending:
                 mean, variance = (m if kept is None else m[kept] for m in pending.pop())
                 new_mean, new_variance = _mean_and_variance(inputs[0])
-                growth = ((new_variance + 1e-12) / (variance + 1e-12)).clamp(1e-6, 1e6)
+                growth = torch.ones_like(variance)
+                if norms:
+                    growth = ((new_variance + 1e-12) / (variance + 1e-12)).clamp(1e-6, 1e6)
                 shift = (norm.running_mean - mean) * growth.sqrt()  # how the run's images differ from these
                 done.overwrite(norm.running_mean, new_mean + shift)
                 done.overwrite(norm.running_var, ((norm.running_var + norm.eps) * growth - norm.eps).clamp_min(0))
@@ -160,7 +164,7 @@ def reconstruct(
             for path, seen in dense.layers.items()
             if is_free(path)
         ]
-    if norms:
+    if weights or norms:
         present = dict(_norms(model))
         hooks += [
             present[path].register_forward_pre_hook(match(path, m)) for path, m in dense.norms.items() if is_free(path)
