@@ -137,7 +137,7 @@ def test_a_batchnorm_makes_of_its_inputs_what_it_made_before() -> None:
     hook = norm.register_forward_hook(lambda *_: before.update(out=_[2]))
     with calibrating(dense), calibrating(model), torch.no_grad():
         dense_out = dense.model[1].bn(dense.model[1].conv(dense.model[0](x)))
-        reconstruct(Cut(), model, plan_for(model, {"model.0.conv": {}}), seen, weights=False)
+        reconstruct(Cut(), model, plan_for(model, {"model.0.conv": {}}), seen, weights=False, norms=True)
         model(x)
     hook.remove()
     torch.testing.assert_close(before["out"], dense_out)

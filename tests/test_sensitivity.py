@@ -115,7 +115,7 @@ def test_a_row_tells_the_loss_of_the_network_that_is_cut_there_alone() -> None:
     plan = plan_of(graph, kept, by_l2(model, graph).order())
     network = deepcopy(model)
     dense = DenseOutputs(network, [batch["img"] for batch in batches[:2]])
-    reconstruct(cut(plan, [network]), network, plan, dense, weights=False)
+    reconstruct(cut(plan, [network]), network, plan, dense, weights=False, norms=True)
     with calibrating(network), torch.no_grad():
         losses = [float(network.loss(batch)[0]) / 2 for batch in batches[2:]]
     assert row.loss == pytest.approx(np.mean(losses), rel=1e-6)

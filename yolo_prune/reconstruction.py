@@ -107,7 +107,7 @@ def reconstruct(
     dense: DenseOutputs,
     *,
     weights: bool = True,
-    norms: bool = True,
+    norms: bool = False,
     frozen: Sequence[str] = (),
 ) -> None:
     """Let every layer of a cut network make, as well as it can, what it made before.
@@ -118,7 +118,7 @@ def reconstruct(
         plan: The cut.
         dense: What the layers made before it.
         weights: Whether to solve for weights and offsets.
-        norms: Whether to match the variances of BatchNorms, too.
+        norms: Whether to match BatchNorms in mean and variance; with ``weights`` alone in their means.
         frozen: Parts of names of layers that stay as they are, unless the cut has made them narrower.
     """
     if not plan.layers:

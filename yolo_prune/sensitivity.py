@@ -61,13 +61,13 @@ class Judge:
 
         Args:
             plan: The cut, or None for the dense network.
-            weights: Whether the weights that stay are solved anew; BatchNorms are matched in any case.
+            weights: Whether the weights that stay are solved anew; else BatchNorms are matched.
         """
         done = Cut()
         try:
             if plan is not None:
                 done = cut(plan, [self._network])
-                reconstruct(done, self._network, plan, self._dense, weights=weights)
+                reconstruct(done, self._network, plan, self._dense, weights=weights, norms=not weights)
             return self._mean_loss()
         finally:
             done.undo()
