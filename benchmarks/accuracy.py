@@ -57,7 +57,13 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
 """Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
 CONTENDERS = ("dense", "usual", "narrow", "ours", "one-run")
 """Columns of the comparison."""
-BEYOND = {"L2, same share", "searched allocation", "multiples of sixteen", "rewound learning rate"}
+BEYOND = {
+    "recalibration instead",
+    "L2, same share",
+    "searched allocation",
+    "multiples of sixteen",
+    "rewound learning rate",
+}
 """Ingredients that are looked at with one seed only."""
 
 

@@ -40,6 +40,7 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
         "coreml",
         "cost",
         "errors",
+        "folder",
         "guard",
         "host_names",
         "plan",
@@ -79,7 +80,7 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
 
 
 ORDER = (
-    ("errors", "files", "targets", "latency", "channels", "coreml", "host_names", "console"),
+    ("errors", "files", "folder", "targets", "latency", "channels", "coreml", "host_names", "console"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("pictures", "predictions", "page"),
     ("blocks.shadow", "blocks.registry", "blocks.reading"),

@@ -85,7 +85,9 @@ class PruneConfig:
     ignored_layers: tuple[str, ...] = _knob((), "layers that keep their width, as name patterns, e.g. model.0.*")
     calibration: int = _knob(64, "training images for criteria, reconstruction and recalibration, >= 4")
     reconstruction: bool = _knob(True, "solve the weights that stay for what the network made before a cut")
-    bn_recalibration: bool = _knob(False, "match BatchNorms in mean and variance after a cut; solving matches means alone")
+    bn_recalibration: bool = _knob(
+        False, "match BatchNorms in mean and variance after a cut; solving matches means alone"
+    )
     lr_after_cut: str = _knob("keep", f"learning rate after a cut: {', '.join(LEARNING_RATES)}")
     max_drop: float | None = _knob(
         None, "largest loss of fitness, as a share of the dense one, e.g. 0.01; a cut that costs more is taken back"

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from yolo_prune.config import PruneConfig
 from yolo_prune.errors import ConfigError
+from yolo_prune.folder import RunFolder
 from yolo_prune.startup import join_assignments, take_arguments
 
 FOLDER = "yolo-prune-demo"
@@ -77,7 +78,7 @@ def run(arguments: Iterable[str]) -> None:
 
     run_folder = Path(model.trainer.save_dir)
     print("\nWhat is left behind:")
-    for path in (*sorted((run_folder / "weights").glob("best*")), *sorted((run_folder / "pruning").glob("report.*"))):
+    for path in (*sorted((run_folder / "weights").glob("best*")), *sorted(RunFolder(run_folder).path.glob("report.*"))):
         print(f"  {path.relative_to(Path.cwd())}")
 
 

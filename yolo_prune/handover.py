@@ -14,6 +14,7 @@ from yolo_prune.console import say
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError
 from yolo_prune.export import export_all
+from yolo_prune.folder import RunFolder
 from yolo_prune.graph import trace
 from yolo_prune.host import validation_files, validation_images
 from yolo_prune.layers import named_layers, widths
@@ -54,7 +55,7 @@ def hand_over(
     if report.cuts and report.dense.checkpoint:
         report.layers = _widths(quantization.load_plain(Path(report.dense.checkpoint)), network)
     report.samples = validation_files(trainer)
-    folder = trainer.save_dir / "pruning"
+    folder = RunFolder(trainer.save_dir).path
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
     complaint, timed = unfinished, ""
     if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):

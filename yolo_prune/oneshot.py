@@ -270,6 +270,6 @@ def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -
         session.finish(trainer)
     model.model, model.ckpt = load_checkpoint(trainer.best)
     model.predictor, model.ckpt_path = None, str(trainer.best)
-    plan = PrunePlan.load(trainer.save_dir / "pruning" / "plan-1.json")
+    plan = PrunePlan.load(session.folder.plan(1))
     session.close()
     return PruneResult(plan, session.report, Path(trainer.save_dir))

@@ -22,6 +22,7 @@ from yolo_prune import pictures
 from yolo_prune.config import PruneConfig
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import replacing
+from yolo_prune.folder import RunFolder
 from yolo_prune.predictions import Sample, side_by_side
 from yolo_prune.report import CutRecord, ExportRecord, Report, Stage, count, megabytes, milliseconds
 
@@ -64,7 +65,7 @@ def write(run: Path, *, plots: bool = True) -> Path:
     Raises:
         ConfigError: If there is no report, or it cannot be read.
     """
-    folder = run / "pruning"
+    folder = RunFolder(run).path
     try:
         report = _completed(json.loads((folder / "report.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

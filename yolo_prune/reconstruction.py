@@ -7,8 +7,8 @@ its inputs for all images are there, made by layers that have been solved alread
 
 with x the unfolded inputs at a sample of output positions and y what the same layer made there in the dense network.
 The closed form, with inputs of the cut and outputs of the dense network, is that of He, Zhang & Sun 2017, "Channel
-Pruning for Accelerating Very Deep Neural Networks", sections 3.1 and 3.2. The offset of a layer without a bias is in the
-running mean of the BatchNorm behind it, and is solved there. In the same pass a BatchNorm may be recalibrated: its
+Pruning for Accelerating Very Deep Neural Networks", sections 3.1 and 3.2. The offset of a layer without a bias lies in
+the running mean of the BatchNorm behind it, and is solved there. In the same pass a BatchNorm may be recalibrated: its
 statistics become those with which it makes, in mean and variance of each channel, what it made before. That is for
 weights that have not been solved: least squares makes less variance on purpose, and blown up again it errs more.
 """

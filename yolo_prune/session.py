@@ -34,6 +34,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.distillation import student_of, wrapped_plan
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError
 from yolo_prune.export import check_formats
+from yolo_prune.folder import RunFolder
 from yolo_prune.graph import trace
 from yolo_prune.guard import Guard
 from yolo_prune.handover import hand_over
@@ -71,9 +72,6 @@ from yolo_prune.targets import LATENCY
 if TYPE_CHECKING:
     from torch import nn
     from ultralytics.engine.trainer import BaseTrainer
-
-GOOD = "before-cut.pt"
-"""File of the state that the guard would go back to."""
 
 
 def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
@@ -154,6 +152,7 @@ class Session:
         model = student_of(trainer.model)
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
         self.imgsz: int = trainer.args.imgsz
+        self.folder = RunFolder(Path(trainer.save_dir))
         self.latency: LatencyTable | None = None
         self._looks: dict[float, float] = {}
         """Predicted seconds of a network that was planned -> how many times as long it takes."""
@@ -218,11 +217,9 @@ class Session:
         for network in {model, unwrap_model(trainer.model)}:
             network.yaml = checkpoint.with_run(model.yaml, self.progress.to_dict())
         if ranks.is_first():
-            for stale in ("*.json", "*.pt"):  # an earlier run with exist_ok=True may have made more cuts
-                for file in self._folder(trainer).glob(stale):
-                    file.unlink()
+            self.folder.clear()
             if self.latency:
-                self.latency.save(self._folder(trainer) / "latency.json")
+                self.latency.save(self.folder.latency)
 
     def _listen(self, trainer: BaseTrainer) -> None:
         """Collect gradients from the run's own steps, and regularise until the first cut.
@@ -247,18 +244,17 @@ class Session:
 
     def _take_up(self, trainer: BaseTrainer) -> None:
         """Read what the interrupted run left in its folder, and remove what it had begun and will do again."""
-        folder = self._folder(trainer)
         if LATENCY in self.progress.goal.amounts:
-            self.latency = LatencyTable.load(folder / "latency.json")
+            self.latency = LatencyTable.load(self.folder.latency)
         if self.progress.quantizes:
             quantization.check_available()
         try:
-            self._resumed = state.load(self._state_file(trainer, trainer.start_epoch - 1))
+            self._resumed = state.load(self.folder.state(trainer.start_epoch - 1, self.progress.changes))
             self._doomed = self._resumed["extra"]["doomed"]
         except CheckpointError as e:
             LOGGER.warning(f"{PREFIX}resuming from {trainer.last.name} alone, so later cuts will differ a little: {e}")
         if self.progress.deadline is not None:
-            self._good = Snapshot.load(self._folder(trainer) / GOOD, trainer)
+            self._good = Snapshot.load(self.folder.before_cut, trainer)
         self._note_recovered(trainer)
         if ranks.is_first():
             forget_later_results(trainer)
@@ -307,7 +303,7 @@ class Session:
             and not self.report.cuts
             and now >= round(self.config.rewind * self.progress.epochs)
         ):
-            early = self._early_state(trainer)
+            early = self.folder.early(0)
             ranks.once(lambda: None if early.exists() else remember(student_of(trainer.model), early))
         if self.progress.guard and self.progress.deadline is not None and now >= self.progress.deadline:
             self._judge(trainer)
@@ -355,8 +351,8 @@ class Session:
         self.report.guard = self.progress.guard.to_dict() if self.progress.guard else None
         with talking(self.config.verbose):
             self._complaint = hand_over(trainer, self.config, self.report, self._unfinished(trainer))
-        self._forget_states(trainer)
-        (self._folder(trainer) / GOOD).unlink(missing_ok=True)
+        self.folder.forget_states()
+        self.folder.before_cut.unlink(missing_ok=True)
 
     def _unfinished(self, trainer: BaseTrainer) -> TargetError | None:
         """Return what to say if the run ended before its last step."""
@@ -464,7 +460,7 @@ class Session:
             self.progress.schedule.append(ScheduledCut(upcoming, less))
         self._save(trainer)
         if ranks.is_first():
-            self._plan_file(trainer, len(self.report.cuts) + 1).unlink(missing_ok=True)
+            self.folder.plan(len(self.report.cuts) + 1).unlink(missing_ok=True)
             if is_last and not trainer.best.exists():
                 save_checkpoint(trainer, trainer.best, epoch=trainer.epoch)
         self._log(
@@ -505,7 +501,7 @@ class Session:
         early = None
         weights, norms = self.config.reconstruction, self.config.bn_recalibration
         if self.config.rewind is not None:
-            early = recall(ema, self._early_state(trainer))
+            early = recall(ema, self.folder.early(len(self.report.cuts)))
             weights = norms = False  # early weights make of their inputs what they made then
         images = [batch["img"] for batch in batches]
         live, averaged, wrapper = unwrap_model(trainer.model), trainer.ema.ema, trainer.model
@@ -529,7 +525,7 @@ class Session:
             if trainer.args.compile:
                 torch.compiler.reset()  # what was compiled for the old widths
         if early is not None:
-            ranks.once(lambda: remember(early, self._early_state(trainer, cuts=len(self.report.cuts) + 1)))
+            ranks.once(lambda: remember(early, self.folder.early(len(self.report.cuts) + 1)))
         ranks.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
         done.set(trainer, "model", ranks.wrapped_like(wrapper, trainer.model))
         self._start_anew(done, trainer)
@@ -562,9 +558,9 @@ class Session:
         done.set(self.report, "cuts", [*self.report.cuts, record])
         done.set(self, "_gradients", Gradients())  # of parameters that are gone
         if ranks.is_first():
-            plan.save(self._plan_file(trainer, len(self.report.cuts)))
+            plan.save(self.folder.plan(len(self.report.cuts)))
             if self._good:
-                self._good.save(self._folder(trainer) / GOOD)
+                self._good.save(self.folder.before_cut)
         self._save(trainer, done, randomness)
 
     def _save(self, trainer: BaseTrainer, done: Cut | None = None, randomness: Randomness | None = None) -> None:
@@ -573,12 +569,12 @@ class Session:
         if not ranks.is_first():
             return
         self.report.guard = self.progress.guard.to_dict() if self.progress.guard else None
-        self.report.save(self._folder(trainer))
+        self.report.save(self.folder.path)
         finished = trainer.epoch - 1 if self._in_epoch else trainer.epoch
         if trainer.args.save and finished >= 0:
-            self._save_state(trainer, finished, randomness or Randomness())
+            path = self._save_state(trainer, finished, randomness or Randomness())
             save_checkpoint(trainer, trainer.last, epoch=finished)
-            self._forget_states(trainer, but=finished)
+            self.folder.forget_states(but=path)
 
     def _mark(self, trainer: BaseTrainer, done: Cut) -> None:
         """Note where the run is in the networks, which checkpoints are made of."""
@@ -594,32 +590,15 @@ class Session:
     def _save_epoch(self, trainer: BaseTrainer) -> bool:
         """Stand in for a trainer's ``save_model``: nothing that a resume needs is overwritten before all is written."""
         self._mark(trainer, Cut())
-        self._save_state(trainer, trainer.epoch, Randomness())
+        path = self._save_state(trainer, trainer.epoch, Randomness())
         is_saved = save_epoch(trainer)
-        self._forget_states(trainer, but=trainer.epoch)
+        self.folder.forget_states(but=path)
         return is_saved
 
-    def _save_state(self, trainer: BaseTrainer, finished: int, randomness: Randomness) -> None:
-        path, extra = self._state_file(trainer, finished), {"doomed": self._doomed}
+    def _save_state(self, trainer: BaseTrainer, finished: int, randomness: Randomness) -> Path:
+        path, extra = self.folder.state(finished, self.progress.changes), {"doomed": self._doomed}
         state.save(trainer, path, self._steps.waiting, self._gradients, randomness, extra)
-
-    def _forget_states(self, trainer: BaseTrainer, but: int | None = None) -> None:
-        """Remove the exact states of other epochs than one."""
-        latest = None if but is None else self._state_file(trainer, but)
-        for file in self._folder(trainer).glob("state-*.pt*"):
-            if file != latest:
-                file.unlink()
-
-    def _state_file(self, trainer: BaseTrainer, finished: int) -> Path:
-        """Return the file of the exact state after an epoch and so many changes to the network: one per ``last.pt``."""
-        return self._folder(trainer) / f"state-{finished}-{self.progress.changes}.pt"
-
-    def _plan_file(self, trainer: BaseTrainer, number: int) -> Path:
-        return self._folder(trainer) / f"plan-{number}.json"
-
-    @staticmethod
-    def _folder(trainer: BaseTrainer) -> Path:
-        return Path(trainer.save_dir) / "pruning"
+        return path
 
     def _validate(self, trainer: BaseTrainer, stock: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         """Stand in for a trainer's ``validate``: loggers and ``results.csv`` get the figures of the pruning, too."""
@@ -651,11 +630,6 @@ class Session:
         if trainer.args.val:
             metrics, trainer.fitness = validate(trainer)
             trainer.metrics = {**metrics, **self._figures()} if metrics else None
-
-    def _early_state(self, trainer: BaseTrainer, cuts: int | None = None) -> Path:
-        """Return the file of the early state after so many cuts (default: those made so far)."""
-        made = len(self.report.cuts) if cuts is None else cuts
-        return self._folder(trainer) / f"rewind-{made}.pt"
 
     def _note_recovered(self, trainer: BaseTrainer) -> None:
         """Note the best fitness since the last cut, or since the step to INT8."""

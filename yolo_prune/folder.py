@@ -1,0 +1,56 @@
+"""Which files pruning writes into a run's folder, beside Ultralytics' own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run.
+
+    Args:
+        run: The run's folder, Ultralytics' ``save_dir``.
+    """
+
+    run: Path
+
+    @property
+    def path(self) -> Path:
+        """The folder that all the others are in; the report lies there, too."""
+        return self.run / "pruning"
+
+    @property
+    def latency(self) -> Path:
+        """What was measured of the dense network's layers."""
+        return self.path / "latency.json"
+
+    @property
+    def before_cut(self) -> Path:
+        """The state that the guard would go back to."""
+        return self.path / "before-cut.pt"
+
+    def plan(self, number: int) -> Path:
+        """Return the file of a plan, counted from 1."""
+        return self.path / f"plan-{number}.json"
+
+    def early(self, cuts: int) -> Path:
+        """Return the file of the state to rewind to, as so many cuts have left it."""
+        return self.path / f"rewind-{cuts}.pt"
+
+    def state(self, finished: int, changes: int) -> Path:
+        """Return the file of the exact state after an epoch and so many changes to the network: one per ``last.pt``."""
+        return self.path / f"state-{finished}-{changes}.pt"
+
+    def forget_states(self, but: Path | None = None) -> None:
+        """Remove all exact states but one, halves of them included."""
+        for file in self.path.glob("state-*.pt*"):
+            if file != but:
+                file.unlink()
+
+    def clear(self) -> None:
+        """Remove what an earlier run with ``exist_ok=True`` has left, which may have made more cuts."""
+        for stale in ("*.json", "*.pt"):
+            for file in self.path.glob(stale):
+                file.unlink()
