@@ -170,7 +170,7 @@ def prepare(kind: str, start: str, removed: str, path: str) -> None:
     """Write the checkpoint that a baseline trains on.
 
     ``usual`` is what Torch-Pruning's YOLO example does: the same share of every layer's channels by L2 norm, nothing in
-    the head, and nothing done about the weights and statistics that stay.
+    the head, any width, and nothing done about the weights and statistics that stay.
     """
     from ultralytics import YOLO
 
@@ -181,7 +181,7 @@ def prepare(kind: str, start: str, removed: str, path: str) -> None:
     model, share = YOLO(start), float(removed)
     uniform = {"importance": "l2", "allocation": "uniform", "imgsz": 224}
     if kind == "usual":
-        prune_model(model, share, ignored_layers=[f"model.{len(model.model.model) - 1}.*"], **uniform)
+        prune_model(model, share, ignored_layers=[f"model.{len(model.model.model) - 1}.*"], round_to=1, **uniform)
     else:
         macs = CostModel(trace(model.model, 224)).macs() * (1 - share)
         yaml = model.model.yaml
