@@ -162,9 +162,8 @@ def before_cut(content: Content) -> Act:
 def noted(**note: Any) -> Act:
     """Resume a run whose ``last.pt`` has a note in its ``model.yaml``."""
     yaml = {checkpoint.KEY: {"schema": 1, **note}}
-    trainer = SimpleNamespace(
-        resume=True, epochs=4, model=SimpleNamespace(yaml=yaml), args=SimpleNamespace(imgsz=64, model="last.pt")
-    )
+    arguments = SimpleNamespace(imgsz=64, model="last.pt")
+    trainer = SimpleNamespace(resume=True, epochs=4, save_dir="run", model=SimpleNamespace(yaml=yaml), args=arguments)
     return Act(lambda: Session(trainer, None))
 
 
