@@ -121,13 +121,14 @@ def reconstruct(
         norms: Whether to match BatchNorms in mean and variance; with ``weights`` alone in their means.
         frozen: Parts of names of layers that stay as they are, unless the cut has made them narrower.
     """
-    if not plan.layers:
+    if not plan.layers or not (weights or norms):
         return
 
     def is_free(path: str) -> bool:
         return path in plan.layers or not any(part in path for part in frozen)
 
-    normed = {path.rpartition(".")[0] for path, _ in _norms(model)}
+    layers, present, hooks = dict(_solvable(model)), dict(_norms(model)), []
+    normed = {path.rpartition(".")[0] for path in present}
 
     def solve(path: str, seen: _Seen) -> Callable[..., None]:
         kept, pending = _kept(plan, path), [seen]
@@ -148,27 +149,24 @@ def reconstruct(
             if pending:
                 mean, variance = (m if kept is None else m[kept] for m in pending.pop())
                 new_mean, new_variance = _mean_and_variance(inputs[0])
-                growth = torch.ones_like(variance)
+                shift = norm.running_mean - mean  # how the run's images differ from these
                 if norms:
                     growth = ((new_variance + 1e-12) / (variance + 1e-12)).clamp(1e-6, 1e6)
-                shift = (norm.running_mean - mean) * growth.sqrt()  # how the run's images differ from these
+                    shift *= growth.sqrt()
+                    done.overwrite(norm.running_var, ((norm.running_var + norm.eps) * growth - norm.eps).clamp_min(0))
                 done.overwrite(norm.running_mean, new_mean + shift)
-                done.overwrite(norm.running_var, ((norm.running_var + norm.eps) * growth - norm.eps).clamp_min(0))
 
         return hook
 
-    layers, hooks = dict(_solvable(model)), []
     if weights:
         hooks += [
             layers[path].register_forward_pre_hook(solve(path, seen))
             for path, seen in dense.layers.items()
             if is_free(path)
         ]
-    if weights or norms:
-        present = dict(_norms(model))
-        hooks += [
-            present[path].register_forward_pre_hook(match(path, m)) for path, m in dense.norms.items() if is_free(path)
-        ]
+    hooks += [
+        present[path].register_forward_pre_hook(match(path, m)) for path, m in dense.norms.items() if is_free(path)
+    ]
     _run(model, dense.images, hooks, "solving weights")
 
 
