@@ -36,22 +36,20 @@ def test_the_holes_between_blocks_in_use_go_back() -> None:
 LARGE_BLOCKS = """
 import torch
 from test_memory import resident
-from yolo_prune.memory import borrowed_memory
+from yolo_prune.memory import borrowed_memory, return_free
 
-def given_back():
-    block = torch.zeros(20 * 2**20, dtype=torch.uint8)
+def given_back(size):
+    return_free()  # so that nothing is left at the end of the heap, and the holes are smaller than the next size
+    block = torch.zeros(size * 2**20, dtype=torch.uint8)
     pin = torch.zeros(1000)  # on top of it, where it is no mapping of its own
     before = resident()
     del block
     return before - resident() > 10 * 2**20
 
-def later():
-    return [given_back() for _ in range(3)][-1]
-
-print(later())  # by then blocks of this size are kept
+print([given_back(20) for _ in range(3)][-1])  # by then blocks of this size are kept
 with borrowed_memory():
-    print(later())
-print(later())
+    print(given_back(24))
+print(given_back(26))
 """
 
 
