@@ -8,9 +8,12 @@ its inputs for all images are there, made by layers that have been solved alread
 with x the unfolded inputs at a sample of output positions and y what the same layer made there in the dense network.
 The closed form, with inputs of the cut and outputs of the dense network, is that of He, Zhang & Sun 2017, "Channel
 Pruning for Accelerating Very Deep Neural Networks", sections 3.1 and 3.2. The offset of a layer without a bias lies in
-the running mean of the BatchNorm behind it, and is solved there. In the same pass a BatchNorm may be recalibrated: its
-statistics become those with which it makes, in mean and variance of each channel, what it made before. That is for
-weights that have not been solved: least squares makes less variance on purpose, and blown up again it errs more.
+the running mean of the BatchNorm behind it, and is solved there. Least squares makes less variance than there was; the
+BatchNorm's variance follows, and its scale takes up the difference: evaluation makes what it made, and training, which
+normalises by what it sees, starts from that instead of blowing it up.
+
+In the same pass a BatchNorm may be recalibrated: its statistics alone become those with which it makes, in mean and
+variance of each channel, what it made before. That is for weights that have not been solved.
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ def reconstruct(
         plan: The cut.
         dense: What the layers made before it.
         weights: Whether to solve for weights and offsets.
-        norms: Whether to match BatchNorms in mean and variance; with ``weights`` alone in their means.
+        norms: Whether BatchNorms make the mean and variance that they made before; with ``weights`` alone, the mean.
         frozen: Parts of names of layers that stay as they are, unless the cut has made them narrower.
     """
     if not plan.layers or not (weights or norms):
@@ -150,10 +153,14 @@ def reconstruct(
                 mean, variance = (m if kept is None else m[kept] for m in pending.pop())
                 new_mean, new_variance = _mean_and_variance(inputs[0])
                 shift = norm.running_mean - mean  # how the run's images differ from these
+                growth = ((new_variance + 1e-12) / (variance + 1e-12)).clamp(1e-6, 1e6)
+                old = norm.running_var + norm.eps
+                new = (norm.running_var + old * (growth - 1)).clamp_min(0)
                 if norms:
-                    growth = ((new_variance + 1e-12) / (variance + 1e-12)).clamp(1e-6, 1e6)
                     shift *= growth.sqrt()
-                    done.overwrite(norm.running_var, ((norm.running_var + norm.eps) * growth - norm.eps).clamp_min(0))
+                else:
+                    done.overwrite(norm.weight, norm.weight.detach() * ((new + norm.eps) / old).sqrt())
+                done.overwrite(norm.running_var, new)
                 done.overwrite(norm.running_mean, new_mean + shift)
 
         return hook
@@ -197,7 +204,7 @@ def _solvable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _norms(model: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
     for path, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats and module.affine:
             yield path, module
 
 
