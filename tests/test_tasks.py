@@ -48,8 +48,9 @@ def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
     report = json.loads((Path(model.trainer.save_dir) / "pruning" / "report.json").read_text())
     assert 0.48 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.5
     (export,) = report["exports"]
-    assert export["ok"]  # judged by raw outputs; what is found by a hardly trained network hangs on near ties
-    assert export["fitness"] == pytest.approx(export["fitness_checkpoint"], abs=1e-3)
+    assert export["ok"]
+    # What a hardly trained network finds hangs on near ties, which other arithmetic breaks in another way.
+    assert export["fitness"] == pytest.approx(export["fitness_checkpoint"], rel=0.1, abs=1e-6)
     page = (Path(model.trainer.save_dir) / "pruning" / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2 * len(report["samples"]) > 0
     best = kind(model.trainer.best)
