@@ -390,7 +390,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (typed("false"), "prune=False does not say how much", "use prune=0.5"),
         (typed("nan"), "target=nan is not a number with a unit", FORMS),
         (typed(steps="3.5"), "steps=3.5 is not a whole number", "the default is 3"),
-        (typed(start="soon"), "start=soon is not a number", "the default is 0.1"),
+        (typed(start="soon"), "start=soon is not a number", "the default is None"),
         (typed(verbose="maybe"), "verbose=maybe is not a bool", "use True or False"),
         (typed(layer_limits="model.0.*"), "model.0.* has '', not a share", "model.22.*:0.5"),
     ),

@@ -18,7 +18,7 @@ class FakeSession:
 
     calls: list[str] = []  # noqa: RUF012  # one list for all, emptied by the fixture
 
-    def __init__(self, trainer: Any, config: Any, quantizes: bool) -> None:
+    def __init__(self, trainer: Any, config: Any, prepared: session.Prepared) -> None:
         self.calls.append("start")
 
     def __getattr__(self, name: str) -> Any:
@@ -29,7 +29,7 @@ class FakeSession:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     FakeSession.calls = []
     monkeypatch.setattr(session, "Session", FakeSession)
-    monkeypatch.setattr(session, "prepare", lambda *_: FakeSession.calls.append("prepare"))
+    monkeypatch.setattr(session, "prepare", lambda *_: FakeSession.calls.append("prepare") or session.Prepared())
     return FakeSession.calls
 
 

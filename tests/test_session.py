@@ -58,6 +58,18 @@ def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(run: Run, fami
     assert sum(p.numel() for p in dense_model.parameters()) == final["params"]
 
 
+def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run) -> None:
+    def prune(**knobs: Any) -> PruneCallback:
+        return PruneCallback(0.3, schedule="one-shot", calibration=4, benchmark=False, **knobs)
+
+    learning = run(prune=prune(), epochs=4)
+    knowing = run(YOLO(learning.wdir / "dense.pt"), prune(), epochs=4)
+    told = run(prune=prune(start=0.0), epochs=4)
+    assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing, told)] == [1, 0, 0]
+    too_short = run(prune=PruneCallback(0.3, calibration=4, benchmark=False), epochs=9)  # 3, 4 and 4
+    assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
+
+
 def test_the_report_keeps_its_contract(run: Run) -> None:
     trainer = run(prune=soon())
     report = report_of(trainer)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ultralytics import YOLO
     from ultralytics.engine.trainer import BaseTrainer
 
-    from yolo_prune.session import Session
+    from yolo_prune.session import Prepared, Session
 
 
 class PruneCallback:
@@ -46,7 +46,7 @@ class PruneCallback:
             raise UnsupportedError("knobs cannot be changed when a run is resumed; PruneCallback(None) takes none.")
         self.config = None if target is None else PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
         self._session: Session | None = None
-        self._quantizes = self._is_prepared = False
+        self._prepared: Prepared | None = None
 
     @property
     def events(self) -> dict[str, Callable[[BaseTrainer], None]]:
@@ -86,18 +86,18 @@ class PruneCallback:
         check_host()
         from yolo_prune.session import prepare
 
-        self._quantizes, self._is_prepared = prepare(trainer, self.config), True
+        self._prepared = prepare(trainer, self.config)
 
     def on_pretrain_routine_end(self, trainer: BaseTrainer) -> None:
         """Model, EMA and optimizer exist: look at the network and check the target."""
         from yolo_prune.session import Session
 
-        if not self._is_prepared:
+        if self._prepared is None:
             raise UnsupportedError(
                 "with several GPUs Ultralytics tells its first process only that a run begins; use "
                 "PruneCallback(...).attach(model), which reaches all of them, instead of add_callback."
             )
-        self._session = Session(trainer, self.config, self._quantizes)
+        self._session = Session(trainer, self.config, self._prepared)
 
     def on_train_epoch_start(self, trainer: BaseTrainer) -> None:
         """Cut, if it is time."""

@@ -35,6 +35,8 @@ _CHOICES = {
     "runtime": RUNTIMES,
 }
 _EXAMPLE = {"target": 0.5, "steps": 3}
+SPAN, SPAN_OF_NEW_CLASSES = (0.1, 0.4), (0.3, 0.5)
+"""First and last cut, as fractions of a run that starts from a model of the data's classes, or of others."""
 CLI_PREFIX = "prune_"
 """A knob ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
 
@@ -67,9 +69,15 @@ class PruneConfig:
     normalizer: str = _knob("mean", f"makes scores of different layers comparable: {', '.join(NORMALIZERS)}")
     per_cost: bool = _knob(True, "weigh a channel against what it saves of the target (global, isomorphic)")
     steps: int = _knob(3, "number of cuts, >= 1 (a one-shot schedule has one)")
-    start: float = _knob(0.1, "first cut, as a fraction of the run's epochs, 0 <= start < 1")
-    end: float = _knob(
-        0.4, "last cut, as a fraction of the run's epochs, start <= end < 1; the rest recovers; one-shot has none"
+    start: float | None = _knob(
+        None,
+        "first cut, as a fraction of the run's epochs, 0 <= start < 1; by default 0.1, or 0.3 of a model that has to "
+        "learn the data's classes first",
+    )
+    end: float | None = _knob(
+        None,
+        "last cut, as a fraction of the run's epochs, start <= end < 1; the rest recovers; one-shot has none; by "
+        "default 0.4, or 0.5 of such a model",
     )
     schedule: str = _knob("cubic", f"how the cuts share the way to the target: {', '.join(SCHEDULES)}")
     round_to: int | None = _knob(
@@ -113,9 +121,9 @@ class PruneConfig:
         for name in ("ignored_layers", "export"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         object.__setattr__(self, "layer_limits", _shares("layer_limits", self.layer_limits))
-        optional = [name for name in ("max_drop", "rewind") if getattr(self, name) is not None]
+        optional = [name for name in ("start", "end", "max_drop", "rewind") if getattr(self, name) is not None]
         object.__setattr__(self, "target", canonical(read_targets(self.target)))
-        for name in ("start", "end", "max_pruning_ratio", "sparsity_strength", "quantize_at", *optional):
+        for name in ("max_pruning_ratio", "sparsity_strength", "quantize_at", *optional):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name, low in (("steps", 1), ("round_to", 1), ("calibration", 4)):
             if getattr(self, name) is not None or name != "round_to":
@@ -126,11 +134,12 @@ class PruneConfig:
             _bool(name, getattr(self, name))
         if not isinstance(self.distill, (bool, str)) or not str(self.distill):
             raise ConfigError(f"distill={seen(self.distill)} is neither True, False nor the path of a checkpoint.")
-        if not 0 <= self.start < 1:
-            raise ConfigError(f"start={self.start:g} is not a fraction of the run in 0 <= start < 1; try start=0.1.")
-        if self.schedule != "one-shot" and not self.start <= self.end < 1:
+        start, end = self.span()
+        if not 0 <= start < 1:
+            raise ConfigError(f"start={start:g} is not a fraction of the run in 0 <= start < 1; try start=0.1.")
+        if self.schedule != "one-shot" and not start <= end < 1:
             raise ConfigError(
-                f"end={self.end:g} is not in start <= end < 1 with start={self.start:g}; "
+                f"end={end:g} is not in start <= end < 1 with start={start:g}; "
                 "the epochs after the last cut bring the accuracy back, so leave some."
             )
         if not 0 < self.max_pruning_ratio < 1:
@@ -142,15 +151,26 @@ class PruneConfig:
             raise ConfigError(f"max_drop={self.max_drop:g} is not a share in 0 <= max_drop < 1; 0.01 allows 1 %.")
         if self.sparsity_strength <= 0:
             raise ConfigError(f"sparsity_strength={self.sparsity_strength:g} is not > 0; try 1e-4.")
-        if self.rewind is not None and not 0 <= self.rewind <= self.start:
+        if self.rewind is not None and not 0 <= self.rewind <= start:
             raise ConfigError(
-                f"rewind={self.rewind:g} is not in 0 <= rewind <= start with start={self.start:g}: only a state from "
+                f"rewind={self.rewind:g} is not in 0 <= rewind <= start with start={start:g}: only a state from "
                 "before the first cut can come back."
             )
         if not 0 < self.quantize_at < 1:
             raise ConfigError(
                 f"quantize_at={self.quantize_at:g} is not a fraction of the run in 0 < quantize_at < 1; try 0.7."
             )
+
+    def span(self, knows_classes: bool = True) -> tuple[float, float]:
+        """Return first and last cut as fractions of the run.
+
+        Args:
+            knows_classes: Whether the model has learned the data's classes before the run. Where it has not, what
+                matters shows later, and the cuts come later, unless the user says when.
+        """
+        is_given = self.start is not None or self.end is not None
+        start, end = SPAN if knows_classes or is_given else SPAN_OF_NEW_CLASSES
+        return start if self.start is None else self.start, end if self.end is None else self.end
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -74,31 +74,56 @@ if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
 
-def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> bool:
+@dataclass
+class Prepared:
+    """What is known of a run before its network is there.
+
+    Attributes:
+        quantizes: Whether ``quantize=8`` was asked for and is put off until after the last cut.
+        knows_classes: Whether the network is made from weights of the data's classes.
+    """
+
+    quantizes: bool = False
+    knows_classes: bool = False
+
+
+def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> Prepared:
     """Before the network is built: refuse what cannot work, and let pruned checkpoints be rebuilt pruned.
 
     Returns:
-        Whether ``quantize=8`` was asked for and is put off until after the last cut.
+        What `Session` needs to know; the classes are known once the network has been built.
 
     Raises:
         UnsupportedError: If the run uses a feature that cannot be combined with pruning.
         ConfigError: If the schedule does not fit the run's epochs.
     """
-    quantizes = False
+    prepared = Prepared()
     if config is not None:
         check_formats(config.export)
         # How much is removed, nobody knows yet.
         planned = _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)
-        quantizes = quantization.prepare(trainer, config)
-        if quantizes:
+        prepared.quantizes = quantization.prepare(trainer, config)
+        if prepared.quantizes:
             quantization_epoch(epochs=trainer.epochs, at=config.quantize_at, cuts=planned)
         if config.distill and not trainer.resume:
             distillation.prepare(trainer, config.distill)
         if config.max_drop is not None and not trainer.args.val:
             raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
     is_verbose = None if config is None else config.verbose
-    trainer.get_model = partial(_get_model, trainer.get_model, bool(trainer.resume), is_verbose)
-    return quantizes
+    build = partial(_get_model, trainer.get_model, bool(trainer.resume), is_verbose)
+
+    def build_and_note(cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
+        learned, asked = (_listed(names) for names in (getattr(weights, "names", ()), trainer.data.get("names", ())))
+        prepared.knows_classes = learned == asked
+        return build(cfg=cfg, weights=weights, verbose=verbose)
+
+    trainer.get_model = build_and_note
+    return prepared
+
+
+def _listed(names: Mapping[int, str] | Sequence[str]) -> list[str]:
+    """Return class names in order; old checkpoints have them as a list."""
+    return [*names.values()] if isinstance(names, Mapping) else [*names]
 
 
 def _get_model(
@@ -123,15 +148,17 @@ def _get_model(
     return model
 
 
-def _schedule(config: PruneConfig, epochs: int, removed: float) -> list[ScheduledCut]:
-    return schedule_cuts(
-        epochs=epochs,
-        removed=removed,
-        start=config.start,
-        end=config.end,
-        steps=config.steps,
-        schedule=config.schedule,
-    )
+def _schedule(config: PruneConfig, epochs: int, removed: float, knows_classes: bool = True) -> list[ScheduledCut]:
+    """Return the cuts of a run; where it is too short for the late ones of new classes, they come early after all."""
+    start, end = config.span(knows_classes)
+    try:
+        return schedule_cuts(
+            epochs=epochs, removed=removed, start=start, end=end, steps=config.steps, schedule=config.schedule
+        )
+    except ConfigError:
+        if knows_classes:
+            raise
+        return _schedule(config, epochs, removed)
 
 
 class Session:
@@ -140,7 +167,7 @@ class Session:
     Args:
         trainer: A trainer at ``on_pretrain_routine_end``.
         config: The knobs, or None to take them from the checkpoint that is resumed.
-        quantizes: What `prepare` returned.
+        prepared: What `prepare` returned.
 
     Raises:
         CheckpointError: If there is nothing to resume, or no configuration.
@@ -148,7 +175,7 @@ class Session:
         TargetError: If the target cannot be reached.
     """
 
-    def __init__(self, trainer: BaseTrainer, config: PruneConfig | None, quantizes: bool = False) -> None:
+    def __init__(self, trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepared | None = None) -> None:
         model = student_of(trainer.model)
         noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
         self.imgsz: int = trainer.args.imgsz
@@ -179,7 +206,7 @@ class Session:
             self.progress = Progress(config, self.report, trainer.epochs)
             if config.targets:
                 with talking(config.verbose):
-                    self._begin(trainer, quantizes)
+                    self._begin(trainer, prepared or Prepared())
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
@@ -194,7 +221,7 @@ class Session:
             if trainer.metrics is not None:
                 trainer.metrics.update(self._figures())
 
-    def _begin(self, trainer: BaseTrainer, quantizes: bool) -> None:
+    def _begin(self, trainer: BaseTrainer, prepared: Prepared) -> None:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
         graph = trace(model, self.imgsz, self.config.is_ignored)
@@ -205,10 +232,12 @@ class Session:
         cost = CostModel(graph)
         self.progress.goal = Goal.of(self.config.targets, cost, model)
         check_reachable(graph, self.progress.goal.at(1.0), self.config.round_to, self.config.limit)
-        self.progress.schedule = _schedule(self.config, trainer.epochs, self.progress.goal.removed)
+        self.progress.schedule = _schedule(
+            self.config, trainer.epochs, self.progress.goal.removed, prepared.knows_classes
+        )
         if not self.progress.schedule:
             self._log(f"target={self.config.target} holds already: nothing is cut")
-        if quantizes:
+        if prepared.quantizes:
             self.progress.quantize_epoch = quantization_epoch(
                 epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.progress.schedule
             )

@@ -102,7 +102,9 @@ def _start_values(config: PruneConfig, space: Mapping[str, Any]) -> dict[str, fl
             continue
         for bound in bounds[:2]:
             PruneConfig.from_cli({**config.to_cli(), name: str(bound)})
-        value = config.target if name == "prune" else getattr(config, name.removeprefix(CLI_PREFIX))
+        start, end = config.span()
+        known = {"prune": config.target, f"{CLI_PREFIX}start": start, f"{CLI_PREFIX}end": end}
+        value = known[name] if name in known else getattr(config, name.removeprefix(CLI_PREFIX))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(
                 f"space: {name}={value} is no number for the search to start from; give the knob a number in "
