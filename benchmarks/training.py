@@ -79,7 +79,10 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
 
 def machine() -> str:
     """Return what a result was made on."""
-    return f"{platform.machine()}, {os.cpu_count()} cores, no GPU"
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"
 
 
 def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, float]:

@@ -28,6 +28,7 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     import criteria
     import exports
     import faults
+    import gpu
     import main_job
     import operators
     import picture
@@ -48,6 +49,7 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
         assert table() in readme
     assert operators.limit_table(json.loads(operators.RESULTS.read_text(encoding="utf-8"))["rows"]) in readme
     assert criteria.table() in (REPOSITORY / "docs" / "importance.md").read_text(encoding="utf-8")
+    assert gpu.table() in (REPOSITORY / "docs" / "target.md").read_text(encoding="utf-8")
     assert faults.table() in (REPOSITORY / "docs" / "resuming.md").read_text(encoding="utf-8")
     curves = picture.points()
     assert [len(line) for line in curves.values()] == [3] * 4

@@ -74,7 +74,14 @@ def test_fast_widths_are_twice_as_wide_where_openvino_computes_in_bfloat16(
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core))
     assert fast_multiple("openvino") == channels
     assert asked == [("CPU", "OPTIMIZATION_CAPABILITIES")]
-    assert fast_multiple("onnx") == fast_multiple("pytorch") == 16
+    assert fast_multiple("onnx") == 16
+
+
+@pytest.mark.parametrize(("has_gpu", "channels"), [(False, 16), (True, 32)])
+def test_fast_widths_are_twice_as_wide_on_a_gpu(has_gpu: bool, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert fast_multiple("pytorch") == channels
+    assert fast_multiple("onnx") == 16 and fast_multiple("tensorrt") == 32
 
 
 def test_runners_take_turns() -> None:

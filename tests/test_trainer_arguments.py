@@ -174,7 +174,7 @@ def test_optimizers_go_on_with_what_they_remember(run: Run, yolo: YOLO, optimize
         steps.append({float(state.get("step", 0)) for state in trainer.optimizer.state.values()})
 
     yolo.add_callback("on_train_epoch_end", look)
-    trainer = run(yolo, soon(steps=1, start=0.5, end=0.5), epochs=2, nbs=4, optimizer=optimizer)
+    trainer = run(yolo, soon(steps=1, start=0.5, end=0.5), epochs=2, nbs=4, optimizer=optimizer, amp=False)
     assert lands_on_target(trainer, cuts=1)
     live = {p for p in trainer.model.parameters() if p.requires_grad}
     assert trainer.optimizer.state.keys() == live

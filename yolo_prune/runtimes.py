@@ -57,8 +57,7 @@ def check_runtime(name: str) -> None:
 
 def described(name: str, threads: int) -> dict[str, Any]:
     """Return what a measurement depends on: runtime or format, its version, the device, and threads."""
-    on_gpu = name == "tensorrt" or (name == "pytorch" and torch.cuda.is_available())
-    device = torch.cuda.get_device_name() if on_gpu else _cpu_name()
+    device = torch.cuda.get_device_name() if _is_on_gpu(name) else _cpu_name()
     return {"runtime": name, "version": _version(PACKAGES.get(name, (name,))[0]), "device": device, "threads": threads}
 
 
@@ -70,8 +69,11 @@ def all_threads() -> int:
 def fast_multiple(name: str) -> int:
     """Return the number whose multiples are fast widths in a runtime, as measured.
 
-    OpenVINO computes in bfloat16 where the CPU can, and there are twice as many of these in a register.
+    OpenVINO computes in bfloat16 where the CPU can, and there are twice as many of these in a register. An NVIDIA GPU
+    was faster with multiples of 32 than of 8 in every case measured (``benchmarks/gpu.py``).
     """
+    if _is_on_gpu(name):
+        return 2 * SIMD
     if name == "openvino":
         from openvino import Core
 
@@ -239,6 +241,10 @@ def _plan_runner(plan: Any) -> Runner:
         stream.synchronize()
 
     return run
+
+
+def _is_on_gpu(name: str) -> bool:
+    return name == "tensorrt" or (name == "pytorch" and torch.cuda.is_available())
 
 
 def _version(package: str) -> str:
