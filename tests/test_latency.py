@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolo_prune.errors import PlanError
-from yolo_prune.latency import SIMD, LatencyTable, Surface
+from yolo_prune.latency import LEAST, SIMD, LatencyTable, Surface
 
 
 def plane(out: float, inp: float) -> float:
@@ -61,6 +61,11 @@ def test_slopes_are_those_of_the_surfaces() -> None:
     assert by_out[0] == pytest.approx(1.5e-6 * (0.5 + 0.125 * 20) + 1e-9 * 100)
     assert by_in[0] == pytest.approx(1.5e-6 * (0.25 + 0.125 * 40))
     assert by_in[1] == 0 and by_out[2] == pytest.approx(1e-9 * 25)  # one mark tells no slope
+
+
+def test_no_network_is_predicted_to_take_next_to_nothing() -> None:
+    out, inp = np.array([40.0, 30, 5]), np.array([20.0, 3, 20])
+    assert replace(TABLE, fixed=-1.0).seconds(out, inp) == LEAST * TABLE.dense
 
 
 def test_a_table_survives_its_file(tmp_path: Path) -> None:

@@ -135,12 +135,13 @@ def test_random_plans_land_on_their_share_and_differ(multiple: int, stopwatch: l
         assert kept and all(width % multiple == 0 or multiple % width == 0 for width in kept)
 
 
-def test_weights_are_least_squares_and_never_negative() -> None:
+def test_weights_are_least_squares_and_only_what_is_fixed_may_be_negative() -> None:
     draw = np.random.default_rng(0)
-    features = draw.random((8, 3))
-    assert profiling._non_negative(features, features @ [2.0, 0.5, 0.1]) == pytest.approx([2.0, 0.5, 0.1])
-    weights = profiling._non_negative(features, features @ [2.0, -0.5, 0.1])
-    assert min(weights) >= 0 and weights[0] > 1
+    features = np.c_[draw.random((8, 2)), np.ones(8)]
+    for weights in ([2.0, 0.5, 0.1], [2.0, 0.5, -0.1]):
+        assert profiling._least_squares(features, features @ weights) == pytest.approx(weights)
+    weights = profiling._least_squares(features, features @ [2.0, -0.5, 0.1])
+    assert weights[1] == 0 and weights[0] > 1
 
 
 def test_networks_are_really_timed() -> None:

@@ -23,6 +23,9 @@ from yolo_prune.files import replacing
 SIMD = 16
 """Channels that a CPU computes at once in single precision; fewer take as long."""
 
+LEAST = 0.05
+"""Share of its dense time that no network is predicted to be below; the weights come from such that keep more."""
+
 
 @dataclass(frozen=True)
 class Surface:
@@ -49,7 +52,7 @@ class LatencyTable:
         dense: Seconds of the network before any cut, as measured.
         per_layer: Seconds of the network per second of its layers alone.
         per_value: Seconds per value that its layers make.
-        fixed: Seconds that no width changes.
+        fixed: Seconds that no width changes; below 0 where layers alone take longer than in the network, to be called.
         multiple: Plans for a latency keep multiples of it, or whole fractions.
         where: Runtime, version, device, threads and image size, as text.
     """
@@ -72,7 +75,8 @@ class LatencyTable:
     def seconds(self, out: np.ndarray, inp: np.ndarray) -> float:
         """Return the seconds of the network once it is cut, for widths of the layers in the order of ``layers``."""
         alone = self._grid.seconds(out, inp).sum()
-        return float(self.per_layer * alone + self.per_value * (self._values @ out) + self.fixed)
+        seconds = self.per_layer * alone + self.per_value * (self._values @ out) + self.fixed
+        return float(max(seconds, LEAST * self.dense))
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return per layer the seconds that an output, and an input, more takes."""
@@ -122,7 +126,7 @@ class LatencyTable:
         """Raise a ValueError unless this is a table that times can be read from."""
         if not self.layers or self.layers.keys() != self.positions.keys():
             raise ValueError("layers and positions name different layers, or none")
-        amounts = [self.per_layer, self.per_value, self.fixed, self.dense, *self.positions.values()]
+        amounts = [self.per_layer, self.per_value, abs(self.fixed), self.dense, *self.positions.values()]
         for path, s in self.layers.items():
             if np.shape(s.seconds) != (len(s.outs), len(s.ins)):
                 raise ValueError(

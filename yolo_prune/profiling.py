@@ -55,7 +55,7 @@ ROUNDS = 8
 """Times that a layer runs; the shortest counts."""
 NETWORK_ROUNDS = 40
 """Times that a whole network runs, in turns with others."""
-SHARES = (0.85, 0.65, 0.5, 0.35, 0.2)
+SHARES = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Multiply-adds that the networks keep which are timed as a whole, beside the dense one."""
 WEIGHTS = ("dense", "per_layer", "per_value", "fixed")
 """What is kept of a network that has been measured (see `latency.LatencyTable`)."""
@@ -92,7 +92,7 @@ def measure(
     table = LatencyTable(
         layers, positions, dense=0.0, multiple=fast_multiple(runtime), where={**where, "imgsz": list(graph.imgsz)}
     )
-    weights = known.networks.get(key := _digest([sorted(map(str, graph.layers.values())), graph.imgsz]))
+    weights = known.networks.get(key := _digest([sorted(map(str, graph.layers.values())), graph.imgsz, SHARES]))
     if weights is None or weights.keys() != set(WEIGHTS):
         weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
         known.save()
@@ -242,7 +242,8 @@ def _marks(width: int, step: int) -> tuple[int, ...]:
 def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) -> dict[str, float]:
     """Return the time of a network, and what times of layers, values that they make, and the network itself count.
 
-    The latter are least squares over networks of random widths.
+    The latter are least squares over networks of random widths. A layer alone also pays for being called and fed, which
+    does not get less with its widths and which a network pays once: what is fixed may be less than nothing.
     """
     plans = [None, *(random_plan(graph, share, seed) for seed, share in enumerate(SHARES))]
     rows, runners = [], []
@@ -257,21 +258,21 @@ def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) 
                 step()
         seconds = typical(alternating(runners, NETWORK_ROUNDS))
     features = np.array(rows)[1:] / seconds[1:, None]
-    per_layer, per_value, fixed = _non_negative(features, np.ones(len(features)))
+    per_layer, per_value, fixed = _least_squares(features, np.ones(len(features)))
     return dict(zip(WEIGHTS, (float(seconds[0]), per_layer, per_value, fixed), strict=True))
 
 
-def _non_negative(features: np.ndarray, target: np.ndarray) -> list[float]:
-    """Return the least-squares weights of a few features, none below 0, by trying every set of them."""
+def _least_squares(features: np.ndarray, target: np.ndarray) -> list[float]:
+    """Return the weights of a few features, of which none but the last may be below 0, by trying every set of them."""
     best, least = np.zeros(features.shape[1]), np.inf
     for n in range(1, features.shape[1] + 1):
         for some in map(list, combinations(range(features.shape[1]), n)):
             scale = features[:, some].max(0)
-            weights = np.linalg.lstsq(features[:, some] / scale, target, rcond=None)[0] / scale
-            error = float(np.square(features[:, some] @ weights - target).sum())
-            if (weights >= 0).all() and error < least:
-                least, best = error, np.zeros(features.shape[1])
-                best[some] = weights
+            weights = np.zeros(features.shape[1])
+            weights[some] = np.linalg.lstsq(features[:, some] / scale, target, rcond=None)[0] / scale
+            error = float(np.square(features @ weights - target).sum())
+            if (weights[:-1] >= 0).all() and error < least:
+                least, best = error, weights
     return [float(w) for w in best]
 
 
