@@ -13,7 +13,6 @@ GPU's memory. Writes ``results/gpu.json``.
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from speed import table_of
-from training import write
+from training import epoch_ends, write
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
@@ -78,8 +77,11 @@ def speedups(_: Path) -> list[dict[str, Any]]:
         networks = [network.eval().fuse(verbose=False).cuda() for network in networks]
         for (kind, (dtype, layout)), batch in product(TYPES.items(), BATCHES):
             images = torch.rand(batch, 3, IMGSZ, IMGSZ, device="cuda").to(dtype, memory_format=layout)
-            launched = [runner(network.to(dtype, memory_format=layout), images) for network in networks]
-            ways = {"launched": launched, "captured": [captured(run) for run in launched]}
+            launches = [launcher(network.to(dtype, memory_format=layout), images) for network in networks]
+            ways = {
+                "launched": [waited(launch) for launch in launches],
+                "captured": [waited(captured(launch).replay) for launch in launches],
+            }
             for way, runners in ways.items():
                 ms = np.median(alternating(runners, rounds=20), axis=1) * 1000 / batch
                 rows.append(
@@ -101,35 +103,34 @@ def table() -> str:
     return table_of(("model", "precision", *header), rows)
 
 
-def runner(network: torch.nn.Module, images: torch.Tensor) -> Runner:
-    """Return what computes a batch and waits for the GPU."""
+def launcher(network: torch.nn.Module, images: torch.Tensor) -> Runner:
+    """Return what gives the GPU a batch to compute, and does not wait for it."""
 
-    def run() -> None:
+    def launch() -> None:
         with torch.inference_mode():
             network(images)
+
+    return launch
+
+
+def waited(launch: Runner) -> Runner:
+    """Return what gives the GPU its work and waits until it is done."""
+
+    def run() -> None:
+        launch()
         torch.cuda.synchronize()
 
     return run
 
 
-def captured(run: Runner) -> Runner:
-    """Return what replays the GPU's work of a runner."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()  # what is made once, as anchors are
-    graph, synchronize = torch.cuda.CUDAGraph(), torch.cuda.synchronize
-    torch.cuda.synchronize = lambda *_: None  # a capture must not wait
-    try:
-        with torch.cuda.graph(graph):
-            run()
-    finally:
-        torch.cuda.synchronize = synchronize
-
-    def replay() -> None:
-        graph.replay()
-        torch.cuda.synchronize()
-
-    return replay
+def captured(launch: Runner) -> torch.cuda.CUDAGraph:
+    """Return the GPU's work of a launch, to be replayed."""
+    with torch.cuda.stream(torch.cuda.Stream()):
+        waited(launch)()  # what is made once, as anchors are
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    return graph
 
 
 def targets(folder: Path) -> dict[str, Any]:
@@ -164,8 +165,7 @@ def training(folder: Path) -> dict[str, Any]:
         model.train(
             data=str(data), epochs=8, imgsz=224, batch=64, workers=8, plots=False, device=0, project=str(folder / name)
         )
-        with model.trainer.csv.open(newline="", encoding="utf-8") as lines:
-            ends = [0.0, *(float(row["time"]) for row in csv.DictReader(lines))]
+        ends = [0.0, *epoch_ends(model.trainer.csv)]
         found[name] = {
             "amp, scaler enabled": sorted(scalers),
             "epoch_seconds": [round(b - a, 2) for a, b in pairwise(ends)],

@@ -64,8 +64,7 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
     given = dict(a.partition("=")[::2] for a in arguments)
     best = folder / "weights" / "best.pt"
     report_file = folder / "pruning" / "report.json"
-    with (folder / "results.csv").open(newline="", encoding="utf-8") as lines:
-        times = [float(row["time"]) for row in csv.DictReader(lines)]
+    times = epoch_ends(folder / "results.csv")
     return {
         "command": " ".join(("yolo train", *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
         "plain_process": {
@@ -75,6 +74,12 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         "seconds": {"total": round(times[-1]), "per_epoch": round(times[-1] / len(times), 1)},
         "report": _without_paths(json.loads(report_file.read_text())) if report_file.exists() else {},
     }
+
+
+def epoch_ends(results: Path) -> list[float]:
+    """Return the seconds from a run's start to the end of each epoch, from its ``results.csv``."""
+    with results.open(newline="", encoding="utf-8") as lines:
+        return [float(row["time"]) for row in csv.DictReader(lines)]
 
 
 def machine() -> str:
