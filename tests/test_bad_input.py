@@ -139,7 +139,7 @@ def applied(plan: Callable[[], PrunePlan], to: Callable[[], Any]) -> Act:
 
 def table_with(**changes: Any) -> Act:
     data = {"layers": {"a": {"outs": [8, 16], "ins": [3], "seconds": [[1e-3], [2e-3]]}}, "positions": {"a": 4}}
-    numbers = {"per_layer": 1.0, "per_value": 0.0, "fixed": 0.0, "dense": 0.01, "multiple": 16}
+    numbers = {"per_layer": 1.0, "per_value": 0.0, "per_mac": 0.0, "fixed": 0.0, "dense": 0.01, "multiple": 16}
     return table_file(json.dumps({**data, **numbers, "where": None, **changes}))
 
 

@@ -53,13 +53,25 @@ def test_with_a_clock_that_tells_multiply_adds_the_prediction_is_the_cost(
     table = measure(build(family), graph, "pytorch", 1, tmp_path)
     cost = CostModel(replace(graph, latency=table))
     assert cost.dense("latency") == cost.dense("macs") == cost.macs()
-    assert cost.seconds() == pytest.approx(cost.macs(), rel=0.02)
+    assert cost.seconds() == pytest.approx(cost.macs())
+    layers_only = replace(table, per_layer=1.0, per_value=0.0, per_mac=0.0, fixed=0.0)
+    unseen = cost.macs() - CostModel(replace(graph, latency=layers_only)).seconds()  # products without weights
+    cost = CostModel(replace(graph, latency=replace(layers_only, fixed=unseen)))
     draw = np.random.default_rng(0)
     for _ in range(20):
         kept = np.maximum((cost.widths * draw.uniform(0.3, 1, len(cost.widths))).astype(int), 1)
         assert cost.seconds(kept) == pytest.approx(cost.macs(kept), rel=0.05)
         savings, expected = cost.savings("latency", kept), cost.savings("macs", kept)
         assert np.corrcoef(savings, expected)[0, 1] > 0.98
+
+
+def test_multiply_adds_count_in_the_prediction_as_they_are_weighed(stopwatch: list[int], tmp_path: Path) -> None:
+    graph = graph_of("yolo11n")
+    table = replace(measure(build("yolo11n"), graph, "pytorch", 1, tmp_path), per_layer=0.0, per_value=0.0, fixed=0.0)
+    cost = CostModel(replace(graph, latency=replace(table, per_mac=2e-9)))
+    kept = np.maximum(cost.widths // 2, 1)
+    assert cost.seconds(kept) == pytest.approx(2e-9 * cost.macs(kept))
+    assert cost.savings("latency", kept) == pytest.approx(2e-9 * cost.savings("macs", kept))
 
 
 def test_what_is_known_is_not_timed_again(stopwatch: list[int], tmp_path: Path) -> None:

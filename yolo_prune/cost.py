@@ -123,7 +123,8 @@ class CostModel:
         Raises:
             UnsupportedError: If nothing has been measured of the network.
         """
-        return self._measured.seconds(*self._timed_widths(self._units(kept)))
+        units = self._units(kept)
+        return self._measured.seconds(*self._timed_widths(units), self._forms[MACS].at(units))
 
     def _units(self, kept: Sequence[int] | np.ndarray | None) -> np.ndarray:
         return np.asarray(self.widths if kept is None else kept, dtype=np.float64)  # what BLAS multiplies
@@ -153,5 +154,6 @@ class CostModel:
         if quantity != LATENCY:
             return self._forms[quantity].slopes(units)
         by_out, by_in = self._measured.slopes(*self._timed_widths(units))
-        slopes: np.ndarray = by_out @ self._out[self._timed] + by_in @ self._in[self._timed]
+        by_mac = self._measured.per_mac * self._forms[MACS].slopes(units)
+        slopes: np.ndarray = by_out @ self._out[self._timed] + by_in @ self._in[self._timed] + by_mac
         return slopes

@@ -1,9 +1,10 @@
 """How long a network takes for one image, predicted from the times of its layers: plain data, measured elsewhere.
 
 Each layer has a surface: its time at a few widths, linear in between. What lies between the layers (additions,
-concatenations, memory) follows what the layers make. The three weights that turn both into the time of the network come
-from cut networks that have been measured as a whole (see `profiling`). The dense network, whose widths a runtime may
-like better than any others, is known as it was measured.
+concatenations, memory) follows what the layers make. Where a layer takes so little time that what calls it alone drowns
+it, its multiply-adds tell more. The four weights that turn these into the time of the network come from cut networks
+that have been measured as a whole (see `profiling`). The dense network, whose widths a runtime may like better than any
+others, is known as it was measured.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class LatencyTable:
         dense: Seconds of the network before any cut, as measured.
         per_layer: Seconds of the network per second of its layers alone.
         per_value: Seconds per value that its layers make.
+        per_mac: Seconds per multiply-add, beside what the layers' own times tell.
         fixed: Seconds that no width changes; below 0 where layers alone take longer than in the network, to be called.
         multiple: Plans for a latency keep multiples of it, or whole fractions.
         where: Runtime, version, device, threads and image size, as text.
@@ -62,6 +64,7 @@ class LatencyTable:
     dense: float
     per_layer: float = 1.0
     per_value: float = 0.0
+    per_mac: float = 0.0
     fixed: float = 0.0
     multiple: int = SIMD
     where: Mapping[str, Any] | None = None
@@ -72,20 +75,27 @@ class LatencyTable:
         outs, ins = (np.array([float(of[path]) for path in order]) for of in (out, inp))
         return float(self._grid.seconds(outs, ins).sum()), float(self._values @ outs)
 
-    def seconds(self, out: np.ndarray, inp: np.ndarray) -> float:
-        """Return the seconds of the network once it is cut, for widths of the layers in the order of ``layers``."""
+    def seconds(self, out: np.ndarray, inp: np.ndarray, macs: float) -> float:
+        """Return the seconds of the network once it is cut.
+
+        Args:
+            out: Output widths of the layers, in the order of ``layers``.
+            inp: Their input widths.
+            macs: Multiply-adds of the network for one image.
+        """
         alone = self._grid.seconds(out, inp).sum()
-        seconds = self.per_layer * alone + self.per_value * (self._values @ out) + self.fixed
+        values = self._values @ out
+        seconds = self.per_layer * alone + self.per_value * values + self.per_mac * macs + self.fixed
         return float(max(seconds, LEAST * self.dense))
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return per layer the seconds that an output, and an input, more takes."""
+        """Return per layer the seconds that an output, and an input, more takes, beside its multiply-adds."""
         by_out, by_in = self._grid.slopes(out, inp)
         return self.per_layer * by_out + self.per_value * self._values, self.per_layer * by_in
 
     def scaled(self, factor: float) -> LatencyTable:
         """Return a table by which what is cut takes so many times as long."""
-        weights = {name: factor * getattr(self, name) for name in ("per_layer", "per_value", "fixed")}
+        weights = {name: factor * getattr(self, name) for name in ("per_layer", "per_value", "per_mac", "fixed")}
         return replace(self, **weights)
 
     @cached_property
@@ -114,7 +124,7 @@ class LatencyTable:
                 str(path): Surface(tuple(s["outs"]), tuple(s["ins"]), tuple(map(tuple, s["seconds"])))
                 for path, s in data["layers"].items()
             }
-            numbers = {name: float(data[name]) for name in ("per_layer", "per_value", "fixed", "dense")}
+            numbers = {name: float(data[name]) for name in ("per_layer", "per_value", "per_mac", "fixed", "dense")}
             positions = {str(path): int(n) for path, n in data["positions"].items()}
             table = cls(layers, positions, **numbers, multiple=int(data["multiple"]), where=dict(data["where"] or {}))
             table._check()
@@ -126,7 +136,7 @@ class LatencyTable:
         """Raise a ValueError unless this is a table that times can be read from."""
         if not self.layers or self.layers.keys() != self.positions.keys():
             raise ValueError("layers and positions name different layers, or none")
-        amounts = [self.per_layer, self.per_value, abs(self.fixed), self.dense, *self.positions.values()]
+        amounts = [self.per_layer, self.per_value, self.per_mac, abs(self.fixed), self.dense, *self.positions.values()]
         for path, s in self.layers.items():
             if np.shape(s.seconds) != (len(s.outs), len(s.ins)):
                 raise ValueError(

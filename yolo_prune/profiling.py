@@ -57,7 +57,7 @@ NETWORK_ROUNDS = 40
 """Times that a whole network runs, in turns with others."""
 SHARES = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Multiply-adds that the networks keep which are timed as a whole, beside the dense one."""
-WEIGHTS = ("dense", "per_layer", "per_value", "fixed")
+WEIGHTS = ("dense", "per_layer", "per_value", "per_mac", "fixed")
 """What is kept of a network that has been measured (see `latency.LatencyTable`)."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo_prune"
 
@@ -96,8 +96,7 @@ def measure(
     if weights is None or weights.keys() != set(WEIGHTS):
         weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
         known.save()
-    dense, per_layer, per_value, fixed = (weights[name] for name in WEIGHTS)
-    return replace(table, dense=dense, per_layer=per_layer, per_value=per_value, fixed=fixed)
+    return replace(table, **weights)
 
 
 def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path) -> Path:
@@ -117,14 +116,16 @@ def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Pat
         return Path(YOLO(checkpoint).export(format=FORMATS[runtime], imgsz=list(imgsz), verbose=False))
 
 
-def time_networks(networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int]) -> list[float]:
+def time_networks(
+    networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int], threads: int | None = None
+) -> list[float]:
     """Return the seconds for one image of each network, exported to a runtime and run in turns (see `typical`)."""
     size = height_and_width(imgsz)
     with tempfile.TemporaryDirectory() as folder:
         runners = []
         with waiting("exporting networks", len(networks)) as step:
             for i, network in enumerate(networks):
-                runners.append(_whole(network, runtime, size, Path(folder) / str(i), all_threads()))
+                runners.append(_whole(network, runtime, size, Path(folder) / str(i), threads or all_threads()))
                 step()
         return [float(s) for s in typical(alternating(runners, NETWORK_ROUNDS))]
 
@@ -240,26 +241,19 @@ def _marks(width: int, step: int) -> tuple[int, ...]:
 
 
 def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) -> dict[str, float]:
-    """Return the time of a network, and what times of layers, values that they make, and the network itself count.
+    """Return the time of a network, and the weights of its layers' times, values, multiply-adds, and of itself.
 
     The latter are least squares over networks of random widths. A layer alone also pays for being called and fed, which
     does not get less with its widths and which a network pays once: what is fixed may be less than nothing.
     """
-    plans = [None, *(random_plan(graph, share, seed) for seed, share in enumerate(SHARES))]
-    rows, runners = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        with waiting("exporting networks", len(plans)) as step:
-            for i, plan in enumerate(plans):
-                copy = copy_of(network).cpu().float()
-                if plan is not None:
-                    plan.apply(copy)
-                rows.append([*_features(graph, copy), 1.0])
-                runners.append(_whole(copy, runtime, graph.imgsz, Path(folder) / str(i), threads))
-                step()
-        seconds = typical(alternating(runners, NETWORK_ROUNDS))
-    features = np.array(rows)[1:] / seconds[1:, None]
-    per_layer, per_value, fixed = _least_squares(features, np.ones(len(features)))
-    return dict(zip(WEIGHTS, (float(seconds[0]), per_layer, per_value, fixed), strict=True))
+    plans = [random_plan(graph, share, seed) for seed, share in enumerate(SHARES)]
+    networks = [copy_of(network).cpu().float() for _ in plans]
+    for plan, pruned in zip(plans, networks, strict=True):
+        plan.apply(pruned)
+    features = [[*_features(graph, n), plan.macs["after"], 1.0] for n, plan in zip(networks, plans, strict=True)]
+    dense, *seconds = time_networks([network, *networks], runtime, graph.imgsz, threads)
+    weights = _least_squares(np.array(features) / np.array(seconds)[:, None], np.ones(len(plans)))
+    return dict(zip(WEIGHTS, (dense, *weights), strict=True))
 
 
 def _least_squares(features: np.ndarray, target: np.ndarray) -> list[float]:
