@@ -96,7 +96,8 @@ def measure(
     if weights is None or weights.keys() != set(WEIGHTS):
         weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
         known.save()
-    return replace(table, **weights)
+    numbers: dict[str, Any] = dict(weights)
+    return replace(table, **numbers)
 
 
 def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path) -> Path:
