@@ -6,15 +6,20 @@
 
 yolov8n and yolo11n, fine-tuned on bccd, are cut once, without training, in the ways of ``CUTS``. Then dense and cut are
 timed in turns in one process with all threads, at 320 and 640 px, in ONNX Runtime, OpenVINO and PyTorch (``bench``).
-The error of the latency prediction is taken from random plans. What is there already is not made again.
+The error of the latency prediction is taken from random plans.
+
+A shared machine is slower for minutes when its neighbours are busy, and memory more so than arithmetic, which changes
+speed-ups. The dense network tells: what was timed while it took longer than at its best is timed, or cut, once more.
+What is there already, and was not disturbed, is not made again.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
@@ -36,6 +41,10 @@ RUNTIMES = ("onnx", "openvino", "pytorch")
 SIZES = (320, 640)
 RANDOM_PLANS = 20
 ROUNDS = 40
+DISTURBED = 1.06
+"""Times as long as at its best that the dense network takes when something else keeps the machine busy."""
+TRIES = 4
+"""Times that what was disturbed is made, at most."""
 CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "30 % fewer MACs": (224, ("prune=0.3",)),
     "50 % fewer MACs": (224, ("prune=0.5",)),
@@ -83,10 +92,15 @@ def main() -> None:
     )
 
 
+def folder_of(case: Case, name: str, runs: Path) -> Path:
+    """Return where a cut lies."""
+    return runs / f"{case}-speed" / name.replace(" ", "-").replace("%", "percent")
+
+
 def cut(case: Case, name: str, data: str, runs: Path) -> tuple[Path, str]:
     """Return the checkpoint of a cut, which is made if it is not there, and why it was refused, if it was."""
     imgsz, knobs = CUTS[name]
-    folder = runs / f"{case}-speed" / name.replace(" ", "-").replace("%", "percent")
+    folder = folder_of(case, name, runs)
     best, refusal = folder / "weights" / "best.pt", folder / "refused.txt"
     if not best.exists() and not refusal.exists():
         what = (
@@ -105,33 +119,89 @@ def cut(case: Case, name: str, data: str, runs: Path) -> tuple[Path, str]:
     return best, refusal.read_text().strip() if refusal.exists() else ""
 
 
+def cut_calmly(case: Case, name: str, data: str, runs: Path) -> tuple[Path, str]:
+    """Return the same; what was planned for a latency while the machine was busy is made again."""
+    for _ in range(TRIES - 1):
+        made = cut(case, name, data, runs)
+        planned_for = [runtime for runtime in RUNTIMES if f"x in {runtime} at" in name and not made[1]]
+        if not any(is_longer(dense_when_cut(case, name, runs), case, r, CUTS[name][0], runs) for r in planned_for):
+            return made
+        shutil.rmtree(folder_of(case, name, runs))
+    return cut(case, name, data, runs)
+
+
+def dense_when_cut(case: Case, name: str, runs: Path) -> float:
+    """Return how long the dense network took right after a cut for a latency; infinity if there is none."""
+    report = folder_of(case, name, runs) / "pruning" / "report.json"
+    return json.loads(report.read_text())["dense"]["latency"] if report.exists() else float("inf")
+
+
+def is_longer(seconds: float, case: Case, runtime: str, imgsz: int, runs: Path) -> bool:
+    """Return whether the dense network took longer than it does at its best."""
+    return seconds > DISTURBED * least(case, runtime, imgsz, runs)
+
+
+def least(case: Case, runtime: str, imgsz: int, runs: Path) -> float:
+    """Return the shortest time that the dense network was ever seen to take."""
+    files = [json.loads(file.read_text()) for file in RESULTS.glob(f"{case.model}-{imgsz}-*.json")]
+    timed = [seconds for found in files for of, seconds in dense_times(found["rows"]) if of == runtime]
+    cuts = (name for name in CUTS if name.endswith(f"x in {runtime} at {imgsz} px"))
+    return min([*timed, *(dense_when_cut(case, name, runs) for name in cuts)], default=float("inf"))
+
+
+def dense_times(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    """Yield each runtime and the lower quartile of the times of the dense network in it."""
+    for row in rows:
+        if row["cut"] == "dense":
+            yield row["runtime"], row["seconds"][0]
+
+
 def measure(case: Case, part: str, data: str, runs: Path) -> None:
     """Time dense and cut networks, in turns for each runtime and size; at 224 px, their training's, also judge them."""
-    from yolo_prune.bench import bench
-
     by_part = {"macs": [name for name in CUTS if "x in " not in name], "latency": [n for n in CUTS if "x in " in n]}
     plain = [name for name in by_part["macs"] if name.endswith("fewer MACs")]
-    made = {name: cut(case, name, data, runs) for name in (*by_part[part], *plain)}
+    made = {name: cut_calmly(case, name, data, runs) for name in (*by_part[part], *plain)}
     files = {name: best for name, (best, refusal) in made.items() if not refusal}
     for imgsz in (224, *SIZES):
         file = RESULTS / f"{case.model}-{imgsz}-{part}.json"
         here = [name for name in by_part[part] if part == "macs" or CUTS[name][0] == imgsz]
         if part == "latency" and imgsz not in SIZES:
             here += plain  # to compare them in one run
-        names = [name for name in here if name in files]
+        subjects = {"dense": case.start(runs)} | {name: files[name] for name in here if name in files}
         how = {"runtimes": RUNTIMES} if imgsz in SIZES else {"runtimes": ("onnx",), "data": data}
-        if not file.exists():
-            found = bench(
-                [case.start(runs), *(files[name] for name in names)], imgsz=imgsz, scales=False, rounds=ROUNDS, **how
-            )
-            rows = [
-                {"cut": name, "runtime": row.runtime, "macs": row.macs, "params": row.params}
-                | {"seconds": row.seconds, "speedup": row.speedup, "fitness": row.fitness}
-                for row, name in zip(found.rows, ["dense", *names] * len(found.where), strict=True)
-            ]
-            refused = {name: made[name][1] for name in here if name not in files}
-            how_measured = {"imgsz": imgsz, "rounds": found.rounds, "where": found.where}
-            write(file, {**ABOUT, **how_measured, "rows": rows, "refused": refused})
+        refused = {name: made[name][1] for name in here if name not in files}
+        for _ in range(TRIES):
+            is_newer = file.exists() and file.stat().st_mtime > max(f.stat().st_mtime for f in subjects.values())
+            known = json.loads(file.read_text()) if is_newer else None
+            if known and not any(is_longer(s, case, r, imgsz, runs) for r, s in dense_times(known["rows"])):
+                break
+            found = passed(subjects, imgsz, how)
+            write(file, {**ABOUT, **calmest(found, known or found), "refused": refused})
+
+
+def passed(subjects: Mapping[str, Path], imgsz: int, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Time networks once."""
+    from yolo_prune.bench import bench
+
+    found = bench(list(subjects.values()), imgsz=imgsz, scales=False, rounds=ROUNDS, **how)
+    rows = [
+        {"cut": name, "runtime": row.runtime, "macs": row.macs, "params": row.params}
+        | {"seconds": row.seconds, "speedup": row.speedup, "fitness": row.fitness}
+        for row, name in zip(found.rows, [*subjects] * len(found.where), strict=True)
+    ]
+    return {"imgsz": imgsz, "rounds": found.rounds, "where": found.where, "rows": rows}
+
+
+def calmest(found: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was found, with the rows of that pass, for each runtime, in which the dense network took less."""
+    new, old = dict(dense_times(found["rows"])), dict(dense_times(known["rows"]))
+    rows = [
+        row
+        for runtime, seconds in new.items()
+        for row in (found if seconds <= old.get(runtime, seconds) else known)["rows"]
+        if row["runtime"] == runtime
+    ]
+    return {**found, "rows": rows}
 
 
 def measure_prediction(case: Case, runs: Path) -> None:

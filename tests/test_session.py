@@ -145,7 +145,7 @@ def test_a_target_that_holds_already_cuts_nothing(run: Run) -> None:
 
 
 def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again(
-    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     asked: list[str] = []
 
@@ -160,14 +160,16 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     monkeypatch.setattr(session, "measure", measure)
 
     def as_predicted(networks: Any, runtime: str, imgsz: Any) -> list[float]:
-        """Stand in for a stopwatch that agrees with the table."""
+        """Stand in for a stopwatch that agrees with the table, on a machine that is busy for now."""
         graph = trace(networks[0], imgsz)
         table = measure(networks[0], graph, "")
-        return [CostModel(replace(trace(n, imgsz), latency=table)).seconds() for n in networks]
+        return [1.25 * CostModel(replace(trace(n, imgsz), latency=table)).seconds() for n in networks]
 
     monkeypatch.setattr(session, "time_networks", as_predicted)
+    monkeypatch.setattr(session.LOGGER, "propagate", True)
     monkeypatch.setattr(bench, "time_networks", lambda networks, runtime, imgsz: [0.03, 0.02])
     trainer = run(prune=soon("1.4x", runtime="pytorch"))
+    assert "the dense network takes 1.25 times as long as before" in caplog.text
     report = report_of(trainer)
     assert [runtime for runtime in asked if runtime] == ["pytorch"]
     table = LatencyTable.load(trainer.save_dir / "pruning" / "latency.json")

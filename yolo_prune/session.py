@@ -73,6 +73,9 @@ if TYPE_CHECKING:
     from torch import nn
     from ultralytics.engine.trainer import BaseTrainer
 
+BUSY = 1.1
+"""Times as long as before that a network takes on a machine that does something else as well."""
+
 
 @dataclass
 class Prepared:
@@ -514,9 +517,14 @@ class Session:
 
     def _slowness(self, network: nn.Module) -> float:
         """Return how many times as long as predicted a planned network takes, timed next to the dense one."""
-        assert self.report.dense.latency is not None and self.report.dense.checkpoint is not None
+        assert self.report.dense.latency is not None and self.report.dense.checkpoint is not None and self.latency
         dense = quantization.load_plain(Path(self.report.dense.checkpoint))
         of_dense, of_pruned = time_networks([dense, network], self.config.runtime, self.imgsz)
+        if (longer := of_dense / self.latency.dense) > BUSY:
+            LOGGER.warning(
+                f"{PREFIX}the dense network takes {longer:.2f} times as long as before: something else keeps this "
+                f"machine busy, and the plan may miss its latency once it is idle"
+            )
         predicted = self._predicted(network) or 0.0
         found = of_pruned / of_dense / (predicted / self.report.dense.latency)
         self._looks[predicted] = found
