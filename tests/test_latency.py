@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolo_prune.errors import PlanError
-from yolo_prune.latency import LEAST, SIMD, LatencyTable, Surface
+from yolo_prune.latency import LEAST, SIMD, LatencyTable, Surface, least_squares
 
 
 def plane(out: float, inp: float) -> float:
@@ -62,6 +62,26 @@ def test_slopes_are_those_of_the_surfaces() -> None:
     assert by_out[0] == pytest.approx(1.5e-6 * (0.5 + 0.125 * 20) + 1e-9 * 100)
     assert by_in[0] == pytest.approx(1.5e-6 * (0.25 + 0.125 * 40))
     assert by_in[1] == 0 and by_out[2] == pytest.approx(1e-9 * 25)  # one mark tells no slope
+
+
+def test_slopes_are_not_those_of_the_noise() -> None:
+    draw = np.random.default_rng(0)
+    marks = (16, 48, 80, 112, 128)
+    noisy = tuple(tuple(plane(o, i) * draw.uniform(0.8, 1.25) for i in marks) for o in marks)
+    table = LatencyTable({"a": Surface(marks, marks, noisy)}, {"a": 1}, dense=1.0)
+    for width in range(16, 129, 8):
+        (by_out,), (by_in,) = table.slopes(np.array([width]), np.array([width]))
+        assert by_out == pytest.approx(1e-6 * (0.5 + 0.125 * width), rel=0.25)
+        assert by_in == pytest.approx(1e-6 * (0.25 + 0.125 * width), rel=0.25)
+
+
+def test_weights_are_least_squares_and_only_what_is_fixed_may_be_negative() -> None:
+    draw = np.random.default_rng(0)
+    features = np.c_[draw.random((8, 2)), np.ones(8)]
+    for weights in ([2.0, 0.5, 0.1], [2.0, 0.5, -0.1]):
+        assert least_squares(features, features @ weights) == pytest.approx(weights)
+    weights = least_squares(features, features @ [2.0, -0.5, 0.1])
+    assert weights[1] == 0 and weights[0] > 1
 
 
 def test_no_network_is_predicted_to_take_next_to_nothing() -> None:

@@ -147,15 +147,6 @@ def test_random_plans_land_on_their_share_and_differ(multiple: int, stopwatch: l
         assert kept and all(width % multiple == 0 or multiple % width == 0 for width in kept)
 
 
-def test_weights_are_least_squares_and_only_what_is_fixed_may_be_negative() -> None:
-    draw = np.random.default_rng(0)
-    features = np.c_[draw.random((8, 2)), np.ones(8)]
-    for weights in ([2.0, 0.5, 0.1], [2.0, 0.5, -0.1]):
-        assert profiling._least_squares(features, features @ weights) == pytest.approx(weights)
-    weights = profiling._least_squares(features, features @ [2.0, -0.5, 0.1])
-    assert weights[1] == 0 and weights[0] > 1
-
-
 def test_networks_are_really_timed() -> None:
     seconds = time_networks([build("yolov8n"), build("yolov8n")], "onnx", 64)
     assert len(seconds) == 2 and min(seconds) > 0

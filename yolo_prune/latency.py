@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -164,33 +165,67 @@ class _Grid:
             self._outs[i, : len(s.outs)], self._ins[i, : len(s.ins)] = s.outs, s.ins
             self._seconds[i, : len(s.outs), : len(s.ins)] = s.seconds
         self._index = np.arange(len(surfaces))
+        self._surfaces = surfaces
 
     def seconds(self, out: np.ndarray, inp: np.ndarray) -> np.ndarray:
         """Return the time of each layer alone; widths cost as the next multiple of `SIMD`."""
-        corners, a, b, _, _ = self._cell(*(np.ceil(widths / SIMD) * SIMD for widths in (out, inp)))
-        (t00, t01), (t10, t11) = corners
-        seconds: np.ndarray = (1 - a) * ((1 - b) * t00 + b * t01) + a * ((1 - b) * t10 + b * t11)
+        (i, i1, a), (j, j1, b) = (
+            self._between(marks, np.ceil(widths / SIMD) * SIMD)
+            for marks, widths in ((self._outs, out), (self._ins, inp))
+        )
+        at, t = self._index, self._seconds
+        seconds: np.ndarray = (1 - a) * ((1 - b) * t[at, i, j] + b * t[at, i, j1]) + a * (
+            (1 - b) * t[at, i1, j] + b * t[at, i1, j1]
+        )
         return seconds
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what one output and one input more takes of each layer, without the stairs."""
-        corners, a, b, rows, columns = self._cell(np.asarray(out, dtype=float), inp)
-        (t00, t01), (t10, t11) = corners
-        by_out = ((1 - b) * (t10 - t00) + b * (t11 - t01)) / rows
-        by_in = ((1 - a) * (t01 - t00) + a * (t11 - t10)) / columns
-        return by_out, by_in
+        """Return what one output and one input more takes of each layer, without stairs and noise."""
+        per_pair, per_out, per_in = self._smooth
+        return per_out + per_pair * inp, per_in + per_pair * out
 
-    def _cell(self, out: np.ndarray, inp: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the four corners around each pair of widths, where in between it lies, and the size of the cell."""
-        i, i1, a, rows = self._between(self._outs, out)
-        j, j1, b, columns = self._between(self._ins, inp)
-        at, t = self._index, self._seconds
-        return ((t[at, i, j], t[at, i, j1]), (t[at, i1, j], t[at, i1, j1])), a, b, rows, columns
+    @cached_property
+    def _smooth(self) -> np.ndarray:
+        return np.array([_smooth(surface) for surface in self._surfaces]).T
 
-    def _between(self, marks: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the marks below and above each width, the share of the way between them, and their distance."""
+    def _between(self, marks: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the marks below and above each width, and the share of the way between them."""
         last = np.isfinite(marks).sum(1) - 1
-        low = np.clip((marks <= np.asarray(widths)[:, None]).sum(1) - 1, 0, np.maximum(last - 1, 0))
+        low = np.clip((marks <= widths[:, None]).sum(1) - 1, 0, np.maximum(last - 1, 0))
         high = np.minimum(low + 1, last)
         distance = np.where(high > low, marks[self._index, high] - marks[self._index, low], np.inf)
-        return low, high, np.clip((widths - marks[self._index, low]) / distance, 0, 1), distance
+        return low, high, np.clip((widths - marks[self._index, low]) / distance, 0, 1)
+
+
+def _smooth(surface: Surface) -> tuple[float, float, float]:
+    """Return the seconds per pair of widths, per output and per input that tell a layer's times best.
+
+    The difference between two times is mostly noise where a layer takes microseconds, and channels would go where the
+    noise was largest.
+    """
+    outs, ins = (side.ravel() for side in np.meshgrid(surface.outs, surface.ins, indexing="ij"))
+    seconds = np.ravel(surface.seconds)
+    scale = np.maximum(seconds, 0.01 * seconds.max() or 1.0)  # errors count relative to the time
+    out_varies, in_varies = len(surface.outs) > 1, len(surface.ins) > 1  # one width tells no slope
+    features = np.c_[outs * ins * (out_varies and in_varies), outs * out_varies, ins * in_varies, np.ones(len(outs))]
+    per_pair, per_out, per_in, _ = least_squares(features / scale[:, None], seconds / scale)
+    return per_pair, per_out, per_in
+
+
+def least_squares(features: np.ndarray, target: np.ndarray) -> list[float]:
+    """Return the weights of a few features, of which none but the last may be below 0, by trying every set of them.
+
+    Args:
+        features: Shape (samples, features), each column of them 0 or above.
+        target: Shape (samples,).
+    """
+    best, least = np.zeros(features.shape[1]), np.inf
+    for n in range(1, features.shape[1] + 1):
+        for some in map(list, combinations(np.flatnonzero(features.any(0)), n)):
+            scale = features[:, some].max(0)
+            weights = np.zeros(features.shape[1])
+            weights[some] = np.linalg.lstsq(features[:, some] / scale, target, rcond=None)[0] / scale
+            error = float(np.square(features @ weights - target).sum())
+            if (weights[:-1] >= 0).all() and error < least:
+                least, best = error, weights
+    return [float(w) for w in best]

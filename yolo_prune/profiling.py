@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import WriteError
 from yolo_prune.files import replacing
 from yolo_prune.graph import height_and_width, image_channels
-from yolo_prune.latency import SIMD, LatencyTable, Surface
+from yolo_prune.latency import SIMD, LatencyTable, Surface, least_squares
 from yolo_prune.layers import named_layers, resized, widths
 from yolo_prune.plan import PrunePlan
 from yolo_prune.runtimes import (
@@ -53,8 +52,10 @@ MARKS = 5
 """Widths of each side at which a layer is timed."""
 ROUNDS = 8
 """Times that a layer runs; the shortest counts."""
-NETWORK_ROUNDS = 40
-"""Times that a whole network runs, in turns with others."""
+NETWORK_ROUNDS = (40, 400)
+"""Times that a whole network runs, in turns with others, at least and at most."""
+NETWORK_SECONDS = 4.0
+"""How long networks run, so that a disturbance of a second does not decide."""
 SHARES = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Multiply-adds that the networks keep which are timed as a whole, beside the dense one."""
 WEIGHTS = ("dense", "per_layer", "per_value", "per_mac", "fixed")
@@ -128,7 +129,9 @@ def time_networks(
             for i, network in enumerate(networks):
                 runners.append(_whole(network, runtime, size, Path(folder) / str(i), threads or all_threads()))
                 step()
-        return [float(s) for s in typical(alternating(runners, NETWORK_ROUNDS))]
+        per_round = alternating(runners, rounds=2).sum()  # each runs twice in its turn, and one time counts
+        rounds = int(np.clip(NETWORK_SECONDS / per_round, *NETWORK_ROUNDS))
+        return [float(s) for s in typical(alternating(runners, rounds))]
 
 
 def typical(seconds: np.ndarray) -> np.ndarray:
@@ -253,22 +256,8 @@ def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) 
         plan.apply(pruned)
     features = [[*_features(graph, n), plan.macs["after"], 1.0] for n, plan in zip(networks, plans, strict=True)]
     dense, *seconds = time_networks([network, *networks], runtime, graph.imgsz, threads)
-    weights = _least_squares(np.array(features) / np.array(seconds)[:, None], np.ones(len(plans)))
+    weights = least_squares(np.array(features) / np.array(seconds)[:, None], np.ones(len(plans)))
     return dict(zip(WEIGHTS, (dense, *weights), strict=True))
-
-
-def _least_squares(features: np.ndarray, target: np.ndarray) -> list[float]:
-    """Return the weights of a few features, of which none but the last may be below 0, by trying every set of them."""
-    best, least = np.zeros(features.shape[1]), np.inf
-    for n in range(1, features.shape[1] + 1):
-        for some in map(list, combinations(range(features.shape[1]), n)):
-            scale = features[:, some].max(0)
-            weights = np.zeros(features.shape[1])
-            weights[some] = np.linalg.lstsq(features[:, some] / scale, target, rcond=None)[0] / scale
-            error = float(np.square(features @ weights - target).sum())
-            if (weights[:-1] >= 0).all() and error < least:
-                least, best = error, weights
-    return [float(w) for w in best]
 
 
 def _features(graph: ChannelGraph, network: nn.Module) -> tuple[float, float]:
