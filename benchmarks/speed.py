@@ -44,6 +44,8 @@ ROUNDS = 40
 """Times that each network runs at 640 px; at smaller sizes as much more often as it takes less."""
 DISTURBED = 1.1
 """Times as long as at its best that the dense network takes when something else keeps the machine busy."""
+BUSY = "something else keeps this machine busy"
+"""What a cut for a latency warns of then."""
 TRIES = 2
 """Times that what was disturbed is made, at most."""
 CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -114,40 +116,37 @@ def cut(case: Case, name: str, data: str, runs: Path) -> tuple[Path, str]:
         )
         where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
         command = [Path(sys.executable).with_name("yolo-prune"), "prune", *what, *where]
-        done = subprocess.run(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        log_of(folder).write_text(done.stdout)
         if done.returncode:
-            refusal.write_text(done.stderr.strip().splitlines()[-1] + "\n")
+            refusal.write_text(done.stdout.strip().splitlines()[-1] + "\n")
     return best, refusal.read_text().strip() if refusal.exists() else ""
 
 
 def cut_calmly(case: Case, name: str, data: str, runs: Path) -> tuple[Path, str]:
     """Return the same; what was planned for a latency while the machine was busy is made again."""
+    folder = folder_of(case, name, runs)
     for _ in range(TRIES - 1):
         made = cut(case, name, data, runs)
-        planned_for = [runtime for runtime in RUNTIMES if f"x in {runtime} at" in name and not made[1]]
-        if not any(is_longer(dense_when_cut(case, name, runs), case, r, CUTS[name][0], runs) for r in planned_for):
+        if not log_of(folder).exists() or BUSY not in log_of(folder).read_text():
             return made
-        shutil.rmtree(folder_of(case, name, runs))
+        shutil.rmtree(folder)
     return cut(case, name, data, runs)
 
 
-def dense_when_cut(case: Case, name: str, runs: Path) -> float:
-    """Return how long the dense network took right after a cut for a latency; infinity if there is none."""
-    report = folder_of(case, name, runs) / "pruning" / "report.json"
-    return json.loads(report.read_text())["dense"]["latency"] if report.exists() else float("inf")
+def log_of(folder: Path) -> Path:
+    """Return the file that keeps what a cut printed."""
+    return folder / "log.txt"
 
 
-def is_longer(seconds: float, case: Case, runtime: str, imgsz: int, runs: Path) -> bool:
+def is_disturbed(known: Mapping[str, Any], case: Case) -> bool:
     """Return whether the dense network took longer than it does at its best."""
-    return seconds > DISTURBED * least(case, runtime, imgsz, runs)
-
-
-def least(case: Case, runtime: str, imgsz: int, runs: Path) -> float:
-    """Return the shortest time that the dense network was ever seen to take."""
-    files = [json.loads(file.read_text()) for file in RESULTS.glob(f"{case.model}-{imgsz}-*.json")]
-    timed = [seconds for found in files for of, seconds in dense_times(found["rows"]) if of == runtime]
-    cuts = (name for name in CUTS if name.endswith(f"x in {runtime} at {imgsz} px"))
-    return min([*timed, *(dense_when_cut(case, name, runs) for name in cuts)], default=float("inf"))
+    files = [json.loads(file.read_text()) for file in RESULTS.glob(f"{case.model}-{known['imgsz']}-*.json")]
+    return any(
+        seconds > DISTURBED * min(dict(dense_times(found["rows"])).get(runtime, seconds) for found in files)
+        for runtime, seconds in dense_times(known["rows"])
+    )
 
 
 def dense_times(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
@@ -174,7 +173,7 @@ def measure(case: Case, part: str, data: str, runs: Path) -> None:
         for _ in range(TRIES):
             is_newer = file.exists() and file.stat().st_mtime > max(f.stat().st_mtime for f in subjects.values())
             known = json.loads(file.read_text()) if is_newer else None
-            if known and not any(is_longer(s, case, r, imgsz, runs) for r, s in dense_times(known["rows"])):
+            if known and not is_disturbed(known, case):
                 break
             found = passed(subjects, imgsz, how)
             write(file, {**ABOUT, **calmest(found, known or found), "refused": refused})
