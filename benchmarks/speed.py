@@ -1,12 +1,13 @@
 """Speed: how much of a cut in multiply-adds arrives in the runtime, and how exactly a latency target is met.
 
     python benchmarks/accuracy.py --only -s0-start     # the dense models that it starts from
-    python benchmarks/speed.py --shared ../shared      # about an hour on two idle cores
+    python benchmarks/speed.py --shared ../shared      # about two hours on two idle cores
     python benchmarks/speed.py --table                 # print the tables of what is there
 
 yolov8n and yolo11n, fine-tuned on bccd, are cut once, without training, in the ways of ``CUTS``. Then dense and cut are
 timed in turns in one process with all threads, at 320 and 640 px, in ONNX Runtime, OpenVINO and PyTorch (``bench``).
-The error of the latency prediction is taken from random plans.
+The error of the latency prediction is taken from random plans. Cuts for a latency and cuts for MACs are also trained
+on, equally long, to compare what they have recovered at the same speed.
 
 A shared machine is slower for minutes when its neighbours are busy, and memory more so than arithmetic, which changes
 speed-ups. The dense network tells: what was timed while it took longer than at its best is timed, or cut, once more.
@@ -26,8 +27,8 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accuracy import Case
-from training import ENVIRONMENT, data_yaml, parser_of, write
+from accuracy import TRAIN, Case
+from training import ENVIRONMENT, data_yaml, parser_of, train, write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +49,8 @@ BUSY = "something else keeps this machine busy"
 """What a cut for a latency warns of then."""
 TRIES = 2
 """Times that what was disturbed is made, at most."""
+RECOVERY = 25
+"""Epochs that cuts are trained for, as in ``accuracy.py``."""
 CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "30 % fewer MACs": (224, ("prune=0.3",)),
     "50 % fewer MACs": (224, ("prune=0.5",)),
@@ -68,10 +71,13 @@ CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     **{f"{target} in onnx at 224 px": (224, (f"prune={target}",)) for target in ("1.5x", "1.75x", "2x")},
 }
 """Name -> image size of the cut and its arguments. Latency targets are met at the size that they are planned for."""
+PLAIN = tuple(name for name in CUTS if name.endswith("fewer MACs"))
+"""Those for MACs alone."""
 ABOUT = {"seed": 0, "data": "bccd"}
 """What all results have in common."""
-PARTS = ("macs", "latency", "prediction", "multiples")
-"""Of the measurement: cuts for a target in MACs, cuts for a latency, and random plans, predicted or of some widths."""
+PARTS = ("macs", "latency", "prediction", "multiples", "recovery")
+"""Of the measurement: cuts for a target in MACs, cuts for a latency; random plans, predicted or of some widths; and
+cuts that are trained on."""
 MULTIPLES, PLANS_PER_MULTIPLE = (8, 16, 32), 4
 
 
@@ -88,6 +94,8 @@ def main() -> None:
                 measure_prediction(case, args.runs.resolve())
             elif part == "multiples":
                 measure_multiples(case, args.runs.resolve())
+            elif part == "recovery":
+                measure_recovery(case, args.shared.resolve(), args.runs.resolve())
             else:
                 measure(case, part, data, args.runs.resolve())
     print(
@@ -159,14 +167,13 @@ def dense_times(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]
 def measure(case: Case, part: str, data: str, runs: Path) -> None:
     """Time dense and cut networks, in turns for each runtime and size; at 224 px, their training's, also judge them."""
     by_part = {"macs": [name for name in CUTS if "x in " not in name], "latency": [n for n in CUTS if "x in " in n]}
-    plain = [name for name in by_part["macs"] if name.endswith("fewer MACs")]
-    made = {name: cut_calmly(case, name, data, runs) for name in (*by_part[part], *plain)}
+    made = {name: cut_calmly(case, name, data, runs) for name in (*by_part[part], *PLAIN)}
     files = {name: best for name, (best, refusal) in made.items() if not refusal}
     for imgsz in (224, *SIZES):
         file = RESULTS / f"{case.model}-{imgsz}-{part}.json"
         here = [name for name in by_part[part] if part == "macs" or CUTS[name][0] == imgsz]
         if part == "latency" and imgsz not in SIZES:
-            here += plain  # to compare them in one run
+            here += PLAIN  # to compare them in one run
         subjects = {"dense": case.start(runs)} | {name: files[name] for name in here if name in files}
         how = {"runtimes": RUNTIMES} if imgsz in SIZES else {"runtimes": ("onnx",), "data": data}
         refused = {name: made[name][1] for name in here if name not in files}
@@ -235,6 +242,21 @@ def measure_multiples(case: Case, runs: Path) -> None:
         for runtime, of in seconds.items()
     }
     write(file, {**ABOUT, "imgsz": SIZES[0], "speedups": speedups})
+
+
+def measure_recovery(case: Case, shared: Path, runs: Path) -> None:
+    """Train on what was cut at 224 px, for a latency or for MACs; runs that are there are not made again."""
+    file = RESULTS / f"{case.model}-recovery.json"
+    known = json.loads(file.read_text())["fitness"] if file.exists() else {}
+    data = data_yaml(shared, case.data)
+    for name in (*(name for name in CUTS if name.endswith("x in onnx at 224 px")), *PLAIN):
+        best, refusal = cut_calmly(case, name, str(data), runs)
+        if refusal or name in known:
+            continue
+        how = (f"epochs={RECOVERY}", f"seed={case.seed}", *TRAIN, "prune=0", "prune_benchmark=False")
+        trained = train((f"model={best}", f"data={data}", *how), folder_of(case, name, runs) / "recovery", shared)
+        known[name] = trained["plain_process"]["metrics"][case.metric]
+        write(file, {**ABOUT, "imgsz": 224, "epochs": RECOVERY, "fitness": known})
 
 
 def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, LatencyTable]:
@@ -345,16 +367,21 @@ def equal_speed_table() -> str:
     """Return the accuracy of cuts that were planned for latency, and of cuts planned for MACs that are as fast."""
     rows = []
     for model in MODELS:
-        found = rows_of(model, 224)
-        by_macs = sorted(
-            (c["onnx"], c["fitness"]) for n, c in found.items() if n == "dense" or n.endswith("fewer MACs")
-        )
-        for name, cell in found.items():
-            if name.endswith("in onnx at 224 px"):
-                as_fast = np.interp(cell["onnx"], *zip(*by_macs, strict=True), right=np.nan)
-                told = "none is as fast" if np.isnan(as_fast) else f"{as_fast:.3f}"
-                rows.append((model, name, f"{cell['onnx']:.2f}x", f"{cell['fitness']:.3f}", told))
-    return table_of(("model", "asked", "measured", "planned for latency", "planned for MACs, as fast"), rows)
+        found, file = rows_of(model, 224), RESULTS / f"{model}-recovery.json"
+        cut_only = {name: cell["fitness"] for name, cell in found.items()}
+        recovered = json.loads(file.read_text())["fitness"] if file.exists() else {}
+        for name in (name for name in found if name.endswith("in onnx at 224 px")):
+            speed = found[name]["onnx"]
+            row = [model, name, f"{speed:.2f}x"]
+            for of in (cut_only, recovered):
+                by_macs = sorted((found[plain]["onnx"], of[plain]) for plain in PLAIN if plain in of)
+                as_fast = (
+                    np.interp(speed, *zip(*by_macs, strict=True), left=np.nan, right=np.nan) if by_macs else np.nan
+                )
+                row += [f"{of[name]:.3f}" if name in of else "", "" if np.isnan(as_fast) else f"{as_fast:.3f}"]
+            rows.append(row)
+    header = ("for latency", "for MACs, as fast", f"for latency, {RECOVERY} epochs later", "for MACs, as fast")
+    return table_of(("model", "asked", "measured", *header), rows)
 
 
 def multiple_table() -> str:

@@ -71,7 +71,7 @@ def test_all_forms_of_a_model_are_timed_in_turns_with_the_others(
         assert row["fitness"] is not None
     first, second, _, pytorch, torchscript = saved["rows"]
     assert first["speedup"] == torchscript["speedup"] == 1
-    assert math.isclose(second["speedup"], first["seconds"][1] / second["seconds"][1])
+    assert math.isclose(second["speedup"], first["seconds"][0] / second["seconds"][0])
     assert pytorch["bytes"] == slim.stat().st_size and torchscript["bytes"] == Path("slim.torchscript").stat().st_size
     assert "64x64 pixels, batch 1, 2 rounds in turns" in printed and "torchscript" in printed
     assert not list(Path().glob("*.onnx"))  # what was not there is not left behind

@@ -17,6 +17,8 @@ from yolo_prune.graph import trace
 from yolo_prune.latency import SIMD, LatencyTable, Surface
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import STRIDE, Evidence, plan_cut
+from yolo_prune.sensitivity import Judge
+from yolo_prune.targets import LATENCY, MACS
 
 
 def planned(
@@ -26,15 +28,16 @@ def planned(
     slowness: Callable[[nn.Module], float] | None = None,
     **knobs: Any,
 ) -> tuple[PrunePlan, list[Evidence]]:
-    """Return a plan, and what its strides looked at."""
+    """Return a plan, and what its strides looked at; savings count in what the budget asks for."""
     seen: list[Evidence] = []
     stock = planner._stride
 
-    def stride(graph: Any, config: Any, target: Any, widths: Any, evidence: Evidence) -> PrunePlan:
+    def stride(graph: Any, wish: Any, evidence: Evidence) -> PrunePlan:
         seen.append(evidence)
-        return stock(graph, config, target, widths, evidence)
+        return stock(graph, wish, evidence)
 
     monkeypatch.setattr(planner, "_stride", stride)
+    monkeypatch.setattr(planner._Wish, "currencies", lambda wish, evidence: (None,))
     config = PruneConfig(**{"importance": "reconstruction", "allocation": "global", **knobs})
     evidence = Evidence(model, labelled_batches(2))
     return plan_cut(model, config, IMGSZ, evidence=evidence, latency=latency, slowness=slowness), seen
@@ -122,6 +125,36 @@ def lands(
     best = min(meets) if meets else max(clock.measured)
     assert clock.speedup(model) == clock.predicted[clock.measured.index(best)]
     return clock
+
+
+@pytest.mark.parametrize("better", [None, MACS])
+def test_of_two_plans_for_a_latency_that_one_stays_which_loses_less(
+    monkeypatch: pytest.MonkeyPatch, better: str | None
+) -> None:
+    model, batches = build("yolov8n"), labelled_batches(2)
+    table = Clock(model, lambda speedup, looks: 1.0).table
+    config = PruneConfig(target="1.6x", importance="l2", allocation="global")
+
+    def plan_with(currencies: tuple[str | None, ...] | None, given: list[dict[str, Any]] = batches) -> PrunePlan:
+        with monkeypatch.context() as patch:
+            if currencies:
+                patch.setattr(planner._Wish, "currencies", lambda wish, evidence: currencies)
+            return plan_cut(model, config, IMGSZ, evidence=Evidence(model, given), latency=table)
+
+    made = {currency: plan_with((currency,)) for currency in (None, MACS)}
+    assert made[None] != made[MACS]
+    judge = Judge(model, batches, batches)
+    real = min(made, key=lambda currency: judge.loss(made[currency], weights=config.reconstruction))
+    assert plan_with(None) == made[real]
+    monkeypatch.setattr(Judge, "loss", lambda judge, plan, **_: float(plan != made[better]))
+    assert plan_with(None) == made[better]
+    assert plan_with(None, given=[]) == made[None]  # nothing judges
+
+
+@pytest.mark.parametrize("knobs", [{"allocation": "uniform"}, {"per_cost": False}, {"target": 0.5}])
+def test_where_savings_do_not_count_or_no_latency_is_asked_there_is_one_plan(knobs: dict[str, Any]) -> None:
+    wish = planner._Wish(PruneConfig(**{"target": "1.6x", **knobs}), {MACS if "target" in knobs else LATENCY: 1.0}, {})
+    assert wish.currencies(Evidence(nn.Identity(), [{}])) == (None,)
 
 
 def test_the_last_stride_is_made_anew_for_what_the_planned_network_really_takes(

@@ -88,6 +88,7 @@ def make_plan(
     *,
     allocation: str = "uniform",
     per_cost: bool = True,
+    currency: str | None = None,
     tolerance: Callable[[int, float], float] | None = None,
     round_to: int | None = None,
     limits: Limits = lambda layer: 0.9,
@@ -102,7 +103,8 @@ def make_plan(
         allocation: ``uniform`` gives every bundle the same ratio, ``global`` takes what costs least wherever it lies,
             ``isomorphic`` does so among bundles of the same structure and takes the same ratio of every structure (Fang
             et al. 2024, "Isomorphic Pruning for Vision Models", section 3), ``tolerance`` follows ``tolerance``.
-        per_cost: Whether what a unit is worth is divided by what it saves of the budget, or by its channels.
+        per_cost: Whether what a unit is worth is divided by what it saves, or by its channels.
+        currency: The quantity of which savings count (default: those of the budget that are still beyond it).
         tolerance: (bundle, share of its steps that is gone) -> how much that hurts; where it hurts least goes next.
         round_to: Kept widths are multiples of this (default: see `HARDWARE`).
         limits: Largest share of its dense width that each layer may lose.
@@ -113,7 +115,7 @@ def make_plan(
     """
     cost = CostModel(graph)
     options = check_reachable(graph, budget, round_to, limits, dense_widths)
-    kept = _Allocation(graph, cost, options, ranking, per_cost)
+    kept = _Allocation(graph, cost, options, ranking, per_cost, currency)
     rules: dict[str, Rule] = {
         "uniform": kept.share,
         "global": kept.price,
@@ -216,9 +218,16 @@ class _Allocation:
     """How many steps each bundle keeps, from all to as few as the target asks."""
 
     def __init__(
-        self, graph: ChannelGraph, cost: CostModel, options: list[np.ndarray], ranking: Ranking, per_cost: bool
+        self,
+        graph: ChannelGraph,
+        cost: CostModel,
+        options: list[np.ndarray],
+        ranking: Ranking,
+        per_cost: bool,
+        currency: str | None,
     ) -> None:
-        self._graph, self._cost, self._ranking, self._per_cost = graph, cost, ranking, per_cost
+        self._graph, self._cost, self._ranking = graph, cost, ranking
+        self._per_cost, self._currency = per_cost, currency
         self.steps = [int(o[-1]) for o in options]
         self._moves = [_moves(o.tolist()) for o in options]
         classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -233,7 +242,8 @@ class _Allocation:
         """Move by move, let the bundle go that the rule names, until the budget holds."""
         history: list[tuple[int, int]] = []
         while excess := self._excess(units := _units(self._graph, self.steps), budget):
-            savings = [self._cost.savings(q, units) / amount for q, amount in excess.items()]
+            counted = {self._currency: 1.0} if self._currency else excess
+            savings = [self._cost.savings(q, units) / amount for q, amount in counted.items()]
             self._savings = np.sum(savings, axis=0)
             moves = {b: move[n] for b, (n, move) in enumerate(zip(self.steps, self._moves, strict=True)) if n in move}
             bundle = min(moves, key=lambda b: rule(b, moves[b]))

@@ -23,7 +23,7 @@ from yolo_prune.export import exports_of, file_size, fitness, form_of
 from yolo_prune.files import replacing
 from yolo_prune.graph import height_and_width, image_channels, image_size, trace
 from yolo_prune.host import open_model
-from yolo_prune.profiling import export, time_networks
+from yolo_prune.profiling import export, time_networks, typical
 from yolo_prune.report import Report, Stage, aligned
 from yolo_prune.runtimes import FORMATS, all_threads, alternating, check_runtime, described, file_runner
 from yolo_prune.targets import BYTES, MACS, PARAMS, in_units
@@ -43,7 +43,8 @@ class Row:
         params: Parameters, likewise.
         bytes: Size of the file or folder; None for an official scale.
         seconds: Times for one image: lower quartile, median, upper quartile; None where it could not be timed.
-        speedup: How many times as fast as the first model that was timed in this runtime.
+        speedup: How many times as fast as the first model that was timed in this runtime, by the lower quartiles (see
+            `profiling.typical`): medians change more when the machine is busy for a part of the rounds.
         fitness: Ultralytics' fitness of this very file on the validation split, where data was given.
         reason: Why it could not be timed.
     """
@@ -89,8 +90,9 @@ class Bench:
             fitness = "" if row.fitness is None else f"{row.fitness:.4f}"
             cells.append((row.model, row.runtime, *sizes, *timed, *[fitness] * is_judged))
         told = [f"{name} {w['version']}: {w['device']}, {w['threads']} threads" for name, w in self.where.items()]
-        size = f"{self.imgsz[0]}x{self.imgsz[1]} pixels, batch 1, {self.rounds} rounds in turns"
-        return "\n".join([aligned(cells), size, *told])
+        size = f"{self.imgsz[0]}x{self.imgsz[1]} pixels, batch 1"
+        how = f"{self.rounds} rounds in turns, speed-ups by lower quartiles"
+        return "\n".join([aligned(cells), f"{size}, {how}", *told])
 
     def save(self, path: Path) -> None:
         """Write everything as JSON; a reader never sees half of it."""
@@ -315,8 +317,9 @@ def _timed(subjects: Sequence[_Subject], runtime: str, shape: tuple[int, ...], t
             continue
         runners.append(runner)
         timed.append(row)
-    for row, seconds in zip(timed, alternating(runners, rounds), strict=True):
-        low, median, high = (float(q) for q in np.percentile(seconds, (25, 50, 75)))
-        row.seconds = (low, median, high)
-        row.speedup = (timed[0].seconds or row.seconds)[1] / median
+    seconds = alternating(runners, rounds)
+    lower = typical(seconds)
+    for i, row in enumerate(timed):
+        row.seconds = (float(lower[i]), float(np.median(seconds[i])), float(np.quantile(seconds[i], 0.75)))
+        row.speedup = float(lower[0] / lower[i])
     return rows
