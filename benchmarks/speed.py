@@ -148,6 +148,14 @@ def log_of(folder: Path) -> Path:
     return folder / "log.txt"
 
 
+def speed_at_once(folder: Path) -> float | None:
+    """Return the speed-up that a cut for a latency measured itself, as soon as it was made; None of others."""
+    file = folder / "pruning" / "report.json"
+    report = json.loads(file.read_text()) if file.exists() else {}
+    dense, final = (report.get(stage, {}).get("latency") for stage in ("dense", "final"))
+    return dense / final if dense and final else None
+
+
 def is_disturbed(known: Mapping[str, Any], case: Case) -> bool:
     """Return whether the dense network took longer than it does at its best."""
     files = [json.loads(file.read_text()) for file in RESULTS.glob(f"{case.model}-{known['imgsz']}-*.json")]
@@ -183,7 +191,8 @@ def measure(case: Case, part: str, data: str, runs: Path) -> None:
             if known and not is_disturbed(known, case):
                 break
             found = passed(subjects, imgsz, how)
-            write(file, {**ABOUT, **calmest(found, known or found), "refused": refused})
+            at_once = {name: speed_at_once(folder_of(case, name, runs)) for name in here}
+            write(file, {**ABOUT, **calmest(found, known or found), "refused": refused, "at_once": at_once})
 
 
 def passed(subjects: Mapping[str, Path], imgsz: int, how: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,8 +327,8 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def speedups(cell: Mapping[str, Any]) -> list[str]:
-    """Return the speed-ups in all runtimes as text."""
-    return [f"{cell[runtime]:.2f}x" for runtime in RUNTIMES]
+    """Return the speed-ups in all runtimes as text; nothing for one that was not timed."""
+    return [f"{cell[runtime]:.2f}x" if runtime in cell else "" for runtime in RUNTIMES]
 
 
 def speed_table() -> str:
@@ -337,18 +346,18 @@ def speed_table() -> str:
 
 def target_table() -> str:
     """Return how latency targets are met."""
-    rows = [
-        (model, name, f"{cell['macs'] / found['dense']['macs']:.0%}", *speedups(cell))
-        for model in MODELS
-        for imgsz in SIZES
-        for found in (rows_of(model, imgsz),)
-        for name, cell in found.items()
-        if name.endswith(f"at {imgsz} px")
-    ]
-    for file in (RESULTS / f"{model}-{imgsz}-latency.json" for model in MODELS for imgsz in SIZES):
-        for name in json.loads(file.read_text())["refused"] if file.exists() else ():
-            rows.append((file.stem.partition("-")[0], name, "refused", "", "", ""))
-    return table_of(("model", "asked", "MACs kept", "ONNX Runtime", "OpenVINO", "PyTorch"), rows)
+    rows = []
+    for model, imgsz in product(MODELS, (224, *SIZES)):
+        file, found = RESULTS / f"{model}-{imgsz}-latency.json", rows_of(model, imgsz)
+        known = json.loads(file.read_text()) if file.exists() else {"refused": {}, "at_once": {}}
+        for name in (name for name in CUTS if name.endswith(f"at {imgsz} px")):
+            if name in known["refused"]:
+                rows.append((model, name, "refused", *[""] * 4))
+            elif name in found:
+                kept = f"{found[name]['macs'] / found['dense']['macs']:.0%}"
+                rows.append((model, name, kept, f"{known['at_once'][name]:.2f}x", *speedups(found[name])))
+    again = ("again: ONNX Runtime", "OpenVINO", "PyTorch")
+    return table_of(("model", "asked", "MACs kept", "at once", *again), rows)
 
 
 def width_table() -> str:
