@@ -147,6 +147,8 @@ def plan_traced(
 ) -> PrunePlan:
     """Rank and choose, where the network has been traced already.
 
+    For a latency that data can judge, there are two plans, and that stays which loses less on the calibration images.
+
     Args:
         model: The network to cut.
         graph: Its channel groups, traced with the config's ``is_ignored``; for a latency budget, with its latency.
