@@ -21,13 +21,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accuracy import TRAIN, Case
+from accuracy import EPOCHS, TRAIN, Case
 from training import ENVIRONMENT, data_yaml, parser_of, train, write
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ BUSY = "something else keeps this machine busy"
 """What a cut for a latency warns of then."""
 TRIES = 2
 """Times that what was disturbed is made, at most."""
-RECOVERY = 25
-"""Epochs that cuts are trained for, as in ``accuracy.py``."""
 CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "30 % fewer MACs": (224, ("prune=0.3",)),
     "50 % fewer MACs": (224, ("prune=0.5",)),
@@ -71,8 +69,11 @@ CUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     **{f"{target} in onnx at 224 px": (224, (f"prune={target}",)) for target in ("1.5x", "1.75x", "2x")},
 }
 """Name -> image size of the cut and its arguments. Latency targets are met at the size that they are planned for."""
-PLAIN = tuple(name for name in CUTS if name.endswith("fewer MACs"))
-"""Those for MACs alone."""
+FOR_MACS = tuple(name for name in CUTS if "x in " not in name)
+PLAIN = tuple(name for name in FOR_MACS if name.endswith("fewer MACs"))
+"""Those for MACs, and those of them with nothing else changed."""
+FOR_LATENCY = {imgsz: tuple(name for name in CUTS if name.endswith(f"at {imgsz} px")) for imgsz in (224, *SIZES)}
+"""Image size -> those for a latency there."""
 ABOUT = {"seed": 0, "data": "bccd"}
 """What all results have in common."""
 PARTS = ("macs", "latency", "prediction", "multiples", "recovery")
@@ -174,24 +175,23 @@ def dense_times(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]
 
 def measure(case: Case, part: str, data: str, runs: Path) -> None:
     """Time dense and cut networks, in turns for each runtime and size; at 224 px, their training's, also judge them."""
-    by_part = {"macs": [name for name in CUTS if "x in " not in name], "latency": [n for n in CUTS if "x in " in n]}
-    made = {name: cut_calmly(case, name, data, runs) for name in (*by_part[part], *PLAIN)}
+    by_size = FOR_LATENCY if part == "latency" else dict.fromkeys(FOR_LATENCY, FOR_MACS)
+    made = {name: cut_calmly(case, name, data, runs) for name in dict.fromkeys(chain(*by_size.values(), PLAIN))}
     files = {name: best for name, (best, refusal) in made.items() if not refusal}
-    for imgsz in (224, *SIZES):
+    for imgsz, here in by_size.items():
         file = RESULTS / f"{case.model}-{imgsz}-{part}.json"
-        here = [name for name in by_part[part] if part == "macs" or CUTS[name][0] == imgsz]
         if part == "latency" and imgsz not in SIZES:
-            here += PLAIN  # to compare them in one run
+            here = (*here, *PLAIN)  # to compare them in one run
         subjects = {"dense": case.start(runs)} | {name: files[name] for name in here if name in files}
         how = {"runtimes": RUNTIMES} if imgsz in SIZES else {"runtimes": ("onnx",), "data": data}
         refused = {name: made[name][1] for name in here if name not in files}
+        at_once = {name: speed_at_once(folder_of(case, name, runs)) for name in here}
         for _ in range(TRIES):
             is_newer = file.exists() and file.stat().st_mtime > max(f.stat().st_mtime for f in subjects.values())
             known = json.loads(file.read_text()) if is_newer else None
             if known and not is_disturbed(known, case):
                 break
             found = passed(subjects, imgsz, how)
-            at_once = {name: speed_at_once(folder_of(case, name, runs)) for name in here}
             write(file, {**ABOUT, **calmest(found, known or found), "refused": refused, "at_once": at_once})
 
 
@@ -258,14 +258,14 @@ def measure_recovery(case: Case, shared: Path, runs: Path) -> None:
     file = RESULTS / f"{case.model}-recovery.json"
     known = json.loads(file.read_text())["fitness"] if file.exists() else {}
     data = data_yaml(shared, case.data)
-    for name in (*(name for name in CUTS if name.endswith("x in onnx at 224 px")), *PLAIN):
+    for name in (name for name in (*FOR_LATENCY[224], *PLAIN) if name not in known):
         best, refusal = cut_calmly(case, name, str(data), runs)
-        if refusal or name in known:
+        if refusal:
             continue
-        how = (f"epochs={RECOVERY}", f"seed={case.seed}", *TRAIN, "prune=0", "prune_benchmark=False")
+        how = (f"epochs={EPOCHS}", f"seed={case.seed}", *TRAIN, "prune=0", "prune_benchmark=False")
         trained = train((f"model={best}", f"data={data}", *how), folder_of(case, name, runs) / "recovery", shared)
         known[name] = trained["plain_process"]["metrics"][case.metric]
-        write(file, {**ABOUT, "imgsz": 224, "epochs": RECOVERY, "fitness": known})
+        write(file, {**ABOUT, "imgsz": 224, "epochs": EPOCHS, "fitness": known})
 
 
 def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, LatencyTable]:
@@ -339,7 +339,7 @@ def speed_table() -> str:
         for imgsz in SIZES
         for found in (rows_of(model, imgsz),)
         for name, cell in found.items()
-        if name.endswith("fewer MACs") or name.endswith("everywhere")
+        if name in PLAIN or name.endswith("everywhere")
     ]
     return table_of(("model", "px", "cut", "MACs kept", "ONNX Runtime", "OpenVINO", "PyTorch"), rows)
 
@@ -347,10 +347,10 @@ def speed_table() -> str:
 def target_table() -> str:
     """Return how latency targets are met."""
     rows = []
-    for model, imgsz in product(MODELS, (224, *SIZES)):
+    for model, (imgsz, names) in product(MODELS, FOR_LATENCY.items()):
         file, found = RESULTS / f"{model}-{imgsz}-latency.json", rows_of(model, imgsz)
         known = json.loads(file.read_text()) if file.exists() else {"refused": {}, "at_once": {}}
-        for name in (name for name in CUTS if name.endswith(f"at {imgsz} px")):
+        for name in names:
             if name in known["refused"]:
                 rows.append((model, name, "refused", *[""] * 4))
             elif name in found:
@@ -379,18 +379,21 @@ def equal_speed_table() -> str:
         found, file = rows_of(model, 224), RESULTS / f"{model}-recovery.json"
         cut_only = {name: cell["fitness"] for name, cell in found.items()}
         recovered = json.loads(file.read_text())["fitness"] if file.exists() else {}
-        for name in (name for name in found if name.endswith("in onnx at 224 px")):
+        for name in (name for name in FOR_LATENCY[224] if name in found):
             speed = found[name]["onnx"]
-            row = [model, name, f"{speed:.2f}x"]
-            for of in (cut_only, recovered):
-                by_macs = sorted((found[plain]["onnx"], of[plain]) for plain in PLAIN if plain in of)
-                as_fast = (
-                    np.interp(speed, *zip(*by_macs, strict=True), left=np.nan, right=np.nan) if by_macs else np.nan
-                )
-                row += [f"{of[name]:.3f}" if name in of else "", "" if np.isnan(as_fast) else f"{as_fast:.3f}"]
-            rows.append(row)
-    header = ("for latency", "for MACs, as fast", f"for latency, {RECOVERY} epochs later", "for MACs, as fast")
+            scores = (f"{of[name]:.3f}" if name in of else "" for of in (cut_only, recovered))
+            others = (as_fast(speed, found, of) for of in (cut_only, recovered))
+            rows.append((model, name, f"{speed:.2f}x", *chain(*zip(scores, others, strict=True))))
+    header = ("for latency", "for MACs, as fast", f"for latency, {EPOCHS} epochs later", "for MACs, as fast")
     return table_of(("model", "asked", "measured", *header), rows)
+
+
+def as_fast(speed: float, found: Mapping[str, Mapping[str, Any]], scores: Mapping[str, float]) -> str:
+    """Return the score of a cut for MACs that is as fast, between those that are there; nothing if it is beyond."""
+    known = sorted((found[name]["onnx"], scores[name]) for name in PLAIN if name in scores)
+    if not known or not known[0][0] <= speed <= known[-1][0]:
+        return ""
+    return f"{np.interp(speed, *zip(*known, strict=True)):.3f}"
 
 
 def multiple_table() -> str:

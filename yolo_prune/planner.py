@@ -172,8 +172,7 @@ def plan_traced(
     if len(plans) == 1:
         return plans[0]
     judge = Judge(evidence.model, evidence.batches, evidence.batches)
-    losses = [judge.loss(plan, weights=config.reconstruction) for plan in plans]
-    return plans[losses.index(min(losses))]
+    return min(plans, key=lambda plan: judge.loss(plan, weights=config.reconstruction))
 
 
 @dataclass(frozen=True)
