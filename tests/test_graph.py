@@ -9,7 +9,7 @@ from torch import nn
 from ultralytics.nn import tasks
 
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.graph import fixed_outputs, trace
+from yolo_prune.graph import outline, trace
 
 pytestmark = pytest.mark.drift
 
@@ -43,7 +43,7 @@ def test_only_what_the_task_predicts_is_locked(family: str) -> None:
     locked = graph_of(family).locked()
     layers = {e["layer"]: e["why"] for e in locked}
     layers.pop("model.22.dfl", None) or layers.pop("model.23.dfl", None)
-    assert set(layers) == set(fixed_outputs(build(family)))
+    assert set(layers) == set(outline(build(family)).fixed)
     assert set(layers.values()) == {"predicts the box distribution", "predicts the class scores"}
 
 
@@ -90,7 +90,7 @@ def test_what_is_no_yolo_network_is_refused() -> None:
 
 
 def test_the_fixed_outputs_are_the_last_convolutions_of_the_head() -> None:
-    assert set(fixed_outputs(build("yolo11n"))) == {f"model.23.{b}.{i}.2" for b in ("cv2", "cv3") for i in range(3)}
+    assert set(outline(build("yolo11n")).fixed) == {f"model.23.{b}.{i}.2" for b in ("cv2", "cv3") for i in range(3)}
 
 
 def test_a_network_whose_shapes_depend_on_values_is_refused_with_the_way_out() -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
 
-from yolo_prune.blocks import adapter_for
+from yolo_prune.blocks import followed
 from yolo_prune.errors import CheckpointError, seen, told
 from yolo_prune.files import replacing
-from yolo_prune.graph import fixed_outputs
+from yolo_prune.graph import outline
 from yolo_prune.layers import named_layers, resized, widths
 
 SCHEMA = 1
@@ -90,11 +90,16 @@ def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, 
         run: State of the pruning run, to continue after an interruption.
     """
     yaml = unmarked(model.yaml)
-    task_decides = fixed_outputs(model)
+    decided = outline(model)
     record: dict[str, Any] = {}
     for path, layer in named_layers(model):
-        record[path] = {side: n for side, n in widths(layer).items() if side != "out" or path not in task_decides}
-    record[next(iter(record))].pop("in")  # image channels: the data set decides
+        sides = widths(layer)
+        if path in decided.fixed:
+            sides.pop("out")
+        if path in decided.on_image:  # the data set decides
+            sides.pop("in" if "in" in sides else "out")
+        if not (decided.head and path.startswith(f"{decided.head}.")):
+            record[path] = sides
     return _with_record(yaml, SENTENCE, {"widths": record, **({"run": dict(run)} if run else {})})
 
 
@@ -137,18 +142,21 @@ def _with_record(yaml: Mapping[str, Any], sentence: str, record: Mapping[str, An
     }
 
 
-def rebuild(get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights: nn.Module | None) -> nn.Module:
+def rebuild(
+    get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights: nn.Module | None, **others: Any
+) -> nn.Module:
     """Build the network that a marked ``model.yaml`` describes, for a trainer's data set.
 
     Args:
         get_model: The trainer's stock ``get_model``; it sets the number of classes and image channels.
         cfg: A marked ``model.yaml``.
         weights: Weights to load as Ultralytics does (matching shapes, class rows by name), or None for random ones.
+        **others: What else ``get_model`` was called with.
 
     Raises:
         CheckpointError: If the record does not fit the network, e.g. because Ultralytics changed a block.
     """
-    model = get_model(cfg=unmarked(cfg), weights=None, verbose=False)
+    model = get_model(cfg=unmarked(cfg), weights=None, **others)
     if is_pruned(cfg):
         try:
             _narrow(model, cfg[KEY]["widths"])
@@ -180,9 +188,8 @@ def _narrow(model: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, resized(layers[path], {**now, **sides}))
     for module in model.modules():
-        if adapter := adapter_for(module):
-            for name, value in adapter.follow(module).items():
-                setattr(module, name, value)
+        for name, value in followed(module).items():
+            setattr(module, name, value)
     head = model.model[-1]
     if hasattr(head, "bias_init"):
         head.bias_init()  # fresh last convolutions start from the class prior, as Ultralytics has it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,16 +17,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import guess_model_task
 
-from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
+from yolo_prune.blocks import Call, Lane, Shadow, Unit, adapter_for, flat, is_read, mapped, shadow_of, simplify
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.console import waiting
 from yolo_prune.cost import FP16
 from yolo_prune.errors import ConfigError, UnsupportedError, seen, told
-from yolo_prune.layers import AnyLayer, is_grouped, is_quantized, named_layers, widths
+from yolo_prune.layers import AnyLayer, group_count, is_quantized, named_layers, widths
 
 
 def trace(
-    model: nn.Module, imgsz: int | tuple[int, int] = 640, ignored: Callable[[str], str | None] | None = None
+    model: nn.Module,
+    imgsz: int | tuple[int, int] = 640,
+    ignored: Callable[[str], str | None] | None = None,
+    readers: Mapping[str, str] | None = None,
 ) -> ChannelGraph:
     """Return the channel groups of a network. The network itself is only read: nothing runs on it.
 
@@ -34,6 +37,7 @@ def trace(
         model: An Ultralytics network (e.g. ``YOLO(...).model``); its ``model`` attribute holds the blocks.
         imgsz: Height and width in pixels for which the cost is counted.
         ignored: Maps a layer path to the reason why the user wants its output width kept, or to None.
+        readers: Layers that only a training step runs -> the modules whose results they take (see `rehearsal`).
 
     Raises:
         ConfigError: If the image size is none.
@@ -54,12 +58,14 @@ def trace(
     copy = _weightless(model)
     run = _stock_run(copy, image)  # before the adapters change what the copy computes
     shadow = shadow_of(copy, run.calls)
+    for path, source in (readers or {}).items():
+        shadow.read(source, [((path, "in", i),) for i in range(widths(model.get_submodule(path))["in"])])
     layers = _layers(model, run.positions, shadow.idle)
     fixed = dict(shadow.fixed)
     for path in layers:
         if ignored and (pattern := ignored(path)):
             fixed.setdefault(path, f"kept on request (ignored_layers has {pattern})")
-    grouped = {path: layer for path, layer in named_layers(model) if is_grouped(layer)}
+    grouped = {path: layer for path, layer in named_layers(model) if group_count(layer)}
     convs = sum(isinstance(module, nn.modules.conv._ConvNd) for module in shadow.model.modules())
     with waiting("tracing layers", convs) as step:
         units = _connected_units(_shadow_groups(shadow, image, step), shadow, grouped)
@@ -78,20 +84,107 @@ def trace(
     )
 
 
-def fixed_outputs(model: nn.Module) -> dict[str, str]:
-    """Return the layers whose output width the task decides, not the network, with what they predict."""
-    return shadow_of(_weightless(model)).fixed
+def makers(model: nn.Module, imgsz: tuple[int, int], source: str) -> list[str]:
+    """Return the layers that make the channels of what a module of a network makes."""
+    copy = _weightless(model)
+    image = torch.empty(1, image_channels(model), *imgsz, device="meta")
+    run = _stock_run(copy, image)
+    made = run.calls[source][0][1]
+    shadow = shadow_of(copy, run.calls)
+    shadow.read(source, [(("", "in", i),) for i in range(made.shape[1])])
+    units = _connected_units(_shadow_groups(shadow, image, lambda: None), shadow, {})
+    read = [component.units for component in units if any(path == "" for path, _, _ in component.units)]
+    found = {path for units in read for path, side, _ in units if side == "out" and path}
+    return [path for path, layer in named_layers(model) if path in found and "in" in widths(layer)]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What of a network's widths is decided elsewhere, by the task or by the images.
+
+    Attributes:
+        fixed: Layer whose output width the task decides -> what it predicts.
+        head: Path of a last row that nobody knows, so that nothing in it is ever cut, or None.
+        on_image: Layers that take the image itself, normalised or not.
+    """
+
+    fixed: dict[str, str]
+    head: str | None
+    on_image: frozenset[str]
+
+
+def outline(model: nn.Module) -> Outline:
+    """Return what of a network's widths is decided elsewhere. The network itself is only read, once for its widths.
+
+    Raises:
+        UnsupportedError: If its shapes depend on values.
+    """
+    key = str([(path, type(layer), widths(layer)) for path, layer in named_layers(model)])
+    if key not in _OUTLINES:
+        _OUTLINES.clear()
+        _OUTLINES[key] = _outline(model)
+    return _OUTLINES[key]
+
+
+_OUTLINES: dict[str, Outline] = {}
+"""That of the network which was asked for last: a run asks once an epoch."""
+
+
+def _outline(model: nn.Module) -> Outline:
+    copy = _weightless(model)
+    image = torch.empty(1, image_channels(model), 64, 64, device="meta")
+    run = _stock_run(copy, image)
+    last = f"model.{len(copy.model) - 1}"
+    is_known = adapter_for(copy.model[-1]) or is_read(copy.model[-1], run.calls.get(last, []))
+    on_image = _on_image(copy, run, image)  # before the adapters change the copy
+    return Outline(shadow_of(copy).fixed, None if is_known else last, on_image)
+
+
+def _on_image(copy: nn.Module, run: _Run, image: torch.Tensor) -> frozenset[str]:
+    """Return the layers that take the image, as far as normalisations hand it on, and the first that runs at all."""
+    modules = dict(copy.named_modules())
+    layers = [path for path in run.calls if isinstance(modules[path], (nn.modules.conv._ConvNd, nn.Linear))]
+    found, images = set(layers[:1]), {id(image)}
+    for path, calls in run.calls.items():  # in the order in which they ran
+        taken, made = calls[0]
+        if any(id(t) in images for t in flat(taken)):
+            if isinstance(modules[path], nn.BatchNorm2d):
+                images |= {id(t) for t in flat(made)}
+                found.add(path)
+            elif path in layers:
+                found.add(path)
+    return frozenset(found)
+
+
+class _FirstLayerError(Exception):
+    """Ends a forward pass at the first layer that has channels, and tells its width and that of what it takes."""
 
 
 def image_channels(model: nn.Module) -> int:
-    """Return the number of channels of an input image."""
-    yaml = getattr(model, "yaml", None) or {}
-    if "channels" in yaml:
-        return int(yaml["channels"])
-    found = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if found is None:
-        raise UnsupportedError(f"{type(model).__name__} has no convolution to cut; pass YOLO('….pt') or its .model.")
-    return found
+    """Return the number of channels of an input image, by the first layer that runs.
+
+    Raises:
+        UnsupportedError: If nothing that runs has channels.
+    """
+    assumed = int((getattr(model, "yaml", None) or {}).get("channels", 3))
+    copy = _weightless(model)
+
+    def look(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        width = layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.in_channels
+        raise _FirstLayerError(width, inputs[0].shape[1])
+
+    for layer in copy.modules():
+        if isinstance(layer, (nn.modules.conv._ConvNd, nn.BatchNorm2d)):
+            layer.register_forward_pre_hook(look)
+    try:
+        with torch.no_grad():
+            copy(torch.empty(1, assumed, 64, 64, device="meta"))
+    except _FirstLayerError as e:
+        width, taken = e.args
+        return int(assumed * width // taken)
+    except Exception as e:  # whatever a network of foreign blocks raises: what it is, `trace` tells
+        raise _unreadable(model, e) from e
+    raise UnsupportedError(f"{type(model).__name__} has no convolution to cut; pass YOLO('….pt') or its .model.")
 
 
 def image_size(model: nn.Module, asked: Any = None) -> int | tuple[int, int]:
@@ -129,11 +222,10 @@ def _weightless(model: nn.Module) -> nn.Module:
     for module in copy.modules():  # whoever listens to the network does not want to hear of its copy
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        if isinstance(module, nn.BatchNorm2d):  # as its input; torch takes long to find that out without values
-            module.forward = torch.clone
         for memory in ("shape", "shapes"):  # a head that remembers real anchors for an image size would use them again
             if memory in module.__dict__:
                 setattr(module, memory, None)
+    simplify(copy)
     return copy
 
 
@@ -179,11 +271,7 @@ def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(image)
     except Exception as e:  # whatever a network of foreign blocks raises
-        raise UnsupportedError(
-            f"this {type(model).__name__} cannot be read without data, because its forward pass on tensors without "
-            f"values ends in {told(e)}; shapes must not depend on values, as they do in a prompt-free YOLOE (cut the "
-            "YOLOE that it was made from)."
-        ) from e
+        raise _unreadable(model, e) from e
     for handle in hooks:
         handle.remove()
     root = type(model).__name__
@@ -191,6 +279,14 @@ def _stock_run(model: nn.Module, image: torch.Tensor) -> _Run:
         if name == root or name.startswith(f"{root}."):
             run.macs[name[len(root) + 1 :]] = sum(flops.values()) // 2
     return run
+
+
+def _unreadable(model: nn.Module, error: Exception) -> UnsupportedError:
+    return UnsupportedError(
+        f"this {type(model).__name__} cannot be read without data, because its forward pass on tensors without "
+        f"values ends in {told(error)}; shapes must not depend on values, as they do in a prompt-free YOLOE (cut the "
+        "YOLOE that it was made from)."
+    )
 
 
 def _other_macs(graph: ChannelGraph, run: _Run, idle: Iterable[str]) -> int:
@@ -354,14 +450,15 @@ def _connected_units(groups: Iterable[list[Member]], shadow: Shadow, grouped: di
     return union.components(locked)
 
 
-def _join_groups(union: _Union, locked: dict[Unit, str], path: str, layer: nn.modules.conv._ConvNd) -> None:
-    """Let each group of a convolution be removed or kept whole, inputs and outputs."""
-    reads_all = all((path, "in", channel) in union for channel in range(layer.in_channels))
-    for group in range(layer.groups):
+def _join_groups(union: _Union, locked: dict[Unit, str], path: str, layer: nn.Module) -> None:
+    """Let each group of a convolution, or of a GroupNorm, be removed or kept whole, inputs and outputs."""
+    sides, groups = widths(layer), group_count(layer)
+    reads_all = all((path, "in", channel) in union for channel in range(sides.get("in", 0)))
+    for group in range(groups):
         units = [
             (path, side, channel)
-            for side, width in (("out", layer.out_channels // layer.groups), ("in", layer.in_channels // layer.groups))
-            for channel in range(group * width, (group + 1) * width)
+            for side, width in sides.items()
+            for channel in range(group * width // groups, (group + 1) * width // groups)
         ]
         traced = [unit for unit in units if unit in union]
         for unit in traced:

@@ -6,13 +6,15 @@ kept, or if an attribute did not follow, some output would differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from yolo_prune.blocks import channel_dim, norm_width
 from yolo_prune.config import PruneConfig
 from yolo_prune.graph import image_channels
 from yolo_prune.layers import is_grouped, named_layers
@@ -73,14 +75,20 @@ def verify_cut(
 
 
 def randomise_norms(model: nn.Module) -> None:
-    """Give every BatchNorm statistics and scales that do something, so that equal outputs mean something."""
+    """Give every normalisation statistics and scales that do something, so that equal outputs mean something."""
     for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.normal_(m.running_mean)
-            nn.init.uniform_(m.running_var, 0.5, 2)
-            if m.affine:
-                nn.init.uniform_(m.weight, 0.5, 1.5)
-                nn.init.normal_(m.bias)
+        if norm_width(m) is not None:
+            for name, tensor in (*m._buffers.items(), *m._parameters.items()):
+                if tensor is not None and tensor.ndim:
+                    _FRESH[name](tensor.data)
+
+
+_FRESH: dict[str, Callable[[torch.Tensor], object]] = {
+    "running_mean": nn.init.normal_,
+    "running_var": partial(nn.init.uniform_, a=0.5, b=2),
+    "weight": partial(nn.init.uniform_, a=0.5, b=1.5),
+    "bias": nn.init.normal_,
+}
 
 
 def zero_removed(model: nn.Module, plan: PrunePlan) -> None:
@@ -89,11 +97,20 @@ def zero_removed(model: nn.Module, plan: PrunePlan) -> None:
     for path, kept in plan.layers.items():
         layer = layers[path]
         gone = sorted(set(range(plan.widths[path]["out"])) - set(kept["out"]))
-        for parameter in [layer] if isinstance(layer, nn.Parameter) else layer.parameters(recurse=False):
-            values = parameter.data
-            if isinstance(layer, nn.ConvTranspose2d) and parameter.ndim == 4 and not is_grouped(layer):
+        for tensor in [layer] if isinstance(layer, nn.Parameter) else _makers(layer):
+            values = tensor.data
+            if isinstance(layer, nn.Parameter):
+                values = values.transpose(0, channel_dim(layer))
+            elif isinstance(layer, nn.ConvTranspose2d) and values.ndim == 4 and not is_grouped(layer):
                 values = values.transpose(0, 1)
             values[gone] = 0
+
+
+def _makers(layer: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the weight and the bias of a layer; those of a frozen normalisation are buffers."""
+    for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+        if tensor is not None and name in ("weight", "bias"):
+            yield tensor
 
 
 def outputs(model: nn.Module, image: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:

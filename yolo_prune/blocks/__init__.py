@@ -1,11 +1,13 @@
 """Ultralytics' blocks: how each is made traceable, what a cut has to respect, and which of its attributes follow."""
 
 from yolo_prune.blocks import attention, convolutions, heads  # noqa: F401 (they register their adapters)
+from yolo_prune.blocks.channelwise import NORMS, channel_dim, channel_parameters, inherited, norm_width, simplify
 from yolo_prune.blocks.reading import is_read, shadow_of
-from yolo_prune.blocks.registry import BlockAdapter, adapter_for, register_block
-from yolo_prune.blocks.shadow import Call, Lane, Parts, Shadow, Unit, mapped
+from yolo_prune.blocks.registry import BlockAdapter, adapter_for, followed, register_block
+from yolo_prune.blocks.shadow import Call, Lane, Parts, Shadow, Unit, flat, mapped
 
 __all__ = [
+    "NORMS",
     "BlockAdapter",
     "Call",
     "Lane",
@@ -13,8 +15,15 @@ __all__ = [
     "Shadow",
     "Unit",
     "adapter_for",
+    "channel_dim",
+    "channel_parameters",
+    "flat",
+    "followed",
+    "inherited",
     "is_read",
     "mapped",
+    "norm_width",
     "register_block",
     "shadow_of",
+    "simplify",
 ]

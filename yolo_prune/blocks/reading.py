@@ -9,42 +9,41 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
-from ultralytics.nn.modules import activation, conv
+from ultralytics.nn.modules import conv
 
+from yolo_prune.blocks.channelwise import inherited
 from yolo_prune.blocks.registry import adapter_for
-from yolo_prune.blocks.shadow import Call, Shadow, SplitConv
+from yolo_prune.blocks.shadow import Call, CannotSplitError, Shadow, SplitConv, acts_alone
 from yolo_prune.errors import UnsupportedError
 
-_PLAIN: tuple[type[nn.Module], ...] = (
-    activation.AGLU,
-    conv.Concat,
-    conv.Conv,
-    conv.ConvTranspose,
-    conv.DWConv,
-    conv.DWConvTranspose2d,
-    conv.Index,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.AvgPool2d,
-    nn.BatchNorm2d,
-    nn.Conv2d,
-    nn.ConvTranspose2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Identity,
-    nn.MaxPool2d,
-    nn.ModuleList,
-    nn.Sequential,
-    nn.Upsample,
-    nn.UpsamplingBilinear2d,
-    nn.UpsamplingNearest2d,
-    nn.ZeroPad2d,
-    SplitConv,
+_PLAIN = dict.fromkeys(
+    (
+        conv.Concat,
+        conv.Conv,
+        conv.ConvTranspose,
+        conv.DWConv,
+        conv.DWConvTranspose2d,
+        conv.Index,
+        nn.AdaptiveAvgPool2d,
+        nn.AdaptiveMaxPool2d,
+        nn.AvgPool2d,
+        nn.BatchNorm2d,
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        nn.Dropout,
+        nn.Dropout2d,
+        nn.Identity,
+        nn.MaxPool2d,
+        nn.ModuleList,
+        nn.Sequential,
+        nn.Upsample,
+        nn.UpsamplingBilinear2d,
+        nn.UpsamplingNearest2d,
+        nn.ZeroPad2d,
+        SplitConv,
+    )
 )
 """Modules that torch-pruning traces as they are, in training as in evaluation, and whose forward pass is not read."""
-
-_ACROSS_CHANNELS = (nn.GLU, nn.LogSoftmax, nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin)
-"""Torch's activations that do not act on each value alone."""
 
 _JOINING = {operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, torch.add, torch.mul, torch.sub}
 """What joins channels one by one."""
@@ -87,7 +86,10 @@ def _prepare(shadow: Shadow, path: str, module: nn.Module) -> str | None:
         return None
     why: str | None = None
     if adapter := adapter_for(module):
-        why = adapter.trace(shadow, path, module)
+        try:
+            why = adapter.trace(shadow, path, module)
+        except CannotSplitError as e:
+            why = f"{_named(module)} has other layers than its class: {e}"
     elif shadow.calls is not None and not is_read(module, shadow.calls_of(path)):
         why = f"{_named(module)} is unknown to yolo_prune"
     for name, child in list(module.named_children()):
@@ -109,7 +111,7 @@ def is_read(module: nn.Module, calls: list[Call]) -> bool:
         module: The block.
         calls: What it took and returned in the stock forward pass.
     """
-    if type(module) in _PLAIN or _acts_alone(module):
+    if inherited(type(module), _PLAIN) or acts_alone(module):
         return True
     if type(module).__module__.startswith("torch.") or "forward" in vars(module) or not calls:
         return False  # fx reads the forward pass of the class
@@ -128,11 +130,6 @@ def is_read(module: nn.Module, calls: list[Call]) -> bool:
         return False
     finally:
         module.training = was_training
-
-
-def _acts_alone(module: nn.Module) -> bool:
-    is_activation = type(module).__module__ == "torch.nn.modules.activation" and type(module) not in _ACROSS_CHANNELS
-    return is_activation and next(module.parameters(), None) is None
 
 
 class _Reader(fx.Tracer):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from yolo_prune.blocks.channelwise import inherited
 from yolo_prune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,12 +50,15 @@ class BlockAdapter:
 
 
 _ADAPTERS: dict[type[nn.Module], BlockAdapter] = {}
+_FOUND: dict[type[nn.Module], BlockAdapter | None] = {}
+"""What `adapter_for` has found."""
 
 
 def register_block(*kinds: type[nn.Module]) -> Callable[[type[BlockAdapter]], type[BlockAdapter]]:
     """Register an adapter for classes of blocks, as a decorator; a later registration replaces an earlier one.
 
-    Only these exact classes are meant: a subclass may compute something else and is registered by itself.
+    A subclass that changes no method of the forward pass, but makes its layers otherwise, has the same adapter; any
+    other may compute something else and is registered by itself.
 
     Raises:
         ConfigError: If a kind is no class of modules.
@@ -71,11 +75,28 @@ def register_block(*kinds: type[nn.Module]) -> Callable[[type[BlockAdapter]], ty
     def decorate(adapter: type[BlockAdapter]) -> type[BlockAdapter]:
         for kind in kinds:
             _ADAPTERS[kind] = adapter()
+        _FOUND.clear()
         return adapter
 
     return decorate
 
 
 def adapter_for(module: nn.Module) -> BlockAdapter | None:
-    """Return the adapter of a block's exact class, or None where none is needed or known."""
-    return _ADAPTERS.get(type(module))
+    """Return the adapter of the class whose forward pass a block's class has, or None where none is needed or known."""
+    kind = type(module)
+    if kind not in _FOUND:
+        base = inherited(kind, _ADAPTERS)
+        _FOUND[kind] = None if base is None else _ADAPTERS[base]
+    return _FOUND[kind]
+
+
+def followed(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a block that depend on its widths (see `BlockAdapter.follow`).
+
+    A block of a known class whose layers were exchanged for others is locked: nothing of it follows.
+    """
+    adapter = adapter_for(module)
+    try:
+        return adapter.follow(module) if adapter else {}
+    except AttributeError:
+        return {}

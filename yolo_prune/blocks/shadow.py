@@ -7,6 +7,7 @@ applied to the real, stock modules.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from yolo_prune.blocks.channelwise import nothing
 
 Unit = tuple[str, str, int]
 """(layer path, side, channel); side is ``"out"`` or ``"in"``."""
@@ -23,6 +26,14 @@ Lane = tuple[str, str, Sequence[int]]
 
 Call = tuple[tuple[Any, ...], Any]
 """(arguments, result) of one call of a module in the stock forward pass, on the meta device."""
+
+
+ACROSS_CHANNELS = (nn.GLU, nn.LogSoftmax, nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin)
+"""Torch's activations that do not act on each value alone."""
+
+
+class CannotSplitError(Exception):
+    """A convolution cannot be traced in parts, so that its block is locked; the message says why."""
 
 
 class Parts(list[torch.Tensor]):
@@ -73,6 +84,10 @@ class Shadow:
         self.locks: dict[str, str] = {}
         self.watched: list[torch.Tensor] = []
         self._units: dict[tuple[str, str], list[tuple[Unit, ...]]] = {}
+        first = {id(module): path for path, module in reversed(list(model.named_modules()))}
+        self._recorded = {p: first[id(m)] for p, m in model.named_modules(remove_duplicate=False)}
+        """Path of a module -> the path under which its calls were recorded: one module can stand in several places."""
+        self._places = Counter(self._recorded.values())
 
     # What adapters say ------------------------------------------------------------------------------------------------
 
@@ -85,17 +100,21 @@ class Shadow:
             path: Path of the block.
             name: Its `Conv` or ``nn.Conv2d``.
             parts: Output channels of each part.
+
+        Raises:
+            CannotSplitError: If it is neither, or does more to its result than to each channel by itself.
         """
         parent = self.model.get_submodule(path)
         whole = getattr(parent, name)
+        conv = _plain_conv(whole, name)
         setattr(parent, name, SplitConv(_narrowed(whole, len(indices)) for indices in parts))
         for i, indices in enumerate(parts):
-            for leaf in ("",) if isinstance(whole, nn.Conv2d) else (".conv", ".bn"):
-                here, real = f"{path}.{name}.{i}{leaf}", f"{path}.{name}{leaf}"
-                self._units[here, "out"] = [((real, "out", index),) for index in indices]
-                if leaf != ".bn":
-                    inputs = whole.in_channels if isinstance(whole, nn.Conv2d) else whole.conv.in_channels
-                    self._units[here, "in"] = [((real, "in", index),) for index in range(inputs)]
+            for leaf, layer in getattr(parent, name)[i].named_modules(prefix=f"{path}.{name}"):
+                here = f"{path}.{name}.{i}{leaf.removeprefix(f'{path}.{name}')}"
+                if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
+                    self._units[here, "out"] = [((leaf, "out", index),) for index in indices]
+                if isinstance(layer, nn.Conv2d):
+                    self._units[here, "in"] = [((leaf, "in", index),) for index in range(conv.in_channels)]
         return getattr(parent, name)
 
     def stand_in(
@@ -148,13 +167,27 @@ class Shadow:
         """Let tracing see results that a forward pass computes without returning them."""
         self.watched += results
 
+    def read(self, source: str, wires: Sequence[tuple[Unit, ...]]) -> None:
+        """Let something that tracing does not see take what the module at ``source`` makes.
+
+        Args:
+            source: Path of a module that makes one feature map.
+            wires: Per channel of that map the real units that take it.
+        """
+        conv, name = nn.Conv2d(len(wires), 1, 1, device="meta"), f"outside_reader_{source.replace('.', '_')}"
+        while hasattr(self.model, name):
+            name += "_"
+        self.model.add_module(name, conv)
+        self._units[name, "in"], self._units[name, "out"] = list(wires), [()]
+        self.model.get_submodule(source).register_forward_hook(lambda *call: self.watch(conv(call[-1])))
+
     def positions(self, path: str) -> list[int]:
         """Return height times width of the feature map that the block at ``path`` takes first, per call."""
         return [arguments[0][0, 0].numel() for arguments, _ in self.calls_of(path)]
 
     def calls_of(self, path: str) -> list[Call]:
         """Return what the block at ``path`` took and returned in the stock forward pass, per call."""
-        return (self.calls or {}).get(path, [])
+        return (self.calls or {}).get(self._recorded.get(path, path), [])
 
     # What tracing asks ------------------------------------------------------------------------------------------------
 
@@ -179,6 +212,9 @@ class Shadow:
         if self.calls is None:
             return True
         calls = self.calls_of(path)
+        recorded = self._recorded.get(path)
+        if recorded is None or self._places[recorded] > 1:  # what is called here was not recorded, or not by itself
+            return False
         rows = self.model.model
         is_last = path == f"model.{len(rows) - 1}"
         for arguments, result in calls:
@@ -225,18 +261,41 @@ class _Locked(nn.Module):
         return mapped(result, lambda t: next(make)(F.interpolate(seen, size=t.shape[2:])))
 
 
+def _plain_conv(whole: nn.Module, name: str) -> nn.Conv2d:
+    """Return the convolution of a `Conv`, or a plain one; refuse what does not make each channel by itself."""
+    conv = whole if isinstance(whole, nn.Conv2d) else getattr(whole, "conv", None)
+    if not isinstance(conv, nn.Conv2d):
+        raise CannotSplitError(f"its {name} is a {type(whole).__name__} that cannot be read in parts")
+    for child in whole.children():
+        if child is not conv and not acts_alone(child):
+            raise CannotSplitError(f"the {type(child).__name__} of its {name} may join channels")
+    return conv
+
+
+def acts_alone(module: nn.Module) -> bool:
+    """Whether a module of a simplified copy works on each channel by itself (see `channelwise.simplify`)."""
+    if type(module) in (nn.Identity, nn.BatchNorm2d):
+        return True
+    if type(module) is nn.Sequential:
+        return all(map(acts_alone, module))
+    is_activation = type(module).__module__ == "torch.nn.modules.activation"
+    return is_activation and type(module) not in ACROSS_CHANNELS and next(module.parameters(), None) is None
+
+
 def _narrowed(whole: nn.Module, width: int) -> nn.Module:
     """Return a weightless copy of a `Conv` or ``nn.Conv2d`` that makes ``width`` channels."""
-    c = whole if isinstance(whole, nn.Conv2d) else whole.conv
-    conv = nn.Conv2d(
-        c.in_channels, width, c.kernel_size, c.stride, c.padding, c.dilation, bias=c.bias is not None, device="meta"
-    )
     if isinstance(whole, nn.Conv2d):
-        return conv
+        c = whole
+        return nn.Conv2d(
+            c.in_channels, width, c.kernel_size, c.stride, c.padding, c.dilation, bias=c.bias is not None, device="meta"
+        )
     part = deepcopy(whole)
-    part.conv = conv
-    if hasattr(whole, "bn"):  # absent in a fused network
-        part.bn = nn.BatchNorm2d(width, device="meta").eval()
+    for parent in list(part.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, _narrowed(child, width))
+            elif isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, nothing(width))
     return part
 
 
