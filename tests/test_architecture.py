@@ -75,6 +75,7 @@ def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
         "export",
         "state",
         "handover",
+        "rehearsal",
         "tuning",
     }
 
@@ -83,7 +84,7 @@ ORDER = (
     ("errors", "files", "folder", "targets", "latency", "channels", "coreml", "host_names", "console"),
     ("config", "schedule", "guard", "cost", "report", "zoo"),
     ("pictures", "predictions", "page"),
-    ("blocks.shadow", "blocks.registry", "blocks.reading"),
+    ("blocks.channelwise", "blocks.shadow", "blocks.registry", "blocks.reading"),
     ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
     ("layers", "memory", "statistics", "plan", "allocation", "surgery", "graph"),
     (
@@ -99,7 +100,7 @@ ORDER = (
         "profiling",
     ),
     ("checkpoint", "verification", "rewinding", "ranks", "distillation", "snapshot", "host", "state"),
-    ("quantization", "export", "bench", "handover", "progress"),
+    ("quantization", "export", "bench", "handover", "progress", "rehearsal"),
     ("session", "oneshot", "tuning"),
     ("callback",),
     ("startup",),

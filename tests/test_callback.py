@@ -34,8 +34,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_each_event_is_one_step_of_the_session(calls: list[str]) -> None:
-    for function in PruneCallback(0.5).events.values():
-        function(SimpleNamespace())
+    events = PruneCallback(0.5).events
+    for function in events.values():
+        function(SimpleNamespace(callbacks={event: [function] for event, function in events.items()}))
     assert calls == ["prepare", "start", "before_epoch", "after_batch", "after_epoch", "finish", "close"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -68,22 +68,40 @@ class PruneCallback:
             UnsupportedError: If the model cannot be trained, or already has a PruneCallback.
         """
         from torch import nn
+        from ultralytics.utils.torch_utils import unwrap_model
 
         if not hasattr(model, "add_callback"):
             raise UnsupportedError(f"{type(model).__name__} takes no callbacks; pass YOLO('….pt').")
-        if not isinstance(model.model, nn.Module):
+        if isinstance(model.model, nn.Module):
+            model.model = unwrap_model(model.model)  # of torch.compile or DataParallel; training wraps anew
+        else:
             raise UnsupportedError(f"{model.model} is an exported model, which cannot be trained; pass its .pt file.")
         listeners = [getattr(f, "__self__", None) for f in model.callbacks["on_train_epoch_start"]]
         if any(isinstance(owner, PruneCallback) for owner in listeners):
             raise UnsupportedError("this model already has a PruneCallback; load the model anew to attach another.")
         _listen(model, self)
-        model._smart_load = partial(_smart_load, model._smart_load)
-        model.tune = partial(_tune, model.tune, self.config)
+        for name, stand_in in (
+            ("_smart_load", _smart_load),
+            ("tune", partial(_tune, config=self.config)),
+            ("train", _train),
+        ):
+            before = vars(model).get(name)  # of a callback that was removed since
+            stock = before.args[0] if isinstance(before, partial) else getattr(model, name)
+            setattr(model, name, partial(stand_in, stock))
         return self
+
+    def check_events(self, callbacks: Mapping[str, Sequence[Callable[..., Any]]]) -> None:
+        """Raise an UnsupportedError if events of this callback are not among those of a model or a trainer."""
+        if missing := [event for event, function in self.events.items() if function not in callbacks.get(event, ())]:
+            raise UnsupportedError(
+                f"this PruneCallback is not told of {', '.join(missing)}: model.reset_callbacks() or clear_callback() "
+                "has removed it; call attach(model) again, after them, or load the model anew to train without pruning."
+            )
 
     def on_pretrain_routine_start(self, trainer: BaseTrainer) -> None:
         """Refuse what cannot work, and let a pruned checkpoint be rebuilt pruned."""
         check_host()
+        self.check_events(trainer.callbacks)
         from yolo_prune.session import prepare
 
         self._prepared = prepare(trainer, self.config)
@@ -92,6 +110,7 @@ class PruneCallback:
         """Model, EMA and optimizer exist: look at the network and check the target."""
         from yolo_prune.session import Session
 
+        self.check_events(trainer.callbacks)
         if self._prepared is None:
             raise UnsupportedError(
                 "with several GPUs Ultralytics tells its first process only that a run begins; use "
@@ -133,7 +152,17 @@ def _listen(model: YOLO, prune: PruneCallback | PruneConfig) -> None:
         model.add_callback(event, function)
 
 
-def _tune(stock: Callable[..., Any], config: PruneConfig | None, *arguments: Any, **settings: Any) -> Any:
+def _train(stock: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Stand in for a model's ``train``: refuse to train without pruning where the callbacks were removed."""
+    callbacks = stock.__self__.callbacks  # type: ignore[attr-defined]  # a method of the model
+    owners = {getattr(f, "__self__", None) for functions in callbacks.values() for f in functions}
+    listening = [owner for owner in owners if isinstance(owner, PruneCallback)]
+    for prune in listening or [PruneCallback(0)]:
+        prune.check_events(callbacks)
+    return stock(*arguments, **settings)
+
+
+def _tune(stock: Callable[..., Any], *arguments: Any, config: PruneConfig | None, **settings: Any) -> Any:
     """Stand in for a model's ``tune``: its trials prune, too."""
     from yolo_prune.tuning import tune  # loads ultralytics
 

@@ -19,6 +19,7 @@ import torch
 from ultralytics import RTDETR, YOLO
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg, smart_value
 from ultralytics.engine import trainer as engine
+from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.config import CLI_PREFIX, KNOBS
 from yolo_prune.errors import CheckpointError, ConfigError, told
@@ -85,7 +86,7 @@ def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
         trainer = model._smart_load("trainer")(overrides={**quiet, **arguments, **fixed})
     except Exception as e:  # Ultralytics names no common class for what it refuses
         raise ConfigError(f"Ultralytics refuses an argument ({told(e)}); give what its train() takes.") from e
-    network, classes = model.model, trainer.data["nc"]
+    network, classes = unwrap_model(model.model), trainer.data["nc"]
     if classes != (own := getattr(network.model[-1], "nc", classes)):
         raise ConfigError(
             f"{arguments['data']} has {classes} classes, the model {own}: give the data set that it was trained on, or "

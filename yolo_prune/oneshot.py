@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from ultralytics import RTDETR, YOLO
+from ultralytics.nn.modules import conv
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune.allocation import units_of
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
-from yolo_prune.console import talking
+from yolo_prune.console import say, talking
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.export import check_formats
@@ -27,6 +29,7 @@ from yolo_prune.profiling import measure
 from yolo_prune.report import Report, aligned
 from yolo_prune.sensitivity import Sensitivity, scan
 from yolo_prune.session import Session
+from yolo_prune.statistics import copy_of
 from yolo_prune.surgery import network_of
 from yolo_prune.targets import QUANTITIES, in_units
 
@@ -101,13 +104,14 @@ def prune_model(
         kind = "a cut without training" if data is not None else "a cut without training and data"
         raise ConfigError(f"{', '.join(meaningless)}: no knob of {kind}. Valid: {', '.join(allowed[1:])}.")
     config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **knobs})
-    network = network_of(model)
+    network = _unfused(model)
     imgsz = image_size(network, imgsz)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     with talking(config.verbose):
         plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
     plan.apply(network)
+    torch.compiler.reset()  # what was compiled for the old widths
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
     return PruneResult(plan)
@@ -237,10 +241,48 @@ def _read(
     return arguments["model"], {name: value for name, value in values.items() if name != "model"}
 
 
+def _unfused(model: Any) -> nn.Module:
+    """Return the network of a model with its BatchNorms: ``predict``, ``val`` and ``fuse`` merge them in place.
+
+    Raises:
+        UnsupportedError: If they are merged, and the model's file does not hold them: what is left of a cut could not
+            be trained.
+    """
+    network = network_of(model)
+    if not is_fused(network):
+        return network
+    path = getattr(model, "ckpt_path", None)
+    if path and Path(path).is_file():
+        whole: nn.Module = load_checkpoint(path)[0]
+        merged = copy_of(whole).fuse(verbose=False).state_dict()
+        now = network.state_dict()
+        if merged.keys() == now.keys() and all(torch.equal(merged[name], now[name].to(merged[name])) for name in now):
+            say(f"the network was fused by predict or val, so its weights are read again from {path}")
+            model.model = whole
+            return whole
+    raise UnsupportedError(
+        "the network is fused: predict(), val() or fuse() has merged its BatchNorms into its convolutions, and what is "
+        "left of a cut could not be trained. Load it anew, e.g. YOLO('best.pt'), and cut it before anything else."
+    )
+
+
+def is_fused(network: nn.Module) -> bool:
+    """Whether a network has lost the BatchNorms of its convolutions."""
+    return any(
+        isinstance(module, (conv.Conv, conv.ConvTranspose)) and not hasattr(module, "bn") and "forward" in vars(module)
+        for module in network.modules()
+    )
+
+
 def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool) -> ChannelGraph:
     """Return the channel groups of a network, with what has been measured of it where that is needed."""
     graph = trace(network, imgsz, config.is_ignored)
     config.check_patterns(graph.layers)
+    if unread := [p for p, layer in graph.layers.items() if not (p.startswith("model.") or layer.positions)]:
+        raise UnsupportedError(
+            f"{unread[0]} belongs to the network, but no forward pass runs it, so that nobody knows which feature map "
+            "it takes: give data=…, with which a training step shows it, or prune in a training."
+        )
     return replace(graph, latency=measure(network, graph, config.runtime)) if timed else graph
 
 

@@ -59,11 +59,13 @@ class Evidence:
         model: The network.
         batches: Preprocessed batches of training images with labels, without augmentation.
         collected: Gradients that the run has collected already, or None.
+        readers: Layers that only a training step runs -> the modules whose results they take.
     """
 
     model: nn.Module
     batches: list[dict[str, Any]] = field(default_factory=list)
     collected: Gradients | None = None
+    readers: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
@@ -96,7 +98,7 @@ class Evidence:
         network, images = trainable_copy(self.model), [batch["img"] for batch in self._data]
         dense, done = DenseOutputs(network, images), cut(plan, [network])
         reconstruct(done, network, plan, dense, weights=config.reconstruction, norms=config.bn_recalibration)
-        return Evidence(network, self.batches)
+        return Evidence(network, self.batches, readers=self.readers)
 
     @property
     def _data(self) -> list[dict[str, Any]]:
@@ -132,7 +134,8 @@ def plan_cut(
         TargetError: If the target is out of reach.
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
-    graph = replace(trace(model, imgsz, config.is_ignored), latency=latency)
+    readers = evidence.readers if evidence else None
+    graph = replace(trace(model, imgsz, config.is_ignored, readers), latency=latency)
     return plan_traced(model, graph, config, budget, dense_widths, evidence, slowness)
 
 
@@ -226,7 +229,9 @@ def _in_strides(
         for stage in stages:
             if plans:
                 evidence = evidence.after(plans[-1], config)
-                graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
+                graph = replace(
+                    trace(evidence.model, graph.imgsz, config.is_ignored, evidence.readers), latency=graph.latency
+                )
             plans.append(_stride(graph, replace(wish, budget=stage), evidence))
             step()
     if slowness is not None and LATENCY in budget:

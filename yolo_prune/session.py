@@ -32,7 +32,7 @@ from yolo_prune.config import PruneConfig
 from yolo_prune.console import PREFIX, say, talking
 from yolo_prune.cost import CostModel
 from yolo_prune.distillation import student_of, wrapped_plan
-from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError
+from yolo_prune.errors import CheckpointError, ConfigError, CutError, PruneError, TargetError, UnsupportedError
 from yolo_prune.export import check_formats
 from yolo_prune.folder import RunFolder
 from yolo_prune.graph import trace
@@ -52,10 +52,11 @@ from yolo_prune.host import (
 from yolo_prune.latency import LatencyTable
 from yolo_prune.memory import borrowed_memory
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import BY_GRADIENT, EXACT, Evidence, plan_cut, plan_traced
+from yolo_prune.planner import BY_GRADIENT, EXACT, MEASURED, Evidence, plan_cut, plan_traced
 from yolo_prune.profiling import measure, time_networks
 from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.rehearsal import check_step, outside_readers, rehearse
 from yolo_prune.report import CutRecord, EpochRecord, QuantizationRecord, Report, Stage, count
 from yolo_prune.rewinding import recall, remember, rewind
 from yolo_prune.schedule import Cut as ScheduledCut
@@ -66,7 +67,7 @@ from yolo_prune.snapshot import Snapshot
 from yolo_prune.sparsity import Sparsity
 from yolo_prune.state import StepCount
 from yolo_prune.statistics import Gradients, copy_of
-from yolo_prune.surgery import Cut, cut
+from yolo_prune.surgery import Cut, check_optimizer, cut
 from yolo_prune.targets import LATENCY
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ if TYPE_CHECKING:
 
 BUSY = 1.1
 """Times as long as before that a network takes on a machine that does something else as well."""
+REHEARSED = 4
+"""Images of the training step that is tried before a network is cut."""
 
 
 @dataclass
@@ -115,13 +118,20 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> Prepared:
     is_verbose = None if config is None else config.verbose
     build = partial(_get_model, trainer.get_model, bool(trainer.resume), is_verbose)
 
-    def build_and_note(cfg: Any = None, weights: nn.Module | None = None, verbose: bool = True) -> nn.Module:
-        learned, asked = (_listed(names) for names in (getattr(weights, "names", ()), trainer.data.get("names", ())))
+    def build_and_note(*arguments: Any, **keywords: Any) -> nn.Module:
+        given = {**dict(zip(_GET_MODEL, arguments, strict=False)), **keywords}
+        learned, asked = (
+            _listed(names) for names in (getattr(given.get("weights"), "names", ()), trainer.data.get("names", ()))
+        )
         prepared.knows_classes = learned == asked
-        return build(cfg=cfg, weights=weights, verbose=verbose)
+        return build(given)
 
     trainer.get_model = build_and_note
     return prepared
+
+
+_GET_MODEL = ("cfg", "weights", "verbose")
+"""Parameters of a trainer's ``get_model``, in Ultralytics' order; a user's may lack ``verbose``, or have others."""
 
 
 def _listed(names: Mapping[int, str] | Sequence[str]) -> list[str]:
@@ -130,20 +140,26 @@ def _listed(names: Mapping[int, str] | Sequence[str]) -> list[str]:
 
 
 def _get_model(
-    stock: Callable[..., nn.Module],
-    resumes: bool,
-    is_verbose: bool | None,
-    cfg: Any = None,
-    weights: nn.Module | None = None,
-    verbose: bool = True,
+    stock: Callable[..., nn.Module], resumes: bool, is_verbose: bool | None, given: dict[str, Any]
 ) -> nn.Module:
-    """Stand in for a trainer's ``get_model``: the same, but pruned networks stay pruned."""
+    """Stand in for a trainer's ``get_model``: the same, but pruned networks stay pruned.
+
+    Args:
+        stock: The trainer's own.
+        resumes: Whether an interrupted run goes on.
+        is_verbose: Whether the user wants to be told, or None to ask the checkpoint.
+        given: What it was called with, which is passed on; a user's own may take other arguments.
+    """
+    cfg: Any = given.get("cfg")
     if not checkpoint.is_marked(cfg):
-        return stock(cfg=cfg, weights=weights, verbose=verbose)
+        return stock(**given)
     if not resumes and not checkpoint.is_pruned(cfg):
-        return stock(cfg=checkpoint.unmarked(cfg), weights=weights, verbose=verbose)
-    model = checkpoint.rebuild(stock, cfg, weights)
-    if verbose and ranks.is_first() and checkpoint.is_pruned(cfg):
+        return stock(**{**given, "cfg": checkpoint.unmarked(cfg)})
+    is_told = given.get("verbose", True)
+    quiet = {"verbose": False} if "verbose" in given else {}
+    others = {name: value for name, value in given.items() if name not in _GET_MODEL}
+    model = checkpoint.rebuild(stock, cfg, given.get("weights"), **quiet, **others)
+    if is_told and ranks.is_first() and checkpoint.is_pruned(cfg):
         noted = (checkpoint.run_record(cfg) or {}).get("config", {})
         with talking(noted.get("verbose", True) if is_verbose is None else is_verbose):
             say("the checkpoint is pruned, and its network is rebuilt pruned")
@@ -193,6 +209,9 @@ class Session:
         self._good: Snapshot | None = None
         self._doomed: dict[str, dict[str, list[int]]] | None = None
         self._resumed: dict[str, Any] | None = None
+        self._readers: dict[str, str] = {}
+        """Layers that only a training step runs -> the modules whose results they take."""
+        self._has_rehearsed = False
         if noted:
             self.progress = Progress.from_dict(noted)
             self.config, self.report = self.progress.config, self.progress.report
@@ -219,7 +238,7 @@ class Session:
                 self._listen(trainer)
         if self.progress.is_active:
             trainer.save_model = partial(self._save_epoch, trainer)
-            trainer.final_eval = partial(evaluate_finally, trainer)
+            trainer.final_eval = partial(self._evaluate_finally, trainer)
             trainer.validate = partial(self._validate, trainer, trainer.validate)
             if trainer.metrics is not None:
                 trainer.metrics.update(self._figures())
@@ -227,8 +246,17 @@ class Session:
     def _begin(self, trainer: BaseTrainer, prepared: Prepared) -> None:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
+        check_optimizer(trainer.optimizer)
+        if self.config.lr_after_cut != "keep" and not hasattr(trainer.scheduler, "lr_lambdas"):
+            raise UnsupportedError(
+                f"lr_after_cut={self.config.lr_after_cut} bends Ultralytics' own learning-rate curve, and this run's "
+                f"scheduler is a {type(trainer.scheduler).__name__}; use lr_after_cut=keep."
+            )
         graph = trace(model, self.imgsz, self.config.is_ignored)
         self.config.check_patterns(graph.layers)
+        if self.config.allocation in MEASURED:
+            with preserved_rng():
+                Evidence(model, calibration_batches(trainer, self.config.calibration)).halves()
         if self.config.is_timed:
             self.latency = ranks.once(lambda: measure(model, graph, self.config.runtime))
             graph = replace(graph, latency=self.latency)
@@ -296,6 +324,9 @@ class Session:
     def before_epoch(self, trainer: BaseTrainer) -> None:
         """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
+        if self.progress.pending and not self._has_rehearsed:
+            self._has_rehearsed = True
+            self._rehearse(trainer)
         with talking(self.config.verbose):
             waiting = self._restore(trainer) if self._resumed else None
             if self.progress.schedule:
@@ -305,6 +336,20 @@ class Session:
                 self._quantize(trainer)
         if waiting is not None:
             self._steps.resume(trainer, waiting)  # the batches above were none of the run's
+
+    def _rehearse(self, trainer: BaseTrainer) -> None:
+        """Find what reads feature maps outside of the forward pass, and refuse what could not follow a cut of them.
+
+        Raises:
+            UnsupportedError: If a training step of a cut network fails.
+        """
+        with preserved_rng():
+            batch, model = calibration_batches(trainer, REHEARSED)[0], student_of(trainer.model)
+            graph = trace(model, self.imgsz, self.config.is_ignored)
+            self._readers = outside_readers(trainer, graph, batch)
+            if self._readers:
+                graph = trace(model, self.imgsz, self.config.is_ignored, self._readers)
+            rehearse(trainer, graph, self.config, batch)
 
     def after_batch(self) -> None:
         """Count the batches since the last optimizer step."""
@@ -385,6 +430,12 @@ class Session:
             self._complaint = hand_over(trainer, self.config, self.report, self._unfinished(trainer))
         self.folder.forget_states()
         self.folder.before_cut.unlink(missing_ok=True)
+
+    def _evaluate_finally(self, trainer: BaseTrainer) -> None:
+        """Stand in for a trainer's ``final_eval``: say at once what is missing where something has ended the run."""
+        if missing := self._unfinished(trainer):
+            LOGGER.warning(f"{PREFIX}{missing}")
+        evaluate_finally(trainer)
 
     def _unfinished(self, trainer: BaseTrainer) -> TargetError | None:
         """Return what to say if the run ended before its last step."""
@@ -503,7 +554,7 @@ class Session:
 
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
-        evidence = Evidence(ema, batches, self._gradients.of(model, ema))
+        evidence = Evidence(ema, batches, self._gradients.of(model, ema), self._readers)
         return plan_cut(
             ema,  # what is saved is judged
             self.config,
@@ -559,6 +610,7 @@ class Session:
                 done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
             if self.config.distill is True and not self.report.cuts:
                 distillation.begin(done, trainer, trainer.wdir / "dense.pt")
+            check_step(trainer, batches[0])
             if trainer.args.compile:
                 torch.compiler.reset()  # what was compiled for the old widths
         if early is not None:

@@ -7,13 +7,15 @@ later on (out of memory while recalibrating, a full disk) can still be undone wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.blocks import adapter_for
+from yolo_prune.blocks import adapter_for, channel_dim, flat, followed, mapped
 from yolo_prune.errors import CutError, PlanError, UnsupportedError, seen
 from yolo_prune.layers import Slices, attributes, named_layers, tensors, widths
 
@@ -93,7 +95,8 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
 
     Raises:
         PlanError: If the plan does not fit a network.
-        CutError: If anything else fails. In both cases nothing has changed.
+        UnsupportedError: If the optimizer remembers what cannot be sliced.
+        CutError: If anything else fails. In all cases nothing has changed.
     """
     check_fit(plan, models)
     done = Cut()
@@ -113,7 +116,7 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
             _cut_optimizer(done, optimizer, replaced)
     except BaseException as e:  # an interrupt, too, must not leave half a cut
         done.undo()
-        if not isinstance(e, Exception):
+        if not isinstance(e, Exception) or isinstance(e, UnsupportedError):
             raise
         raise CutError(f"the cut failed and was taken back, nothing has changed: {type(e).__name__}: {e}") from e
     return done
@@ -139,14 +142,15 @@ def check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
 
 
 def network_of(model: Any) -> nn.Module:
-    """Return the network inside a ``YOLO``, or the network itself.
+    """Return the network inside a ``YOLO``, of torch.compile or DataParallel, or the network itself.
 
     Raises:
         UnsupportedError: If there is none, e.g. because the model is an exported file.
     """
     for candidate in (model, getattr(model, "model", None)):
-        if isinstance(candidate, nn.Module) and isinstance(getattr(candidate, "model", None), nn.Sequential):
-            return candidate
+        network = unwrap_model(candidate) if isinstance(candidate, nn.Module) else None
+        if isinstance(getattr(network, "model", None), nn.Sequential):
+            return network
     shown = seen(model.model if isinstance(getattr(model, "model", None), str) else model)
     raise UnsupportedError(f"{shown} is no YOLO model with weights that can be cut; load a .pt or .yaml file.")
 
@@ -158,7 +162,7 @@ def _edits(model: nn.Module, plan: PrunePlan) -> Iterator[tuple[nn.Module, str, 
         layer = layers[path]
         if isinstance(layer, nn.Parameter):
             parent, _, name = path.rpartition(".")
-            yield model.get_submodule(parent), name, layer, {0: torch.tensor(kept["out"])}
+            yield model.get_submodule(parent), name, layer, {channel_dim(layer): torch.tensor(kept["out"])}
         else:
             for name, tensor, slices in tensors(layer, kept):
                 yield layer, name, tensor, slices
@@ -191,8 +195,7 @@ def _set_widths(done: Cut, model: nn.Module, plan: PrunePlan) -> None:
             for name, value in attributes(layers[path], sides).items():
                 done.set(layers[path], name, value)
     for module in model.modules():
-        if adapter := adapter_for(module):
-            follow = adapter.follow(module)
+        if (adapter := adapter_for(module)) and (follow := followed(module)):
             for name, channels, factor in adapter.compensate(module, follow):
                 _scale(module.get_submodule(name), channels, factor)
             for name, value in follow.items():
@@ -205,8 +208,9 @@ def _set_widths(done: Cut, model: nn.Module, plan: PrunePlan) -> None:
 def _scale(layer: nn.Module, channels: slice | list[int], factor: float) -> None:
     """Scale what a layer makes; its tensors are new ones if its width has changed, else the factor is 1."""
     if factor != 1:
-        affine = getattr(layer, "bn", getattr(layer, "conv", layer))
-        for tensor in (affine.weight, affine.bias):
+        norm = getattr(layer, "bn", None)
+        affine = getattr(layer, "conv", layer) if norm is None or isinstance(norm, nn.Identity) else norm
+        for tensor in (t for t in (affine.weight, affine.bias) if t is not None):
             tensor.data[channels] *= factor
 
 
@@ -220,15 +224,53 @@ def _cut_optimizer(
                 done.set(group["params"], i, replaced[old][0])
     for old in [p for p in optimizer.state if p in replaced]:
         new, slices = replaced[old]
-        state = {}
-        for name, value in optimizer.state[old].items():
-            if isinstance(value, torch.Tensor) and value.shape == old.shape:
-                value = _sliced(value, slices)
-            elif isinstance(value, torch.Tensor) and value.numel() > 1:
-                raise ValueError(
-                    f"{type(optimizer).__name__} keeps {name!r} of shape {tuple(value.shape)} for a parameter of shape "
-                    f"{tuple(old.shape)}, which cannot be sliced; use SGD, MuSGD or an Adam variant"
-                )
-            state[name] = value
+        _check_state(optimizer, optimizer.state[old], old)
+        state = mapped(optimizer.state[old], lambda t: _sliced(t, slices) if t.shape == old.shape else t)  # noqa: B023
         done.set(optimizer.state, new, state)
         done.delete(optimizer.state, old)
+
+
+def _check_state(optimizer: torch.optim.Optimizer, state: Any, parameter: torch.Tensor) -> None:
+    """Raise an UnsupportedError unless what an optimizer remembers of a parameter is shaped like it, or one number."""
+    for name, value in state.items():
+        for tensor in flat(value):
+            if tensor.shape != parameter.shape and tensor.numel() > 1:
+                raise UnsupportedError(
+                    f"{type(optimizer).__name__} keeps {name!r} of shape {tuple(tensor.shape)} for a parameter of "
+                    f"shape {tuple(parameter.shape)}, which cannot be sliced; use SGD, MuSGD or an Adam variant."
+                )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Find out whether what an optimizer remembers can be cut, by one step of a copy on copies of a few parameters.
+
+    Raises:
+        UnsupportedError: If it cannot.
+    """
+    kind: Any = type(optimizer)
+    trial = kind.__new__(kind)
+    hooks = {name: type(value)() for name, value in vars(optimizer).items() if name.endswith("_hooks")}
+    trial.__dict__.update({**vars(optimizer), **hooks, "state": defaultdict(dict)})
+    trial.param_groups = [
+        {**group, "params": [_with_gradient(p) for p in _of_each_kind(group["params"])]}
+        for group in optimizer.param_groups
+    ]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            kind.step(trial)
+    except Exception:  # it needs what is there in training only, such as a closure: the cut itself tells
+        return
+    for parameter, state in trial.state.items():
+        _check_state(optimizer, state, parameter)
+
+
+def _of_each_kind(parameters: list[nn.Parameter]) -> Iterable[nn.Parameter]:
+    """Return a parameter of each number of dimensions, small, but with a length in every dimension if there is one."""
+    flattest_last = sorted(parameters, key=lambda p: (sum(n > 1 for n in p.shape), -p.numel()))
+    return {p.ndim: p for p in flattest_last}.values()
+
+
+def _with_gradient(parameter: torch.Tensor) -> nn.Parameter:
+    copy = nn.Parameter(parameter.detach().clone())
+    copy.grad = torch.full_like(copy, 1e-3)
+    return copy
