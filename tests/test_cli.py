@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reports import full_report
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
-from yolo_prune import __version__, bench, cli, oneshot
+from yolo_prune import __version__, bench, cli, oneshot, usage
 from yolo_prune.config import KNOBS
 from yolo_prune.errors import CheckpointError, TargetError
 
@@ -29,6 +29,20 @@ def test_help_names_every_command_and_every_knob_with_its_default(
     assert "  prune_export=  " in text
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_way_of_asking_for_the_help_of_a_command_gives_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in ([command, "--help"], [command, "-h"], ["help", command], ["--help", command], ["-h", command]):
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out == f"{usage.of_command(command)}\n"
+
+
+def test_help_is_given_wherever_it_is_asked_for_and_nothing_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "model=a.pt", "prune=0.5", "--help"]) == 0
+    assert capsys.readouterr().out == f"{usage.of_command('plan')}\n"
+
+
 @pytest.mark.parametrize("arguments", [["version"], ["--version"]], ids=str)
 def test_version_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 0
@@ -41,7 +55,7 @@ def test_a_failure_of_ours_is_one_line_and_exit_code_1(
     def fail(arguments: list[str]) -> None:
         raise TargetError("locked: " + arguments[0])
 
-    monkeypatch.setitem(cli.COMMANDS, "demo", (fail, ""))
+    monkeypatch.setitem(cli.COMMANDS, "demo", fail)
     assert cli.main(["demo", "model.0"]) == 1
     assert capsys.readouterr().err == "yolo-prune: locked: model.0\n"
 
