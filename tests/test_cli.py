@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -8,6 +11,7 @@ import pytest
 from conftest import Python
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from nets import narrow_yaml
 from reports import full_report
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
@@ -41,6 +45,51 @@ def test_each_way_of_asking_for_the_help_of_a_command_gives_it(
 def test_help_is_given_wherever_it_is_asked_for_and_nothing_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "model=a.pt", "prune=0.5", "--help"]) == 0
     assert capsys.readouterr().out == f"{usage.of_command('plan')}\n"
+
+
+def closed_pipe(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose output nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "yolo_prune", *map(str, arguments)]
+    try:
+        return subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, env=os.environ | environment, timeout=300
+        )
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", ["help", "help plan", "bench --help", "version"])
+def test_a_closed_pipe_ends_a_command_without_a_word(arguments: str, unbuffered: str) -> None:
+    done = closed_pipe(*arguments.split(), PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_closed_pipe_ends_a_command_that_works_without_a_word(own_folder: Path, tiny_data: Path) -> None:
+    (own_folder / "pruning").mkdir()
+    (own_folder / "pruning" / "report.json").write_text(json.dumps(full_report()))
+    narrow = narrow_yaml("yolov8n", own_folder)
+    narrow.write_text(narrow.read_text().replace("nc: 80", "nc: 3"))
+    for arguments in (
+        ("report", own_folder),
+        ("plan", f"model={narrow}", "prune=0.3", "imgsz=64"),
+        ("sensitivity", f"model={narrow}", f"data={tiny_data}", "calibration=4", f"project={own_folder}"),
+    ):
+        done = closed_pipe(*arguments)
+        assert (done.returncode, done.stderr) == (1, ""), arguments
+
+
+def test_what_is_refused_is_told_though_nobody_reads_the_output() -> None:
+    done = closed_pipe("help", "zzz")
+    assert done.returncode == 2 and done.stderr.startswith("yolo-prune: unknown command zzz.")
+
+
+def test_another_pipe_that_breaks_is_no_quiet_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "demo", mock.Mock(side_effect=BrokenPipeError("a worker's")))
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main(["demo"])
 
 
 @pytest.mark.parametrize("arguments", [["version"], ["--version"]], ids=str)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import gc
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from yolo_prune import __version__, startup, usage
 from yolo_prune.errors import ConfigError, PruneError
@@ -19,10 +22,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command and its arguments; by default those of this process.
 
     Returns:
-        The exit code: 0, 2 if the command line is wrong, 1 if the command failed.
+        The exit code: 0, 2 if the command line is wrong, 1 if the command failed or nobody reads what it prints.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["help"]
-    return _run("help" if name == "-h" else name.lstrip("-"), arguments)
+    logging_tells, logging.raiseExceptions = logging.raiseExceptions, False  # of each line that a closed pipe refuses
+    try:
+        try:
+            return _run("help" if name == "-h" else name.lstrip("-"), arguments)
+        finally:
+            print(end="", flush=True)  # at exit nobody could catch what a closed pipe raises
+    except BrokenPipeError:
+        _forget_closed_pipe()
+        return 1
+    finally:
+        logging.raiseExceptions = logging_tells
+
+
+def _forget_closed_pipe() -> None:
+    """Let what is still to be printed go nowhere, as Python flushes once more at exit.
+
+    Raises:
+        BrokenPipeError: The one that is being handled, if it was of another pipe.
+    """
+    closed = next((stream for stream in (sys.stdout, sys.stderr) if stream and _is_closed(stream)), None)
+    if closed is None:
+        raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more."""
+    try:
+        print(file=stream, flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _run(name: str, arguments: list[str]) -> int:
