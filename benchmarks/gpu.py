@@ -30,10 +30,9 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolo_prune import PruneCallback, prune_model
 from yolo_prune.bench import bench
-from yolo_prune.config import PruneConfig
+from yolo_prune.config import DATA_FREE, PruneConfig
 from yolo_prune.demo import make_dataset, use_private_settings
 from yolo_prune.errors import TargetError
-from yolo_prune.oneshot import DATA_FREE
 from yolo_prune.planner import plan_cut
 from yolo_prune.runtimes import Runner, alternating
 

@@ -29,9 +29,8 @@ from training import ENVIRONMENT, write
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
-from yolo_prune.config import PruneConfig
+from yolo_prune.config import DATA_FREE, PruneConfig
 from yolo_prune.demo import make_dataset
-from yolo_prune.oneshot import DATA_FREE
 from yolo_prune.planner import Evidence, plan_cut
 from yolo_prune.progress import Progress
 from yolo_prune.reconstruction import DenseOutputs, reconstruct

@@ -18,11 +18,10 @@ from ultralytics.utils import YAML
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.config import PruneConfig
+from yolo_prune.config import DATA_FREE, PruneConfig
 from yolo_prune.cost import CostModel
 from yolo_prune.graph import trace
 from yolo_prune.latency import LatencyTable
-from yolo_prune.oneshot import DATA_FREE
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import plan_cut
 from yolo_prune.verification import randomise_norms

@@ -50,6 +50,7 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
         "schedule",
         "startup",
         "targets",
+        "usage",
     ],
 )
 def test_plain_data_rooms_import_neither_torch_nor_ultralytics(room: str) -> None:
@@ -104,7 +105,7 @@ ORDER = (
     ("session", "oneshot", "tuning"),
     ("callback",),
     ("startup",),
-    ("demo",),
+    ("demo", "usage"),
     ("cli",),
     ("__main__", "__init__"),
 )

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -8,10 +11,11 @@ import pytest
 from conftest import Python
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from nets import narrow_yaml
 from reports import full_report
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
-from yolo_prune import __version__, bench, cli, oneshot
+from yolo_prune import __version__, bench, cli, oneshot, usage
 from yolo_prune.config import KNOBS
 from yolo_prune.errors import CheckpointError, TargetError
 
@@ -29,6 +33,65 @@ def test_help_names_every_command_and_every_knob_with_its_default(
     assert "  prune_export=  " in text
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_way_of_asking_for_the_help_of_a_command_gives_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in ([command, "--help"], [command, "-h"], ["help", command], ["--help", command], ["-h", command]):
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out == f"{usage.of_command(command)}\n"
+
+
+def test_help_is_given_wherever_it_is_asked_for_and_nothing_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "model=a.pt", "prune=0.5", "--help"]) == 0
+    assert capsys.readouterr().out == f"{usage.of_command('plan')}\n"
+
+
+def closed_pipe(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose output nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "yolo_prune", *map(str, arguments)]
+    try:
+        return subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, text=True, env=os.environ | environment, timeout=300
+        )
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", ["help", "help plan", "bench --help", "version"])
+def test_a_closed_pipe_ends_a_command_without_a_word(arguments: str, unbuffered: str) -> None:
+    done = closed_pipe(*arguments.split(), PYTHONUNBUFFERED=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_closed_pipe_ends_a_command_that_works_without_a_word(own_folder: Path, tiny_data: Path) -> None:
+    (own_folder / "pruning").mkdir()
+    (own_folder / "pruning" / "report.json").write_text(json.dumps(full_report()))
+    narrow = narrow_yaml("yolov8n", own_folder)
+    narrow.write_text(narrow.read_text().replace("nc: 80", "nc: 3"))
+    for arguments in (
+        ("report", own_folder),
+        ("plan", f"model={narrow}", "prune=0.3", "imgsz=64"),
+        ("sensitivity", f"model={narrow}", f"data={tiny_data}", "calibration=4", f"project={own_folder}"),
+    ):
+        done = closed_pipe(*arguments)
+        assert (done.returncode, done.stderr) == (1, ""), arguments
+
+
+def test_what_is_refused_is_told_though_nobody_reads_the_output() -> None:
+    done = closed_pipe("help", "zzz")
+    assert done.returncode == 2 and done.stderr.startswith("yolo-prune: unknown command zzz.")
+
+
+def test_another_pipe_that_breaks_is_no_quiet_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "demo", mock.Mock(side_effect=BrokenPipeError("a worker's")))
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main(["demo"])
+
+
 @pytest.mark.parametrize("arguments", [["version"], ["--version"]], ids=str)
 def test_version_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 0
@@ -41,7 +104,7 @@ def test_a_failure_of_ours_is_one_line_and_exit_code_1(
     def fail(arguments: list[str]) -> None:
         raise TargetError("locked: " + arguments[0])
 
-    monkeypatch.setitem(cli.COMMANDS, "demo", (fail, ""))
+    monkeypatch.setitem(cli.COMMANDS, "demo", fail)
     assert cli.main(["demo", "model.0"]) == 1
     assert capsys.readouterr().err == "yolo-prune: locked: model.0\n"
 

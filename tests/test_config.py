@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -26,7 +27,7 @@ from yolo_prune.errors import ConfigError
 NAMES = st.lists(st.text(min_size=1), max_size=3).map(tuple)
 CONFIGS = st.builds(
     PruneConfig,
-    target=st.floats(0, 0.99),
+    target=st.floats(0, 0.99) | st.sampled_from(["1.5x", "2x as fast", "3.2 GMACs", "50% params, 8ms", "0.5,2 MB"]),
     importance=st.sampled_from(IMPORTANCES),
     allocation=st.sampled_from(ALLOCATIONS),
     normalizer=st.sampled_from(NORMALIZERS),
@@ -83,6 +84,20 @@ def test_a_config_that_cannot_be_typed_is_refused_and_never_changed(config: Prun
         assert PruneConfig.from_cli(arguments) == config
 
 
+@pytest.mark.parametrize("typed", ["1.5x", "3.2 GMACs", "50% params, 8ms", "2x as fast", "33.3333333333% latency"])
+def test_every_way_out_of_a_config_says_the_target_as_it_was_typed(typed: str, own_folder: Path) -> None:
+    config = PruneConfig.from_cli({"prune": f" {typed} "})
+    (own_folder / "prune.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    again = [
+        PruneConfig.from_dict(json.loads(json.dumps(config.to_dict()))),
+        PruneConfig.from_cli(config.to_cli()),
+        PruneConfig.from_yaml("prune.yaml"),
+        config.replace(steps=3),
+    ]
+    assert {config.target, config.to_dict()["target"], config.to_cli()["prune"]} == {typed}
+    assert again == [config] * 4
+
+
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         PruneConfig().target = 0.3  # type: ignore[misc]  # that is the point
@@ -98,8 +113,8 @@ def test_each_knob_has_a_description() -> None:
     [
         (0.3, 0.3),
         (0, 0.0),
-        ("2 MB, 8ms", "2 MB, 8 ms"),
-        (["30%", "2 MB"], "30% macs, 2 MB"),
+        ("2 MB,  8ms", "2 MB, 8ms"),
+        (["30%", "2 MB"], "30%, 2 MB"),
         ("0.3", 0.3),
         (" 0.3 ", 0.3),
         ({"target": 0.3}, 0.3),

@@ -14,8 +14,7 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 
 from yolo_prune import PruneCallback, prune_model
-from yolo_prune.config import PruneConfig
-from yolo_prune.oneshot import DATA_FREE
+from yolo_prune.config import DATA_FREE, PruneConfig
 from yolo_prune.planner import plan_cut
 from yolo_prune.runtimes import alternating, described, module_runner
 

@@ -19,8 +19,8 @@ from test_architecture import HOUSE, ORDER
 from ultralytics import cfg
 
 import yolo_prune
-from yolo_prune import PruneCallback, PruneConfig, bench, cli, demo, oneshot, page, report, startup
-from yolo_prune.config import ALLOCATIONS, IMPORTANCES, KNOBS, SCHEDULES
+from yolo_prune import PruneCallback, PruneConfig, bench, cli, demo, oneshot, page, report, startup, targets, usage
+from yolo_prune.config import ALLOCATIONS, BY_DATA, IMPORTANCES, KNOBS, SCHEDULES
 
 REPOSITORY = Path(__file__).parent.parent
 README, MAP, DOCS = REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "docs"
@@ -83,7 +83,7 @@ def test_every_python_block_is_valid_and_its_names_and_knobs_exist(block: str) -
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             knobs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords if isinstance(k.value, ast.Constant)}
             if node.func.id == "prune_model":
-                assert knobs.keys() <= {*oneshot.BY_DATA, "data", "imgsz"}
+                assert knobs.keys() <= {*BY_DATA, "data", "imgsz"}
             elif node.func.id == "PruneCallback" and isinstance(node.args[0], ast.Constant):
                 target = node.args[0].value
                 assert str(target).endswith(".yaml") or PruneCallback(target, **knobs)
@@ -151,10 +151,9 @@ def check_command(words: list[str]) -> None:
         assert program in (".", "pytest"), f"nobody checks {program}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
-def test_every_command_is_understood_by_the_program_that_it_starts(
-    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands read their arguments and do nothing."""
     monkeypatch.setattr(oneshot, "open_model", str)
     monkeypatch.setattr(page, "write", str)
     monkeypatch.setattr(oneshot, "prune_model", lambda model, config, **values: check_host(values))
@@ -163,9 +162,63 @@ def test_every_command_is_understood_by_the_program_that_it_starts(
     monkeypatch.setattr(oneshot, "sensitivity", lambda model, **values: check_host(values) or (measured, Path()))
     monkeypatch.setattr(bench, "bench", lambda models, **values: bench.Bench((64, 64), 1))
     monkeypatch.setattr(demo, "run", lambda arguments: PruneConfig.from_cli(demo.PRUNE))
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_command_is_understood_by_the_program_that_it_starts(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for words in commands(path):
         check_command(words)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("command", usage.USAGES)
+def test_every_example_of_the_help_is_understood(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_command(["yolo-prune", command, *shlex.split(usage.USAGES[command].example)])
+    assert not capsys.readouterr().err
+
+
+def typed(text: str) -> set[str]:
+    """Return the targets that a text has after ``prune=`` and ``target=``."""
+    return {form.strip('"') for form in re.findall(r'\b(?:prune|target)=("\d.*?"|\d[\d.]*[%\w]*)', text)}
+
+
+def written(path: Path) -> set[str]:
+    """Return the targets that a document has: typed, in the table of them, and in backticks with a unit."""
+    table = path.read_text("utf-8").partition("[start:targets]")[2].partition("[end:targets]")[0]
+    cells = [row.split(" | ")[0] for row in table.splitlines() if re.match(r'\| `"?\d', row)]
+    forms = [form for cell in cells for form in re.findall(r"`(.+?)`", cell)]
+    forms += [span for span in spans(path) if re.fullmatch(r'"?\d[\d.]* ?[a-zA-Z%].*', span)]
+    return typed(path.read_text("utf-8")) | {form.strip('"') for form in forms}
+
+
+HELP = "\n".join([usage.of_all(), *map(usage.of_command, usage.USAGES)])
+GRAMMAR = targets.__doc__ or ""
+FORMS = {
+    "the help": typed(HELP),
+    "the knob": {form for inside in re.findall(r"\((.+?)\)", KNOBS["target"]) for form in inside.split(", ")},
+    "messages": set(re.split(r", | or ", targets.EXAMPLES.partition(";")[0])),
+    "targets.py": {*re.findall(r"^    (\S.*?) {2,}", GRAMMAR, re.MULTILINE), *re.findall(r"``(\d.*?)``", GRAMMAR)},
+    **{path.name: written(path) for path in DOCUMENTS},
+}
+"""Where targets are offered -> the forms that are."""
+
+
+def test_forms_of_targets_are_found_where_they_are_offered() -> None:
+    assert {"0.5", "0.15"} <= FORMS["the help"] and {"2x as fast", "50% params"} <= FORMS["the knob"]
+    assert {"8 ms, 2x", "2x as fast"} <= FORMS["targets.py"] and {"2x", "3.2 GMACs"} <= FORMS["messages"]
+    assert {"0.5", "50%", "50% size", "1.2M params, 3 MB", "2x as fast", "2 MB, 40%"} <= FORMS["README.md"]
+    assert {"1.5x", "8 ms", "40%, 2 MB"} <= FORMS["target.md"]
+
+
+@pytest.mark.parametrize("form", sorted(set().union(*FORMS.values())))
+def test_every_form_of_a_target_that_is_offered_is_read_and_said_back(form: str) -> None:
+    config = PruneConfig.load(form)
+    assert config.targets or form == "0"
+    assert str(config.target) == form or isinstance(config.target, float)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)

@@ -143,6 +143,7 @@ def test_an_auxiliary_layer_of_the_network_is_cut_along(run: Run) -> None:
         (WithResized, r"aux \(Conv2d\) reads a feature map", ""),
         (WithAdaptor, r"trainer\.adaptor \(Conv2d\) takes what model\.6", "model.6"),
     ],
+)
 def test_what_cannot_follow_a_cut_is_refused_with_the_layers_to_leave(
     run: Run, trainer: type, broken: str, source: str
 ) -> None:

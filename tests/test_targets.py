@@ -25,7 +25,11 @@ MACS, PARAMS, BYTES, LATENCY = QUANTITIES
         ("50% size", Target(BYTES, removed=0.5)),
         ("50% latency", Target(LATENCY, removed=0.5)),
         ("2x", Target(LATENCY, removed=0.5)),
+        ("2 x", Target(LATENCY, removed=0.5)),
         ("2x faster", Target(LATENCY, removed=0.5)),
+        ("2x as fast", Target(LATENCY, removed=0.5)),
+        ("2 X  as fast", Target(LATENCY, removed=0.5)),
+        ("33.3333333333% latency", Target(LATENCY, removed=1 - 1 / 1.5)),  # older files have 1.5x like this
         ("3.2 GMACs", Target(MACS, most=3.2e9)),
         ("6.4GFLOPs", Target(MACS, most=3.2e9)),
         ("120 mmacs", Target(MACS, most=1.2e8)),
@@ -52,6 +56,37 @@ def test_several_must_all_hold(given: Any) -> None:
 @pytest.mark.parametrize("given", [0, 0.0, "0", "0%", "0% params", "1x"])
 def test_what_removes_nothing_is_no_target(given: Any) -> None:
     assert read_targets(given) == () and canonical(()) == 0.0
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "1.5x",
+        "2 x",
+        "2x as fast",
+        "3.2 GMACs",
+        "6.4GFLOPs",
+        "800k params",
+        "2 MiB",
+        "50 % of params",
+        "50% params, 8ms",
+    ],
+)
+def test_a_target_is_said_back_as_it_was_typed(typed: str) -> None:
+    assert canonical(read_targets(f" {typed}\t")) == typed
+    assert ", ".join(map(str, read_targets(typed))) == typed
+    assert canonical(read_targets(typed.split(","))) == typed
+
+
+@pytest.mark.parametrize("typed", [0.5, "0.5", "50%", "50 % of MACs", "50% FLOPs"])
+def test_one_share_of_the_macs_is_a_number(typed: Any) -> None:
+    assert canonical(read_targets(typed)) == 0.5
+
+
+def test_targets_of_the_same_meaning_are_equal_however_they_were_typed() -> None:
+    assert read_targets("2x, 2 MB") == read_targets("50% latency, 2000 kB")
+    assert read_targets("2x, 50% latency, 2x as fast") == (Target(LATENCY, removed=0.5),)
+    assert len({*read_targets("8 ms"), *read_targets("8000us")}) == 1
 
 
 TARGETS = st.one_of(
@@ -83,6 +118,7 @@ def test_any_input_gives_targets_that_read_as_they_are_written_or_a_config_error
         assert str(e).startswith("target=")
         return
     assert canonical(read_targets(canonical(targets))) == canonical(targets)
+    assert read_targets(canonical(targets)) == targets
     assert all(0 <= target.limit(7.0) < float("inf") for target in targets)
 
 

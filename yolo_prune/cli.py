@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import gc
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
-from yolo_prune import __version__, startup
-from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig, as_text
+from yolo_prune import __version__, startup, usage
 from yolo_prune.errors import ConfigError, PruneError
 
 
@@ -20,20 +22,63 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command and its arguments; by default those of this process.
 
     Returns:
-        The exit code: 0, 2 if the command line is wrong, 1 if the command failed.
+        The exit code: 0, 2 if the command line is wrong, 1 if the command failed or nobody reads what it prints.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["help"]
-    name = "help" if name == "-h" else name.lstrip("-")
+    logging_tells, logging.raiseExceptions = logging.raiseExceptions, False  # of each line that a closed pipe refuses
     try:
-        if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"unknown command {name}.{hint} Valid: {', '.join(COMMANDS)}.")
-        COMMANDS[name][0](arguments)
+        try:
+            return _run("help" if name == "-h" else name.lstrip("-"), arguments)
+        finally:
+            print(end="", flush=True)  # at exit nobody could catch what a closed pipe raises
+    except BrokenPipeError:
+        _forget_closed_pipe()
+        return 1
+    finally:
+        logging.raiseExceptions = logging_tells
+
+
+def _forget_closed_pipe() -> None:
+    """Let what is still to be printed go nowhere, as Python flushes once more at exit.
+
+    Raises:
+        BrokenPipeError: The one that is being handled, if it was of another pipe.
+    """
+    closed = next((stream for stream in (sys.stdout, sys.stderr) if stream and _is_closed(stream)), None)
+    if closed is None:
+        raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), closed.fileno())
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more."""
+    try:
+        print(file=stream, flush=True)
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Run one command, or print its help, and return the exit code."""
+    try:
+        _check(name)
+        if HELP.isdisjoint(arguments):
+            COMMANDS[name](arguments)
+        else:
+            print(usage.of_command(name))
     except PruneError as e:
         print(f"yolo-prune: {e}", file=sys.stderr)
         return 2 if isinstance(e, ConfigError) else 1
     return 0
+
+
+def _check(name: str) -> None:
+    """Raise a ConfigError if there is no such command."""
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"unknown command {name}.{hint} Valid: {', '.join(COMMANDS)}.")
 
 
 def train(arguments: list[str]) -> None:
@@ -113,17 +158,13 @@ def demo(arguments: list[str]) -> None:
     run(arguments)
 
 
-def usage(arguments: list[str]) -> None:
-    """Print all commands and all knobs with their defaults."""
-    print("Usage: yolo-prune COMMAND [key=value ...]\n\nCommands:")
-    for name, (_, text) in COMMANDS.items():
-        print(f"  {name:<13}{text}")
-    print("\nKnobs of train and demo; the stock 'yolo train' takes them too:")
-    print(f"  {'prune=':<30}share of the MACs to remove, e.g. 0.5, or a YAML file of knobs without prefix")
-    defaults = PruneConfig()
-    for name, text in KNOBS.items():
-        if name != "target":
-            print(f"  {f'{CLI_PREFIX}{name}={as_text(getattr(defaults, name))}':<30}{text}")
+def show_help(arguments: list[str]) -> None:
+    """Print all commands and all knobs with their defaults, or what one command takes."""
+    if len(arguments) > 1:
+        raise ConfigError(f"help {' '.join(arguments)}: help tells of one command, e.g. yolo-prune help plan.")
+    for name in arguments:
+        _check(name)
+    print(usage.of_command(arguments[0]) if arguments else usage.of_all())
 
 
 def version(arguments: list[str]) -> None:
@@ -131,20 +172,16 @@ def version(arguments: list[str]) -> None:
     print(f"yolo-prune {__version__}")
 
 
-COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "train": (train, "the same arguments as 'yolo train', with pruning: yolo-prune train model=... data=... prune=0.5"),
-    "prune": (prune, "one cut without training: yolo-prune prune model=best.pt data=... prune=0.15"),
-    "plan": (plan, "what would be cut, and what that costs: yolo-prune plan model=best.pt [data=...] prune=0.5"),
-    "bench": (
-        bench,
-        "dense and pruned side by side, with the exports beside them: yolo-prune bench dense.pt best.pt imgsz=640",
-    ),
-    "sensitivity": (
-        sensitivity,
-        "measure what narrowing a layer costs: yolo-prune sensitivity model=best.pt data=...",
-    ),
-    "report": (report, "write pruning/report.html of a finished run anew: yolo-prune report runs/detect/train"),
-    "demo": (demo, "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download"),
-    "help": (usage, "print this text"),
-    "version": (version, "print the version"),
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "prune": prune,
+    "plan": plan,
+    "bench": bench,
+    "sensitivity": sensitivity,
+    "report": report,
+    "demo": demo,
+    "help": show_help,
+    "version": version,
 }
+"""What each command runs; what each says of itself is in `usage`."""
+HELP = {"--help", "-h"}

@@ -34,6 +34,15 @@ _CHOICES = {
     "lr_after_cut": LEARNING_RATES,
     "runtime": RUNTIMES,
 }
+BY_WEIGHTS = (
+    *("target", "importance", "allocation", "normalizer", "per_cost"),
+    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "verbose"),
+)
+"""The knobs that mean something without training and without data."""
+BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "benchmark", "export")
+"""The knobs that mean something without training."""
+DATA_FREE = {"importance": "l2", "allocation": "uniform"}
+"""Defaults where there is no data to look at."""
 _EXAMPLE = {"target": 0.5, "steps": 3}
 SPAN, SPAN_OF_NEW_CLASSES = (0.1, 0.4), (0.3, 0.5)
 """First and last cut, as fractions of a run that starts from a model of the data's classes, or of others."""

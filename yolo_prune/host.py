@@ -44,7 +44,7 @@ def read_arguments(texts: Mapping[str, str], command: str, also: Sequence[str] =
         if name not in DEFAULT_CFG_DICT and name not in also:
             knobs = {knob: f"{CLI_PREFIX}{knob}" for knob in KNOBS}
             near = [knobs[name]] if name in knobs else difflib.get_close_matches(name, [*DEFAULT_CFG_DICT, *also], n=1)
-            hint = f"did you mean {near[0]}?" if near else "see 'yolo cfg' and 'yolo-prune help'."
+            hint = f"did you mean {near[0]}?" if near else f"see 'yolo cfg' and 'yolo-prune {command} --help'."
             raise ConfigError(f"{name}={text} is no argument of {command}: {hint}")
     values = {name: smart_value(text) for name, text in texts.items()}
     try:

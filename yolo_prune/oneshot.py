@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune.allocation import units_of
 from yolo_prune.channels import ChannelGraph
-from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
+from yolo_prune.config import BY_DATA, BY_WEIGHTS, CLI_PREFIX, DATA_FREE, KNOBS, PruneConfig
 from yolo_prune.console import say, talking
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
@@ -32,16 +32,6 @@ from yolo_prune.session import Session
 from yolo_prune.statistics import copy_of
 from yolo_prune.surgery import network_of
 from yolo_prune.targets import QUANTITIES, in_units
-
-BY_WEIGHTS = (
-    *("target", "importance", "allocation", "normalizer", "per_cost"),
-    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "verbose"),
-)
-"""The knobs that mean something without training and without data."""
-BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "benchmark", "export")
-"""The knobs that mean something without training."""
-DATA_FREE = {"importance": "l2", "allocation": "uniform"}
-"""Defaults where there is no data to look at."""
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@
     50% params          half of the parameters goes; also ``size`` (of the file) and ``latency``
     3.2 GMACs           at most so many multiply-adds stay; GFLOPs are two per multiply-add
     1.2M params, 2 MB   several, separated by commas, must all hold
-    8 ms, 2x            so long for one image at most; twice as fast as the dense network
+    8 ms, 2x            so long for one image at most; twice as fast as the dense network; also ``2x as fast``
 
-Fractions and percentages say what goes, everything else says what may stay.
+Fractions and percentages say what goes, everything else says what may stay. A target is said back as it was typed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from yolo_prune.errors import ConfigError, seen
@@ -37,6 +37,7 @@ _UNITS: dict[str, tuple[str, float]] = {
     "ms": (LATENCY, 1e-3),
     "s": (LATENCY, 1.0),
 }
+_SPEED_UPS = ("x", "x faster", "x as fast")
 _TERM = re.compile(r"\s*(?P<number>[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>([^\d\s].*?)?)\s*", re.IGNORECASE)
 EXAMPLES = "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 8 ms or 2x; several, separated by commas, must all hold"
 
@@ -49,17 +50,21 @@ class Target:
         quantity: One of `QUANTITIES`.
         removed: Share of the dense network's that goes, 0 <= removed < 1, or None for an absolute target.
         most: What may stay, in multiply-adds, parameters, bytes or seconds, or None for a share.
+        text: What was typed; empty for one that nobody typed.
     """
 
     quantity: str
     removed: float | None = None
     most: float | None = None
+    text: str = field(default="", compare=False)
 
     def limit(self, dense: float) -> float:
         """Return what may stay of what the dense network has."""
         return dense * (1 - self.removed) if self.removed is not None else float(self.most or 0)
 
     def __str__(self) -> str:
+        if self.text:
+            return self.text
         if self.removed is not None:
             return f"{100 * self.removed:.12g}% {_NAMES[self.quantity][0]}"
         return in_units(self.quantity, self.most or 0, digits=12)
@@ -87,7 +92,7 @@ def read_targets(value: Any) -> tuple[Target, ...]:
 
 
 def canonical(targets: Sequence[Target]) -> float | str:
-    """Return what reads as the same targets: the share of the MACs as a number, anything else as text."""
+    """Return what reads as the same targets: a share of the MACs as a number, anything else as it was typed."""
     if not targets:
         return 0.0
     if len(targets) == 1 and targets[0].quantity == MACS and targets[0].removed is not None:
@@ -107,18 +112,23 @@ def in_units(quantity: str, amount: float, digits: int = 3) -> str:
 
 
 def _read(term: Any) -> Target:
+    """Read one target, and keep what was typed on one line."""
     if isinstance(term, bool) or not isinstance(term, (int, float, str)):
         raise ConfigError(f"target={seen(term)} is a {type(term).__name__}; give {EXAMPLES}.")
     text = term if isinstance(term, str) else seen(term)
+    return replace(_parse(text), text=" ".join(text.split()))
+
+
+def _parse(text: str) -> Target:
     match = _TERM.fullmatch(text)
     if not match:
         raise ConfigError(f"target={text} is not a number with a unit; give {EXAMPLES}.")
-    number, unit = float(match["number"]), match["unit"].lower()
+    number, unit = float(match["number"]), " ".join(match["unit"].lower().split())
     if unit.startswith("%"):
         return _share(text, number / 100, unit[1:].removeprefix(" of").strip())
     if not unit:
         return _share(text, number, "")
-    if unit.removesuffix(" faster") == "x":
+    if unit in _SPEED_UPS:
         if not 1 <= number < 1e9:
             raise ConfigError(f"target={text} is no speed-up >= 1; 2x is twice as fast as the dense model.")
         return Target(LATENCY, removed=1 - 1 / number)
