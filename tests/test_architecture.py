@@ -96,6 +96,7 @@ ORDER = (
         "budget",
         "planner",
         "runtimes",
+        "stopwatch",
         "profiling",
     ),
     ("checkpoint", "verification", "rewinding", "ranks", "distillation", "snapshot", "host", "state"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.report import CutRecord, ExportRecord, QuantizationRecord, Report, Stage
+from yolo_prune.report import CutRecord, ExportRecord, QuantizationRecord, Report, Speedup, Stage
 
 
 @pytest.fixture
@@ -30,6 +30,52 @@ def test_the_table_gives_each_figure_with_its_change(report: Report) -> None:
         "cut 1/1  3      500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)  0.1000 (-80.0%)  0.4500 (-10.0%)",
         "final           500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)                   0.4500 (-10.0%)",
     ]
+
+
+def test_latencies_are_compared_only_where_the_machine_let_them_settle(report: Report) -> None:
+    def latencies() -> list[str]:
+        lines = report.table().splitlines()
+        start, end = lines[0].index("latency"), lines[0].index("fitness cut")
+        return [line[start:end].strip() for line in lines[1:]]
+
+    assert report.final is not None
+    report.dense.latency, report.cuts[0].latency, report.final.latency = 0.02, 0.011, 0.01
+    predicted = ["20.00 ms", "11.00 ms (-45.0%)", "10.00 ms (-50.0%)"]
+    assert latencies() == predicted  # nothing is measured yet
+    report.timed = {"runtime": "onnx"}
+    report.scales["yolo11n"] = Stage(latency=0.03, speedup=Speedup(0.66, 0.67, 0.68, 0.99, settled=True))
+    bare = ["20.00 ms", "11.00 ms", "10.00 ms", "30.00 ms (+50.0%)"]
+    assert latencies() == bare  # as in reports of earlier versions
+    report.final.speedup = Speedup(1.1, None, 2.6, 0.54, settled=False)
+    assert latencies() == bare
+    report.final.speedup = Speedup(1.9, 2.0, 2.1, 0.99, settled=True)
+    assert latencies() == [*predicted, "30.00 ms (+50.0%)"]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "told"),
+    [
+        (Speedup(1.24, 1.27, 1.3, 0.99, True), "1.27x (1.24-1.30) as fast as dense"),
+        (Speedup(0.78, 0.8, 0.82, None, True), "0.80x (0.78-0.82) as fast as dense"),
+        (Speedup(0.98, 1.01, 1.02, 0.99, True), "as fast as dense, as far as can be told (between 0.98x and 1.02x)"),
+        (Speedup(1.1, None, 1.4, 0.99, False), "between 1.10x and 1.40x as fast as dense, and it did not settle"),
+        (
+            Speedup(1.1, None, 2.6, 0.99, False),
+            "no speed-up can be told: it did not settle, and came to between 1.10x and 2.60x",
+        ),
+        (
+            Speedup(0.9, None, 1.2, None, False),
+            "no speed-up can be told: it did not settle, and came to between 0.90x and 1.20x",
+        ),
+        (
+            Speedup(2.5, None, 2.6, 0.54, False),
+            "no speed-up can be told: something else kept this machine busy (a thread got 54% of its processor), "
+            "and it came to between 2.50x and 2.60x",
+        ),
+    ],
+)
+def test_a_speed_up_is_told_as_far_as_it_can_be(speedup: Speedup, told: str) -> None:
+    assert speedup.told() == told
 
 
 def test_the_export_table_gives_differences_and_fitness_or_the_reason(report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,16 +88,20 @@ def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportE
     """Measure what came out, and return how it compares with what was predicted, and what is wrong."""
     expected = report.dense.latency
     try:
-        told = f"{config.runtime}: {time_result(report, best, config.runtime):.2f}x as fast as dense"
+        speedup = time_result(report, best, config.runtime)
     except Exception as e:  # whatever an exporter or a runtime raises, the run is done
         reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
         if any(target.quantity == LATENCY for target in config.targets):
             return "", ExportError(reason)
         return reason, None
+    told = f"{config.runtime}: {speedup.told()}"
     if expected:
-        told += f", {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
+        told += f"; {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
         for record in report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
             record.latency = (record.latency or 0.0) * (report.dense.latency or 0.0) / expected
+    if not speedup.settled:
+        sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
+        told += f"\ntime both again when the machine is idle: yolo-prune bench {sides} runtimes={config.runtime}"
     return told, None
 
 

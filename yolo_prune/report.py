@@ -12,6 +12,57 @@ from typing import Any, ClassVar
 from yolo_prune.files import replacing
 
 SCHEMA = 1
+QUIET = 0.9
+"""Share of its processors that a measurement needs: it gets over 0.99 of idle ones, and about half with one other job
+on two of them, at which speed-ups come out two or three times too large."""
+STEADY = 1.1
+"""How much larger than its lower end the upper end of a speed-up's spread may be."""
+WIDE = 1.5
+"""The same for a range of what has not settled."""
+
+
+@dataclass
+class Speedup:
+    """How many times as fast as the dense network another one is, as far as that can be told.
+
+    Attributes:
+        low: Lower end of its spread: a quartile over parts of the measurement; the least of all if it has not settled.
+        value: By the lower quartiles of the times, or None if it has not settled.
+        high: Upper end of its spread.
+        share: Of its processors, what the slowest thread got meanwhile (1: all of them), or None on a GPU.
+        settled: Whether it can be told: nothing else kept the machine busy, and the spread is small.
+    """
+
+    low: float
+    value: float | None
+    high: float
+    share: float | None
+    settled: bool
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else kept the machine busy."""
+        return self.share is not None and self.share < QUIET
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it has not settled, but lies in a range that says something."""
+        is_narrow = self.high <= WIDE * self.low and not self.low <= 1 <= self.high
+        return not self.settled and not self.is_disturbed and is_narrow
+
+    def told(self) -> str:
+        """Return what it says: a figure with its spread, a range, or why there is neither."""
+        spread = f"{self.low:.2f}x and {self.high:.2f}x"
+        if self.settled and self.low <= 1 <= self.high:
+            return f"as fast as dense, as far as can be told (between {spread})"
+        if self.settled:
+            return f"{self.value:.2f}x ({self.low:.2f}-{self.high:.2f}) as fast as dense"
+        if self.is_range:
+            return f"between {spread} as fast as dense, and it did not settle"
+        if self.is_disturbed:
+            why = f"something else kept this machine busy (a thread got {self.share:.0%} of its processor)"
+            return f"no speed-up can be told: {why}, and it came to between {spread}"
+        return f"no speed-up can be told: it did not settle, and came to between {spread}"
 
 
 @dataclass
@@ -25,6 +76,7 @@ class Stage:
         fitness: Ultralytics' fitness of the saved (FP16) file, or None without validation.
         checkpoint: Path of the file, or None.
         latency: Seconds for one image where ``timed`` says, measured in turns at the end, or None.
+        speedup: Over the dense network, from the same measurement, or None.
     """
 
     macs: int | None = None
@@ -33,6 +85,7 @@ class Stage:
     fitness: float | None = None
     checkpoint: str | None = None
     latency: float | None = None
+    speedup: Speedup | None = None
 
 
 @dataclass
@@ -192,7 +245,10 @@ class Report:
         return path
 
     def table(self) -> str:
-        """Return the table that a run prints: one row per step, each figure with its change from the dense model."""
+        """Return the table that a run prints: one row per step, each figure with its change from the dense model.
+
+        No change is given of latencies that noise can make.
+        """
         dense = self.dense
         sizes = [count(dense.macs), count(dense.params), megabytes(dense.bytes)]
         sizes += [milliseconds(dense.latency)] * self._is_timed
@@ -223,7 +279,9 @@ class Report:
             count(stage.params) + _change(stage.params, self.dense.params),
             megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
         ]
-        latency = milliseconds(stage.latency) + _change(stage.latency, self.dense.latency)
+        of = self.final if isinstance(stage, CutRecord) else stage  # those of cuts are predicted until it is timed
+        is_told = self.timed is None or (of and of.speedup and of.speedup.settled)
+        latency = milliseconds(stage.latency) + (_change(stage.latency, self.dense.latency) if is_told else "")
         return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
