@@ -14,7 +14,7 @@ def full_report() -> dict[str, Any]:
     speedup = Speedup(1.77, 1.79, 1.82, 0.99, settled=True)
     return Report(
         imgsz=[640, 640],
-        dense=Stage(2_000_000_000, 3_000_000, 6_200_000, 0.586, "runs/a/weights/dense.pt", 0.0215),
+        dense=Stage(2_000_000_000, 3_000_000, 6_200_000, 0.586, "runs/a/weights/dense.pt", 0.0215, None, 2, True),
         config={"target": 0.5, "steps": 2, "export": ["onnx"], "max_drop": 0.05},
         cuts=[
             CutRecord(2, 1_500_000_000, 2_000_000, 4_100_000, 0.4, 0.57, "abc", locked, 12.3, 0.017),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,34 @@ from yolo_prune.report import CutRecord, Report, Speedup, Stage
 @pytest.fixture
 def report() -> Report:
     cut = CutRecord(3, 500, 900, 2000, 0.1, 0.45, "abc", [], 1.5)
-    return Report([64, 64], Stage(1000, 2000, 4000, 0.5, "a run/dense.pt"), {}, [cut])
+    return Report([64, 64], Stage(1000, 2000, 4000, 0.5, "a run/dense.pt", finished=True), {}, [cut])
+
+
+@pytest.mark.parametrize(
+    ("finished", "failures", "told"),
+    [
+        (True, [], ""),
+        (None, [], ""),
+        (True, [{}], "max_drop=0.1 asks for fitness 0.4500: this is the smallest model that held"),
+        (
+            False,
+            [],
+            "max_drop=0.1 asks for fitness 0.4500; that is a low bar, since the dense model was not finished "
+            "(14 epochs of this run)",
+        ),
+        (
+            False,
+            [{}],
+            "max_drop=0.1 asks for fitness 0.4500: this is the smallest model that held; that is a low bar, since "
+            "the dense model was not finished (14 epochs of this run)",
+        ),
+    ],
+)
+def test_the_guard_says_where_its_bar_is_low(
+    report: Report, finished: bool | None, failures: list[dict[str, Any]], told: str
+) -> None:
+    report.dense.epochs, report.dense.finished = 14, finished
+    assert handover._held(report, {"max_drop": 0.1, "dense": 0.5, "failures": failures}) == told
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,21 @@ def test_the_headline_says_what_was_measured_and_leaves_out_the_rest() -> None:
     assert page.headline(report, {}).endswith("fitness 58.6 → 58.1")
 
 
+def test_no_fitness_is_compared_with_a_dense_model_in_the_middle_of_its_training() -> None:
+    report = full_report()
+    report["dense"]["finished"] = False
+    why = "(the dense model was not finished: 2 of 8 epochs)"
+    assert page.headline(report, ARGUMENTS).endswith(f"in ONNX Runtime, mAP50-95 58.1 {why}")
+    assert page.headline(report, {}).endswith("fitness 58.1 (the dense model was not finished: after 2 epochs)")
+    told = " ".join(Tags(page.render(report, ARGUMENTS, "a", SAMPLES)).text.split())
+    assert "\N{MINUS SIGN}0.5" not in told and "→ 58.1" not in told
+    assert told.count("dense after 2 epochs, not finished") == 4  # the table, both curves, and a picture
+    assert "The dense model was not finished (2 epochs of this run), so no mAP50-95 is compared with its" in told
+    assert "That is a low bar: the dense model was not finished" in told
+    finished = " ".join(Tags(page.render(full_report(), ARGUMENTS, "a", SAMPLES)).text.split())
+    assert "not finished" not in finished and "low bar" not in finished and "\N{MINUS SIGN}0.5" in finished
+
+
 def test_the_page_makes_nothing_of_times_that_did_not_settle() -> None:
     def note(speedup: Speedup | None) -> str:
         report = full_report()
@@ -157,11 +172,12 @@ def test_a_report_of_an_earlier_version_makes_a_page() -> None:
     for stage in (report["dense"], report["final"], *report["cuts"]):
         del stage["latency"]
     for stage in (report["dense"], report["final"]):
-        del stage["speedup"]
+        del stage["speedup"], stage["epochs"], stage["finished"]
     for export in report["exports"]:
         del export["precision"]
     text = page.render(report, {}, "a", unseen="gone")
     assert "2.1x fewer MACs, fitness 58.6 → 58.1" in text and "No pictures: gone" in text
+    assert "may not have been finished" in text and "\N{MINUS SIGN}0.5" not in text
 
 
 @pytest.mark.parametrize("final", [True, False])

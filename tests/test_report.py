@@ -12,7 +12,7 @@ from yolo_prune.report import CutRecord, ExportRecord, QuantizationRecord, Repor
 def report() -> Report:
     return Report(
         imgsz=[64, 64],
-        dense=Stage(1_000_000_000, 2_000_000, 4_000_000, 0.5, "dense.pt"),
+        dense=Stage(1_000_000_000, 2_000_000, 4_000_000, 0.5, "dense.pt", finished=True),
         config={"target": 0.5},
         cuts=[CutRecord(3, 500_000_000, 900_000, 2_000_000, 0.1, 0.45, "abc", [{"layer": "x", "why": "y"}], 1.5)],
         final=Stage(500_000_000, 900_000, 2_000_000, 0.45, "best.pt"),
@@ -30,6 +30,29 @@ def test_the_table_gives_each_figure_with_its_change(report: Report) -> None:
         "cut 1/1  3      500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)  0.1000 (-80.0%)  0.4500 (-10.0%)",
         "final           500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)                   0.4500 (-10.0%)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "finished", "why"),
+    [
+        (14, False, "was not finished (14 epochs of this run)"),
+        (1, False, "was not finished (1 epoch of this run)"),
+        (None, None, "may not have been finished (this report does not say)"),
+    ],
+)
+def test_no_fitness_is_compared_with_a_dense_model_in_the_middle_of_its_training(
+    report: Report, epochs: int | None, finished: bool | None, why: str
+) -> None:
+    report.dense.epochs, report.dense.finished = epochs, finished
+    assert report.table().splitlines() == [
+        "         epoch  MACs           params         file              fitness cut  fitness recovered",
+        "dense           1G             2M             4.00 MB                        0.5000",
+        "cut 1/1  3      500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)  0.1000       0.4500",
+        "final           500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)               0.4500",
+        f"dense {why}, so no fitness is compared with its; a run as long without pruning would be a fair comparison",
+    ]
+    report.dense.fitness = None
+    assert "compar" not in report.table()
 
 
 def test_latencies_are_compared_only_where_the_machine_let_them_settle(report: Report) -> None:
@@ -121,6 +144,6 @@ def test_the_step_to_int8_is_a_row_of_the_table(report: Report) -> None:
 
 @pytest.mark.parametrize("quantization", [None, QuantizationRecord(7, 0.45, 0.4, 0.44, 2.0)])
 def test_an_interrupted_run_reads_its_report_back(report: Report, quantization: QuantizationRecord | None) -> None:
-    report.quantization = quantization
+    report.quantization, report.dense.epochs, report.dense.finished = quantization, 3, False
     again = Report.from_dict(report.to_dict())
     assert all(getattr(again, name) == getattr(report, name) for name in Report.NOTED)

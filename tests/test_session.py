@@ -68,6 +68,8 @@ def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run
     knowing = run(YOLO(learning.wdir / "dense.pt"), prune(), epochs=4)
     told = run(prune=prune(start=0.0), epochs=4)
     assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing, told)] == [1, 0, 0]
+    dense = [report_of(trainer)["dense"] for trainer in (learning, knowing, told)]
+    assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0), (False, 0)]
     too_short = run(prune=PruneCallback(0.3, calibration=4, benchmark=False), epochs=9)  # 3, 4 and 4
     assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolo_prune import page, quantization
 from yolo_prune.bench import time_result
@@ -64,10 +65,8 @@ def hand_over(
         complaint = unfinished or untimed
         report.save(folder)
     summary = [f"done\n{report.table()}" if has_changed else "done", timed]
-    if report.guard and report.guard["failures"]:
-        outcome = "this is the smallest model that held" if report.cuts else "no cut held, so this is dense"
-        floor = report.guard["dense"] * (1 - report.guard["max_drop"])
-        summary.append(f"max_drop={report.guard['max_drop']:g} asks for fitness {floor:.4f}: {outcome}")
+    if report.guard:
+        summary.append(_held(report, report.guard))
     if report.cuts and not unfinished and not report.guard:
         complaint = _too_large(config, report, final) or complaint
     if config.export:
@@ -103,6 +102,17 @@ def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportE
         sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
         told += f"\ntime both again when the machine is idle: yolo-prune bench {sides} runtimes={config.runtime}"
     return told, None
+
+
+def _held(report: Report, guard: Mapping[str, Any]) -> str:
+    """Return what ``max_drop`` came to, where there is something to say."""
+    floor = guard["dense"] * (1 - guard["max_drop"])
+    told = f"max_drop={guard['max_drop']:g} asks for fitness {floor:.4f}"
+    if guard["failures"]:
+        told += f": {'this is the smallest model that held' if report.cuts else 'no cut held, so this is dense'}"
+    if report.dense.finished is False:
+        return f"{told}; that is a low bar, since the dense model {report.dense.unfinished}"
+    return told if guard["failures"] else ""
 
 
 def _too_large(config: PruneConfig, report: Report, final: Stage) -> TargetError | None:

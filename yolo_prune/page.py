@@ -24,7 +24,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.folder import RunFolder
 from yolo_prune.predictions import Sample, side_by_side
-from yolo_prune.report import CutRecord, ExportRecord, Report, Speedup, Stage, count, megabytes, milliseconds
+from yolo_prune.report import CutRecord, ExportRecord, Report, Speedup, Stage, count, epochs, megabytes, milliseconds
 
 NAME = "report.html"
 METRICS = {
@@ -138,7 +138,9 @@ def render(
         figure=figure,
         change=_change,
         comparable=_comparable(report),
+        unfinished=_unfinished(report),
         speedup=_speedup(report),
+        dense_name=pictures.dense_name(report),
         Axis=Axis,
         formats=FORMATS,
     )
@@ -159,7 +161,12 @@ def headline(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
         parts.append(f"{_faster(speedup)} in {RUNTIMES[timed['runtime']]}")
     if None not in (dense["fitness"], final["fitness"]):
         before, after = FORMATS["percent"](dense["fitness"]), FORMATS["percent"](final["fitness"])
-        parts.append(f"{_metric(arguments)} {before} → {after}")
+        at, whole = dense["epochs"] or 0, arguments.get("epochs")
+        if dense["finished"] is not False:
+            parts.append(f"{_metric(arguments)} {before} → {after}")
+        else:
+            of = f"{at} of {whole} epochs" if whole else f"after {epochs(at)}"
+            parts.append(f"{_metric(arguments)} {after} (the dense model was not finished: {of})")
     return ", ".join(parts)
 
 
@@ -223,9 +230,17 @@ def _speedup(report: Mapping[str, Any]) -> Speedup | None:
     return Speedup(**found) if found else None
 
 
+def _unfinished(report: Mapping[str, Any]) -> str:
+    """Return what the dense network was that no fitness is compared with, and nothing for one that was finished."""
+    dense = report["dense"]
+    return Stage(epochs=dense["epochs"], finished=dense["finished"]).unfinished
+
+
 def _comparable(report: Mapping[str, Any]) -> set[str]:
     """Return the figures of a stage whose change from dense to final says something."""
-    found = {"macs", "params", "bytes", "fitness"}
+    found = {"macs", "params", "bytes"}
+    if not _unfinished(report):
+        found.add("fitness")
     if (speedup := _speedup(report)) and speedup.settled:
         found.add("latency")
     return found

@@ -77,6 +77,10 @@ class Stage:
         checkpoint: Path of the file, or None.
         latency: Seconds for one image where ``timed`` says, measured in turns at the end, or None.
         speedup: Over the dense network, from the same measurement, or None.
+        epochs: Of this run, for which the dense network was trained; None for others.
+        finished: Whether the dense network was: it began with weights that had learned the data's classes, or nothing
+            was trained. If not, its fitness is that of the middle of a training, and nothing is compared with it. None
+            for others, and in reports of earlier versions, where nobody knows.
     """
 
     macs: int | None = None
@@ -86,6 +90,15 @@ class Stage:
     checkpoint: str | None = None
     latency: float | None = None
     speedup: Speedup | None = None
+    epochs: int | None = None
+    finished: bool | None = None
+
+    @property
+    def unfinished(self) -> str:
+        """What a dense network was that no fitness is compared with, and nothing for one that was finished."""
+        if self.finished is False:
+            return f"was not finished ({epochs(self.epochs or 0)} of this run)"
+        return "" if self.finished else "may not have been finished (this report does not say)"
 
 
 @dataclass
@@ -247,7 +260,8 @@ class Report:
     def table(self) -> str:
         """Return the table that a run prints: one row per step, each figure with its change from the dense model.
 
-        No change is given of latencies that noise can make.
+        A change is given where it is one: not of the fitness of a dense model that was in the middle of its training,
+        nor of latencies that noise can make.
         """
         dense = self.dense
         sizes = [count(dense.macs), count(dense.params), megabytes(dense.bytes)]
@@ -266,7 +280,8 @@ class Report:
         if self.final:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
         rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]
-        return aligned(rows)
+        is_judged = dense.fitness is not None and len(rows) > 2
+        return "\n".join([aligned(rows), *[_UNFAIR.format(dense.unfinished)] * bool(is_judged and dense.unfinished)])
 
     @property
     def _is_timed(self) -> bool:
@@ -285,7 +300,7 @@ class Report:
         return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
-        return _score(fitness) + _change(fitness, self.dense.fitness)
+        return _score(fitness) + ("" if self.dense.unfinished else _change(fitness, self.dense.fitness))
 
     def export_table(self) -> str:
         """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""
@@ -298,6 +313,9 @@ class Report:
             rest = (fitness, megabytes(e.bytes), e.reason or e.path or "")
             rows.append((e.format, e.precision, "yes" if e.ok else "no", *diffs, *rest))
         return aligned(rows)
+
+
+_UNFAIR = "dense {}, so no fitness is compared with its; a run as long without pruning would be a fair comparison"
 
 
 def versions() -> dict[str, str]:
@@ -324,6 +342,11 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
     """Return rows of cells as lines of text, each column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def epochs(n: int) -> str:
+    """Return ``1 epoch``, ``14 epochs``."""
+    return f"{n} epoch{'s' * (n != 1)}"
 
 
 def count(n: float | None) -> str:
