@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from yolo_prune.report import CutRecord, EpochRecord, ExportRecord, QuantizationRecord, Report, Stage
+from yolo_prune.report import CutRecord, EpochRecord, ExportRecord, QuantizationRecord, Report, Speedup, Stage
 
 
 def full_report() -> dict[str, Any]:
     """Return what is in the ``report.json`` of a run that used everything, as far as it can be combined."""
     locked = [{"layer": "model.2", "why": "predicts the class scores"}]
-    scale = Stage(1_300_000_000, 2_100_000, latency=0.011)
+    scale = Stage(1_300_000_000, 2_100_000, latency=0.011, speedup=Speedup(1.93, 1.95, 1.98, 0.99, settled=True))
+    speedup = Speedup(1.77, 1.79, 1.82, 0.99, settled=True)
     return Report(
         imgsz=[640, 640],
-        dense=Stage(2_000_000_000, 3_000_000, 6_200_000, 0.586, "runs/a/weights/dense.pt", 0.0215),
+        dense=Stage(2_000_000_000, 3_000_000, 6_200_000, 0.586, "runs/a/weights/dense.pt", 0.0215, None, 2, True),
         config={"target": 0.5, "steps": 2, "export": ["onnx"], "max_drop": 0.05},
         cuts=[
             CutRecord(2, 1_500_000_000, 2_000_000, 4_100_000, 0.4, 0.57, "abc", locked, 12.3, 0.017),
             CutRecord(4, 950_000_000, 1_400_000, 2_900_000, 0.51, 0.58, "def", locked, 11.9, 0.012),
         ],
-        final=Stage(950_000_000, 1_400_000, 2_880_000, 0.581, "runs/a/weights/best.pt", 0.012),
+        final=Stage(950_000_000, 1_400_000, 2_880_000, 0.581, "runs/a/weights/best.pt", 0.012, speedup),
         scales={"yolo11n": scale},
         timed={"runtime": "onnx", "version": "1.32.0", "device": "Some CPU", "threads": 2},
         exports=[

@@ -98,6 +98,7 @@ ORDER = (
         "budget",
         "planner",
         "runtimes",
+        "stopwatch",
         "profiling",
     ),
     ("checkpoint", "verification", "rewinding", "ranks", "distillation", "snapshot", "host", "state"),

@@ -72,6 +72,9 @@ def test_all_forms_of_a_model_are_timed_in_turns_with_the_others(
     first, second, _, pytorch, torchscript = saved["rows"]
     assert first["speedup"] == torchscript["speedup"] == 1
     assert math.isclose(second["speedup"], first["seconds"][0] / second["seconds"][0])
+    assert all(row["spread"] == sorted(row["spread"]) and row["settled"] in (True, False) for row in saved["rows"])
+    assert saved["shares"].keys() == saved["where"].keys()
+    assert all(0 < share <= 1 for share in saved["shares"].values())
     assert pytorch["bytes"] == slim.stat().st_size and torchscript["bytes"] == Path("slim.torchscript").stat().st_size
     assert "64x64 pixels, batch 1, 2 rounds in turns" in printed and "torchscript" in printed
     assert not list(Path().glob("*.onnx"))  # what was not there is not left behind
@@ -96,6 +99,36 @@ def test_an_official_model_is_built_from_its_name_and_put_beside_the_next_scale(
         ("yolov8s", "pytorch", True),
     ]
     assert (rows[1].macs, rows[1].params) == (7, 8)
+
+
+def test_the_table_tells_each_speed_up_with_its_spread_and_warns_of_what_did_not_settle() -> None:
+    about = {"version": "1", "device": "Some CPU", "threads": 2}
+    sizes, seconds = (10**9, 10**6, 10**6), (1e-3, 2e-3, 3e-3)
+    found = Bench(
+        (64, 64),
+        40,
+        {"onnx": about, "pytorch": about},
+        {"onnx": 0.99, "pytorch": None},
+        [
+            Row("a.pt", "onnx", *sizes, seconds, 1.0, (1.0, 1.0), True),
+            Row("b.pt", "onnx", *sizes, seconds, 1.27, (1.24, 1.3), True),
+            Row("b.pt", "pytorch", *sizes, seconds, 2.0, (1.1, 2.6), False),
+        ],
+    )
+    lines = found.table().splitlines()
+    assert [line.split("2.0 (1.0-3.0)")[-1].strip() for line in lines[1:4]] == [
+        "1.00x",
+        "1.27x (1.24-1.30)",
+        "1.10x-2.60x",
+    ]
+    assert lines[-1] == "pytorch: b.pt did not settle in 3 measurements, hence a range"
+    found.shares["pytorch"] = 0.54
+    assert found.table().splitlines()[-1] == (
+        "pytorch: something else kept this machine busy (a thread got 54% of its processor), which makes speed-ups "
+        "wrong: do not go by these ranges, and time it again when it is idle"
+    )
+    found.shares["pytorch"], found.rows[-1].settled = 0.99, True
+    assert found.table().splitlines()[-1] == "pytorch 1: Some CPU, 2 threads"
 
 
 def test_the_table_shows_a_fitness_only_where_there_is_one() -> None:

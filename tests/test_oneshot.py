@@ -79,6 +79,7 @@ def test_a_model_is_pruned_on_data_without_training(own_folder: Path, tiny_data:
     assert 0.68 <= written["final"]["macs"] / written["dense"]["macs"] <= 0.7
     assert written["final"]["fitness"] == pytest.approx(written["cuts"][0]["fitness_cut"], abs=0.02)  # but for FP16
     assert written["exports"][0]["ok"] and written["guard"] is None
+    assert (written["dense"]["finished"], written["dense"]["epochs"]) == (True, 0)  # nothing is trained
     assert PrunePlan.load(result.save_dir / "pruning" / "plan-1.json") == result.plan
     assert (result.save_dir / "weights" / "dense.pt").is_file()
     slim = YOLO(result.save_dir / "weights" / "best.pt")

@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import reduce
 from html.parser import HTMLParser
 from operator import getitem
@@ -18,11 +19,12 @@ from reports import full_report
 from yolo_prune import page
 from yolo_prune.errors import ConfigError
 from yolo_prune.predictions import Sample
+from yolo_prune.report import Speedup
 
 ARGUMENTS = {"task": "detect", "model": "yolo11n.pt", "data": "cells.yaml", "epochs": 8}
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 SAMPLES = [Sample("cells 1.jpg", (PIXEL, PIXEL), ("12 cells", "11 cells"))]
-UNITS = {"G": 1e9, "M": 1e6, "k": 1e3, "MB": 1e6, "ms": 1e-3, "s": 1.0}
+UNITS = {"x": 1.0, "G": 1e9, "M": 1e6, "k": 1e3, "MB": 1e6, "ms": 1e-3, "s": 1.0}
 
 
 class Tags(HTMLParser):
@@ -78,11 +80,50 @@ def test_the_headline_says_what_was_measured_and_leaves_out_the_rest() -> None:
     report = full_report()
     assert said() == "2.1x fewer MACs, 1.8x faster in ONNX Runtime, mAP50-95 58.6 → 58.1"
     assert said(timed=None) == "2.1x fewer MACs, mAP50-95 58.6 → 58.1"
-    assert "1.4x slower in" in said(final={**report["final"], "latency": 0.03})
+
+    def timed(low: float, value: float | None, high: float, share: float = 0.99) -> str:
+        speedup = asdict(Speedup(low, value, high, share, settled=value is not None))
+        return said(final={**report["final"], "speedup": speedup}).split(", ")[1]
+
+    assert timed(1.24, 1.27, 1.34) == "1.24\N{EN DASH}1.34x faster in ONNX Runtime"
+    assert timed(0.7, 0.71, 0.72) == "1.4x slower in ONNX Runtime"
+    assert timed(0.98, 1.0, 1.02) == "as fast in ONNX Runtime"
+    assert timed(2.5, None, 2.6, 0.5) == timed(1.2, None, 1.4) == "mAP50-95 58.6 → 58.1"
+    assert said(final={**report["final"], "speedup": None}) == "2.1x fewer MACs, mAP50-95 58.6 → 58.1"
     assert said(dense={**report["dense"], "fitness": None}) == "2.1x fewer MACs, 1.8x faster in ONNX Runtime"
     assert said(cuts=[]) == "Nothing was cut"
     assert said(final=None) == "Not finished yet, 2 cuts made"
     assert page.headline(report, {}).endswith("fitness 58.6 → 58.1")
+
+
+def test_no_fitness_is_compared_with_a_dense_model_in_the_middle_of_its_training() -> None:
+    report = full_report()
+    report["dense"]["finished"] = False
+    why = "(the dense model was not finished: 2 of 8 epochs)"
+    assert page.headline(report, ARGUMENTS).endswith(f"in ONNX Runtime, mAP50-95 58.1 {why}")
+    assert page.headline(report, {}).endswith("fitness 58.1 (the dense model was not finished: after 2 epochs)")
+    told = " ".join(Tags(page.render(report, ARGUMENTS, "a", SAMPLES)).text.split())
+    assert "\N{MINUS SIGN}0.5" not in told and "→ 58.1" not in told
+    assert told.count("dense after 2 epochs, not finished") == 4  # the table, both curves, and a picture
+    assert "The dense model was not finished (2 epochs of this run), so no mAP50-95 is compared with its" in told
+    assert "That is a low bar: the dense model was not finished" in told
+    finished = " ".join(Tags(page.render(full_report(), ARGUMENTS, "a", SAMPLES)).text.split())
+    assert "not finished" not in finished and "low bar" not in finished and "\N{MINUS SIGN}0.5" in finished
+
+
+def test_the_page_makes_nothing_of_times_that_did_not_settle() -> None:
+    def note(speedup: Speedup | None) -> str:
+        report = full_report()
+        report["final"]["speedup"] = speedup and asdict(speedup)
+        return " ".join(Tags(page.render(report, ARGUMENTS, "a")).text.split())
+
+    settled = note(Speedup(1.77, 1.79, 1.82, 0.99, settled=True))
+    assert "\N{MINUS SIGN}44.2%" in settled and "Speed-up: 1.79x, spread 1.77x to 1.82x." in settled
+    busy = note(Speedup(1.1, None, 2.6, 0.54, settled=False))
+    assert (
+        "\N{MINUS SIGN}44.2%" not in busy and "No speed-up can be told: something else kept this machine busy" in busy
+    )
+    assert "\N{MINUS SIGN}44.2%" not in note(None) and "does not say how far that spreads" in note(None)
 
 
 def test_nothing_that_a_user_named_is_markup() -> None:
@@ -130,10 +171,13 @@ def test_a_report_of_an_earlier_version_makes_a_page() -> None:
         del report[name]
     for stage in (report["dense"], report["final"], *report["cuts"]):
         del stage["latency"]
+    for stage in (report["dense"], report["final"]):
+        del stage["speedup"], stage["epochs"], stage["finished"]
     for export in report["exports"]:
         del export["precision"]
     text = page.render(report, {}, "a", unseen="gone")
     assert "2.1x fewer MACs, fitness 58.6 → 58.1" in text and "No pictures: gone" in text
+    assert "may not have been finished" in text and "\N{MINUS SIGN}0.5" not in text
 
 
 @pytest.mark.parametrize("final", [True, False])

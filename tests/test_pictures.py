@@ -43,6 +43,15 @@ def test_the_way_from_dense_to_final_leads_over_every_cut() -> None:
     assert [p.fitness for p in pictures.over_macs(report)] == [0.4, 0.51, 0.58, 0.581]
 
 
+@pytest.mark.parametrize(
+    ("finished", "name"), [(True, "dense"), (None, "dense"), (False, "dense after 2 epochs, not finished")]
+)
+def test_the_line_of_the_dense_network_says_what_it_was(finished: bool | None, name: str) -> None:
+    report = full_report()
+    report["dense"]["finished"] = finished
+    assert pictures.dense_name(report) == name
+
+
 def test_a_layer_is_locked_with_the_module_that_it_is_in() -> None:
     assert pictures.channels(full_report()) == [
         ("model.0.conv", 16, 16, None),

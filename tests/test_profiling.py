@@ -14,7 +14,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import TargetError, UnsupportedError
 from yolo_prune.graph import trace
 from yolo_prune.latency import SIMD, LatencyTable
-from yolo_prune.profiling import measure, random_plan, time_networks
+from yolo_prune.profiling import compare_networks, measure, random_plan, time_networks
 
 
 @pytest.fixture
@@ -150,3 +150,6 @@ def test_random_plans_land_on_their_share_and_differ(multiple: int, stopwatch: l
 def test_networks_are_really_timed() -> None:
     seconds = time_networks([build("yolov8n"), build("yolov8n")], "onnx", 64)
     assert len(seconds) == 2 and min(seconds) > 0
+    timing = compare_networks([build("yolov8n"), build("yolov8n")], "onnx", 64)
+    assert timing.share is not None and 0 < timing.share <= 1
+    assert timing.speedup(0).low == 1 and timing.speedup(1).low > 0

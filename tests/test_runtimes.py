@@ -88,6 +88,9 @@ def test_runners_take_turns() -> None:
     order: list[str] = []
     seconds = alternating([lambda: order.append("a"), lambda: order.append("b")], rounds=2, warmup=1)
     assert order == ["a", "b", *2 * ["a", "a", "b", "b"]] and seconds.shape == (2, 2)
+    order.clear()
+    alternating([lambda: order.append("a")], rounds=2, warmup=1, between=lambda i: order.append(str(i)))
+    assert order == ["a", "0", "a", "a", "1", "a", "a"]
 
 
 def test_what_is_not_there_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nets import FAMILIES, assert_same, assert_same_tensors, dense_as_predicted, narrow_yaml, snapshot, state
@@ -25,6 +26,7 @@ from yolo_prune.guard import Guard
 from yolo_prune.latency import LatencyTable, Surface
 from yolo_prune.layers import named_layers
 from yolo_prune.plan import PrunePlan
+from yolo_prune.stopwatch import Timing
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,8 @@ def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run
     knowing = run(YOLO(learning.wdir / "dense.pt"), prune(), epochs=4)
     told = run(prune=prune(start=0.0), epochs=4)
     assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing, told)] == [1, 0, 0]
+    dense = [report_of(trainer)["dense"] for trainer in (learning, knowing, told)]
+    assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0), (False, 0)]
     too_short = run(prune=PruneCallback(0.3, calibration=4, benchmark=False), epochs=9)  # 3, 4 and 4
     assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
 
@@ -167,7 +171,8 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
 
     monkeypatch.setattr(session, "time_networks", as_predicted)
     monkeypatch.setattr(session.LOGGER, "propagate", True)
-    monkeypatch.setattr(bench, "time_networks", lambda networks, runtime, imgsz: [0.03, 0.02])
+    timing = Timing.of(np.array([[0.03] * 8, [0.02] * 8]), share=0.99)
+    monkeypatch.setattr(bench, "compare_networks", lambda networks, runtime, imgsz: timing)
     trainer = run(prune=soon("1.4x", runtime="pytorch"))
     assert "the dense network takes 1.25 times as long as before" in caplog.text
     report = report_of(trainer)
@@ -180,6 +185,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert report["cuts"][-1]["latency"] == pytest.approx(0.03 * predicted[1] / predicted[0])
     assert 1.4 <= predicted[0] / predicted[1] <= 1.45
     assert (report["dense"]["latency"], report["final"]["latency"]) == (0.03, 0.02)
+    assert report["final"]["speedup"] == {"low": 1.5, "value": 1.5, "high": 1.5, "share": 0.99, "settled": True}
 
     def slower(networks: Any, runtime: str, imgsz: Any) -> list[float]:
         """Stand in for a stopwatch by which what is pruned takes a tenth longer than the table says."""
@@ -205,7 +211,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert not errors and 1.4 * 1.1**0.5 <= dense / pruned <= 1.4 * 1.1**0.5 * 1.03
 
     monkeypatch.setattr(session, "time_networks", as_predicted)
-    monkeypatch.setattr(bench, "time_networks", lambda networks, runtime, imgsz: 1 / 0)
+    monkeypatch.setattr(bench, "compare_networks", lambda networks, runtime, imgsz: 1 / 0)
     with pytest.raises(ExportError, match="the result could not be timed: ZeroDivisionError"):
         run(prune=soon("1.4x"), name="untimed")
     assert (own_folder / "runs" / "untimed" / "pruning" / "report.json").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from yolo_prune.export import exports_of, file_size, fitness, form_of
 from yolo_prune.files import replacing
 from yolo_prune.graph import height_and_width, image_channels, image_size, trace
 from yolo_prune.host import open_model
-from yolo_prune.profiling import export, time_networks, typical
-from yolo_prune.report import Report, Stage, aligned
-from yolo_prune.runtimes import FORMATS, all_threads, alternating, check_runtime, described, file_runner
+from yolo_prune.profiling import compare_networks, export
+from yolo_prune.report import QUIET, Report, Speedup, Stage, aligned
+from yolo_prune.runtimes import FORMATS, all_threads, check_runtime, described, file_runner, is_on_gpu
+from yolo_prune.stopwatch import TRIES, settle, typical
 from yolo_prune.targets import BYTES, MACS, PARAMS, in_units
 from yolo_prune.zoo import siblings
 
@@ -44,7 +45,10 @@ class Row:
         bytes: Size of the file or folder; None for an official scale.
         seconds: Times for one image: lower quartile, median, upper quartile; None where it could not be timed.
         speedup: How many times as fast as the first model that was timed in this runtime, by the lower quartiles (see
-            `profiling.typical`): medians change more when the machine is busy for a part of the rounds.
+            `stopwatch.typical`): medians change more when the machine is busy for a part of the rounds.
+        spread: Of the speed-up: its quartiles over parts of the measurement, or what it came to at least and at most
+            if it has not settled.
+        settled: Whether the speed-up can be told; the table has the spread alone if not.
         fitness: Ultralytics' fitness of this very file on the validation split, where data was given.
         reason: Why it could not be timed.
     """
@@ -56,6 +60,8 @@ class Row:
     bytes: int | None = None
     seconds: tuple[float, float, float] | None = None
     speedup: float | None = None
+    spread: tuple[float, float] | None = None
+    settled: bool | None = None
     fitness: float | None = None
     reason: str | None = None
 
@@ -66,14 +72,16 @@ class Bench:
 
     Attributes:
         imgsz: Height and width in pixels.
-        rounds: Times that each network ran, in turns with the others.
+        rounds: Times that each network ran, in turns with the others; in runtimes that did not settle, each time anew.
         where: Runtime -> its version, device and threads.
+        shares: Runtime -> what the slowest thread got of its processor meanwhile (1: all), or None if nobody looked.
         rows: By runtime; models in the order in which they were given, official scales last.
     """
 
     imgsz: tuple[int, int]
     rounds: int
     where: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shares: dict[str, float | None] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
     def table(self) -> str:
@@ -86,13 +94,26 @@ class Bench:
             amounts = ((MACS, row.macs), (PARAMS, row.params), (BYTES, row.bytes))
             sizes = ("" if amount is None else in_units(quantity, amount) for quantity, amount in amounts)
             low, median, high = (f"{1e3 * s:.1f}" for s in row.seconds or (0.0, 0.0, 0.0))
-            timed = (f"{median} ({low}-{high})", f"{row.speedup:.2f}x") if row.seconds else (row.reason or "", "")
+            timed = (f"{median} ({low}-{high})", _spread(row)) if row.seconds else (row.reason or "", "")
             fitness = "" if row.fitness is None else f"{row.fitness:.4f}"
             cells.append((row.model, row.runtime, *sizes, *timed, *[fitness] * is_judged))
         told = [f"{name} {w['version']}: {w['device']}, {w['threads']} threads" for name, w in self.where.items()]
         size = f"{self.imgsz[0]}x{self.imgsz[1]} pixels, batch 1"
         how = f"{self.rounds} rounds in turns, speed-ups by lower quartiles"
-        return "\n".join([aligned(cells), f"{size}, {how}", *told])
+        return "\n".join([aligned(cells), f"{size}, {how}", *told, *self._warnings()])
+
+    def _warnings(self) -> Iterator[str]:
+        """Yield which speed-ups not to go by, and why."""
+        for name in self.where:
+            restless = [row.model for row in self.rows if row.runtime == name and row.settled is False]
+            share = self.shares.get(name)
+            if share is not None and share < QUIET:
+                yield (
+                    f"{name}: something else kept this machine busy (a thread got {share:.0%} of its processor), which "
+                    "makes speed-ups wrong: do not go by these ranges, and time it again when it is idle"
+                )
+            elif restless:
+                yield f"{name}: {', '.join(restless)} did not settle in {TRIES} measurements, hence a range"
 
     def save(self, path: Path) -> None:
         """Write everything as JSON; a reader never sees half of it."""
@@ -161,7 +182,7 @@ def bench(
         for runtime in sorted(known):
             found.where[runtime] = described(runtime.partition(":")[0], threads or all_threads())
             here = [s for s in subjects if runtime in s.files]
-            rows = _timed(here, runtime, shape, threads or all_threads(), rounds)
+            rows, found.shares[runtime] = _timed(here, runtime, shape, threads or all_threads(), rounds)
             judged += [(r, s) for r, s in zip(rows, here, strict=True) if data and r.seconds and not s.is_official]
             found.rows += rows
         with waiting("validating", len(judged)) as step:
@@ -206,7 +227,7 @@ def neighbours(
     return found
 
 
-def time_result(report: Report, best: Path, runtime: str) -> float:
+def time_result(report: Report, best: Path, runtime: str) -> Speedup:
     """Measure a run's dense and final network and official scales next to them in turns, and note it in the report.
 
     Args:
@@ -215,7 +236,7 @@ def time_result(report: Report, best: Path, runtime: str) -> float:
         runtime: One of `config.RUNTIMES`.
 
     Returns:
-        How many times as fast as the dense network the final one is.
+        How many times as fast as the dense network the final one is, as far as that can be told.
 
     Raises:
         UnsupportedError: If the runtime is not there.
@@ -227,11 +248,13 @@ def time_result(report: Report, best: Path, runtime: str) -> float:
     beside = neighbours(networks, [report.dense.macs or 0, report.final.macs or 0], imgsz)
     networks += [network for network, _ in beside.values()]
     report.scales = {name: size for name, (_, size) in beside.items()}
-    seconds = time_networks(networks, runtime, imgsz)
-    for stage, latency in zip((report.dense, report.final, *report.scales.values()), seconds, strict=True):
-        stage.latency = latency
+    timing = compare_networks(networks, runtime, imgsz)
+    report.dense.latency, *latencies = map(float, typical(timing.seconds))
+    for i, stage in enumerate((report.final, *report.scales.values())):
+        stage.latency, stage.speedup = latencies[i], timing.speedup(1 + i)
     report.timed = described(runtime, all_threads())
-    return seconds[0] / seconds[1]
+    assert report.final.speedup is not None
+    return report.final.speedup
 
 
 def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
@@ -301,8 +324,18 @@ def _label(form: str) -> str:
     return f"{runtime}{colon}{precision}"
 
 
-def _timed(subjects: Sequence[_Subject], runtime: str, shape: tuple[int, ...], threads: int, rounds: int) -> list[Row]:
-    """Time what runs in one runtime, in turns; what fails is told in its row."""
+def _spread(row: Row) -> str:
+    """Return a speed-up with its spread, or the spread alone if it has not settled."""
+    low, high = row.spread or (1.0, 1.0)
+    if row.settled is False:
+        return f"{low:.2f}x-{high:.2f}x"
+    return f"{row.speedup:.2f}x" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
+
+
+def _timed(
+    subjects: Sequence[_Subject], runtime: str, shape: tuple[int, ...], threads: int, rounds: int
+) -> tuple[list[Row], float | None]:
+    """Time what runs in one runtime, in turns, and return the share of the machine; a row tells what failed."""
     rows, runners, timed = [], [], []
     for subject in subjects:
         row = Row(subject.name, runtime, subject.size.macs, subject.size.params)
@@ -317,9 +350,12 @@ def _timed(subjects: Sequence[_Subject], runtime: str, shape: tuple[int, ...], t
             continue
         runners.append(runner)
         timed.append(row)
-    seconds = alternating(runners, rounds)
-    lower = typical(seconds)
+    if not runners:
+        return rows, None
+    timing = settle(runners, rounds, None if is_on_gpu(runtime) else threads)
+    lower, seconds = typical(timing.seconds), timing.seconds
     for i, row in enumerate(timed):
         row.seconds = (float(lower[i]), float(np.median(seconds[i])), float(np.quantile(seconds[i], 0.75)))
-        row.speedup = float(lower[0] / lower[i])
-    return rows
+        found = timing.speedup(i)
+        row.speedup, row.spread, row.settled = float(lower[0] / lower[i]), (found.low, found.high), found.settled
+    return rows, timing.share

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolo_prune import page, quantization
 from yolo_prune.bench import time_result
@@ -63,10 +65,8 @@ def hand_over(
         complaint = unfinished or untimed
         report.save(folder)
     summary = [f"done\n{report.table()}" if has_changed else "done", timed]
-    if report.guard and report.guard["failures"]:
-        outcome = "this is the smallest model that held" if report.cuts else "no cut held, so this is dense"
-        floor = report.guard["dense"] * (1 - report.guard["max_drop"])
-        summary.append(f"max_drop={report.guard['max_drop']:g} asks for fitness {floor:.4f}: {outcome}")
+    if report.guard:
+        summary.append(_held(report, report.guard))
     if report.cuts and not unfinished and not report.guard:
         complaint = _too_large(config, report, final) or complaint
     if config.export:
@@ -87,17 +87,32 @@ def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportE
     """Measure what came out, and return how it compares with what was predicted, and what is wrong."""
     expected = report.dense.latency
     try:
-        told = f"{config.runtime}: {time_result(report, best, config.runtime):.2f}x as fast as dense"
+        speedup = time_result(report, best, config.runtime)
     except Exception as e:  # whatever an exporter or a runtime raises, the run is done
         reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
         if any(target.quantity == LATENCY for target in config.targets):
             return "", ExportError(reason)
         return reason, None
+    told = f"{config.runtime}: {speedup.told()}"
     if expected:
-        told += f", {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
+        told += f"; {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
         for record in report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
             record.latency = (record.latency or 0.0) * (report.dense.latency or 0.0) / expected
+    if not speedup.settled:
+        sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
+        told += f"\ntime both again when the machine is idle: yolo-prune bench {sides} runtimes={config.runtime}"
     return told, None
+
+
+def _held(report: Report, guard: Mapping[str, Any]) -> str:
+    """Return what ``max_drop`` came to, where there is something to say."""
+    floor = guard["dense"] * (1 - guard["max_drop"])
+    told = f"max_drop={guard['max_drop']:g} asks for fitness {floor:.4f}"
+    if guard["failures"]:
+        told += f": {'this is the smallest model that held' if report.cuts else 'no cut held, so this is dense'}"
+    if report.dense.finished is False:
+        return f"{told}; that is a low bar, since the dense model {report.dense.unfinished}"
+    return told if guard["failures"] else ""
 
 
 def _too_large(config: PruneConfig, report: Report, final: Stage) -> TargetError | None:

@@ -24,7 +24,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.files import replacing
 from yolo_prune.folder import RunFolder
 from yolo_prune.predictions import Sample, side_by_side
-from yolo_prune.report import CutRecord, ExportRecord, Report, Stage, count, megabytes, milliseconds
+from yolo_prune.report import CutRecord, ExportRecord, Report, Speedup, Stage, count, epochs, megabytes, milliseconds
 
 NAME = "report.html"
 METRICS = {
@@ -43,6 +43,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "size": megabytes,
     "time": milliseconds,
     "percent": lambda share: f"{100 * share:.1f}",
+    "times": lambda ratio: f"{ratio:.2f}x",
     "seconds": lambda seconds: f"{seconds:.1f} s",
     "difference": lambda x: f"{x:.1e}",
     "plain": str,
@@ -136,6 +137,10 @@ def render(
         runtimes=RUNTIMES,
         figure=figure,
         change=_change,
+        comparable=_comparable(report),
+        unfinished=_unfinished(report),
+        speedup=_speedup(report),
+        dense_name=pictures.dense_name(report),
         Axis=Axis,
         formats=FORMATS,
     )
@@ -151,14 +156,30 @@ def headline(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
     parts = []
     if dense["macs"] and final["macs"]:
         parts.append(f"{dense['macs'] / final['macs']:.1f}x fewer MACs")
-    if timed and dense["latency"] and final["latency"]:
-        ratio = dense["latency"] / final["latency"]
-        told = f"{ratio:.1f}x faster" if ratio >= 1 else f"{1 / ratio:.1f}x slower"
-        parts.append(f"{told} in {RUNTIMES[timed['runtime']]}")
+    speedup = _speedup(report)
+    if timed and speedup and speedup.settled:
+        parts.append(f"{_faster(speedup)} in {RUNTIMES[timed['runtime']]}")
     if None not in (dense["fitness"], final["fitness"]):
         before, after = FORMATS["percent"](dense["fitness"]), FORMATS["percent"](final["fitness"])
-        parts.append(f"{_metric(arguments)} {before} → {after}")
+        at, whole = dense["epochs"] or 0, arguments.get("epochs")
+        if dense["finished"] is not False:
+            parts.append(f"{_metric(arguments)} {before} → {after}")
+        else:
+            of = f"{at} of {whole} epochs" if whole else f"after {epochs(at)}"
+            parts.append(f"{_metric(arguments)} {after} (the dense model was not finished: {of})")
     return ", ".join(parts)
+
+
+def _faster(speedup: Speedup) -> str:
+    """Return ``1.8x faster``, or a range where one decimal does not have all of it."""
+    low, high, side = speedup.low, speedup.high, "faster"
+    if low <= 1 <= high:
+        return "as fast"
+    if high < 1:
+        low, high, side = 1 / high, 1 / low, "slower"
+    if f"{low:.1f}" == f"{high:.1f}":
+        return f"{low:.1f}x {side}"
+    return f"{low:.2f}\N{EN DASH}{high:.2f}x {side}"
 
 
 class Axis:
@@ -194,12 +215,35 @@ class Axis:
 def _completed(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return a report with all fields: those of earlier versions have fewer."""
     cut, export = asdict(CutRecord(0, 0, 0, 0, None, None, "", [], 0.0)), asdict(ExportRecord(""))
-    report = {**Report(data["imgsz"], Stage(), {}).to_dict(), **data}
+    report, stage = {**Report(data["imgsz"], Stage(), {}).to_dict(), **data}, asdict(Stage())
     for name in ("dense", "final"):
-        report[name] = report[name] and {**asdict(Stage()), **report[name]}
+        report[name] = report[name] and {**stage, **report[name]}
+    report["scales"] = {name: {**stage, **scale} for name, scale in report["scales"].items()}
     report["cuts"] = [{**cut, **record} for record in report["cuts"]]
     report["exports"] = [{**export, **record} for record in report["exports"]]
     return report
+
+
+def _speedup(report: Mapping[str, Any]) -> Speedup | None:
+    """Return how much faster the final network is; earlier reports do not tell whether that can be told."""
+    found = (report["final"] or {}).get("speedup")
+    return Speedup(**found) if found else None
+
+
+def _unfinished(report: Mapping[str, Any]) -> str:
+    """Return what the dense network was that no fitness is compared with, and nothing for one that was finished."""
+    dense = report["dense"]
+    return Stage(epochs=dense["epochs"], finished=dense["finished"]).unfinished
+
+
+def _comparable(report: Mapping[str, Any]) -> set[str]:
+    """Return the figures of a stage whose change from dense to final says something."""
+    found = {"macs", "params", "bytes"}
+    if not _unfinished(report):
+        found.add("fitness")
+    if (speedup := _speedup(report)) and speedup.settled:
+        found.add("latency")
+    return found
 
 
 def _metric(arguments: Mapping[str, Any]) -> str:

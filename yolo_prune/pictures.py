@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from yolo_prune.files import replacing
-from yolo_prune.report import count
+from yolo_prune.report import count, epochs
 
 
 class Point(NamedTuple):
@@ -26,6 +26,12 @@ class Bar(NamedTuple):
     before: int
     after: int
     why: str | None
+
+
+def dense_name(report: Mapping[str, Any]) -> str:
+    """Return what to call the dense network: where it was not finished, no curve should look as if it were."""
+    dense = report["dense"]
+    return f"dense after {epochs(dense['epochs'] or 0)}, not finished" if dense.get("finished") is False else "dense"
 
 
 def over_epochs(report: Mapping[str, Any]) -> list[Point]:
@@ -92,7 +98,7 @@ def draw(report: Mapping[str, Any], folder: Path, metric: str) -> None:
         right.set_title(f"{metric} against MACs", fontsize=12)
         for axes in (*left, right):
             if way[0].name == "dense":
-                axes.axhline(way[0].fitness, color="0.5", linestyle="--", label="dense")
+                axes.axhline(way[0].fitness, color="0.5", linestyle="--", label=dense_name(report))
                 axes.legend()
         _save(figure, folder / "curve.png")
     if bars:

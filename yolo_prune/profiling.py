@@ -43,9 +43,11 @@ from yolo_prune.runtimes import (
     described,
     fast_multiple,
     file_runner,
+    is_on_gpu,
     module_runner,
 )
 from yolo_prune.statistics import copy_of
+from yolo_prune.stopwatch import Timing, settle, typical
 from yolo_prune.targets import LATENCY, MACS
 
 MARKS = 5
@@ -122,26 +124,19 @@ def time_networks(
     networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int], threads: int | None = None
 ) -> list[float]:
     """Return the seconds for one image of each network, exported to a runtime and run in turns (see `typical`)."""
-    size = height_and_width(imgsz)
     with tempfile.TemporaryDirectory() as folder:
-        runners = []
-        with waiting("exporting networks", len(networks)) as step:
-            for i, network in enumerate(networks):
-                runners.append(_whole(network, runtime, size, Path(folder) / str(i), threads or all_threads()))
-                step()
-        per_round = alternating(runners, rounds=2).sum()  # each runs twice in its turn, and one time counts
-        rounds = int(np.clip(NETWORK_SECONDS / per_round, *NETWORK_ROUNDS))
+        runners, rounds = _exported(networks, runtime, imgsz, Path(folder), threads or all_threads())
         return [float(s) for s in typical(alternating(runners, rounds))]
 
 
-def typical(seconds: np.ndarray) -> np.ndarray:
-    """Return the lower quartile of each runner's times, since what else a machine does can only add to them.
-
-    Args:
-        seconds: Shape (runners, rounds).
-    """
-    quartiles: np.ndarray = np.quantile(seconds, 0.25, axis=1)
-    return quartiles
+def compare_networks(
+    networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int], threads: int | None = None
+) -> Timing:
+    """Do the same until the speed-ups over the first network have settled (see `settle`)."""
+    threads = threads or all_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        runners, rounds = _exported(networks, runtime, imgsz, Path(folder), threads)
+        return settle(runners, rounds, None if is_on_gpu(runtime) else threads)
 
 
 def random_plan(graph: ChannelGraph, share: float, seed: int) -> PrunePlan:
@@ -265,6 +260,19 @@ def _features(graph: ChannelGraph, network: nn.Module) -> tuple[float, float]:
     sides = {path: widths(layer) for path, layer in named_layers(network) if path in graph.latency.layers}
     out, inp = ({path: of[side] for path, of in sides.items()} for side in ("out", "in"))
     return graph.latency.features(out, inp)
+
+
+def _exported(
+    networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int], folder: Path, threads: int
+) -> tuple[list[Runner], int]:
+    """Return what runs each network, exported into a folder, and the rounds that fill `NETWORK_SECONDS`."""
+    size, runners = height_and_width(imgsz), []
+    with waiting("exporting networks", len(networks)) as step:
+        for i, network in enumerate(networks):
+            runners.append(_whole(network, runtime, size, folder / str(i), threads))
+            step()
+    per_round = alternating(runners, rounds=2).sum()  # each runs twice in its turn, and one time counts
+    return runners, int(np.clip(NETWORK_SECONDS / per_round, *NETWORK_ROUNDS))
 
 
 def _whole(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> Runner:

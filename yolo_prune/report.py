@@ -12,6 +12,57 @@ from typing import Any, ClassVar
 from yolo_prune.files import replacing
 
 SCHEMA = 1
+QUIET = 0.9
+"""Share of its processors that a measurement needs: it gets over 0.99 of idle ones, and about half with one other job
+on two of them, at which speed-ups come out two or three times too large."""
+STEADY = 1.1
+"""How much larger than its lower end the upper end of a speed-up's spread may be."""
+WIDE = 1.5
+"""The same for a range of what has not settled."""
+
+
+@dataclass
+class Speedup:
+    """How many times as fast as the dense network another one is, as far as that can be told.
+
+    Attributes:
+        low: Lower end of its spread: a quartile over parts of the measurement; the least of all if it has not settled.
+        value: By the lower quartiles of the times, or None if it has not settled.
+        high: Upper end of its spread.
+        share: Of its processors, what the slowest thread got meanwhile (1: all of them), or None on a GPU.
+        settled: Whether it can be told: nothing else kept the machine busy, and the spread is small.
+    """
+
+    low: float
+    value: float | None
+    high: float
+    share: float | None
+    settled: bool
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else kept the machine busy."""
+        return self.share is not None and self.share < QUIET
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it has not settled, but lies in a range that says something."""
+        is_narrow = self.high <= WIDE * self.low and not self.low <= 1 <= self.high
+        return not self.settled and not self.is_disturbed and is_narrow
+
+    def told(self) -> str:
+        """Return what it says: a figure with its spread, a range, or why there is neither."""
+        spread = f"{self.low:.2f}x and {self.high:.2f}x"
+        if self.settled and self.low <= 1 <= self.high:
+            return f"as fast as dense, as far as can be told (between {spread})"
+        if self.settled:
+            return f"{self.value:.2f}x ({self.low:.2f}-{self.high:.2f}) as fast as dense"
+        if self.is_range:
+            return f"between {spread} as fast as dense, and it did not settle"
+        if self.is_disturbed:
+            why = f"something else kept this machine busy (a thread got {self.share:.0%} of its processor)"
+            return f"no speed-up can be told: {why}, and it came to between {spread}"
+        return f"no speed-up can be told: it did not settle, and came to between {spread}"
 
 
 @dataclass
@@ -25,6 +76,11 @@ class Stage:
         fitness: Ultralytics' fitness of the saved (FP16) file, or None without validation.
         checkpoint: Path of the file, or None.
         latency: Seconds for one image where ``timed`` says, measured in turns at the end, or None.
+        speedup: Over the dense network, from the same measurement, or None.
+        epochs: Of this run, for which the dense network was trained; None for others.
+        finished: Whether the dense network was: it began with weights that had learned the data's classes, or nothing
+            was trained. If not, its fitness is that of the middle of a training, and nothing is compared with it. None
+            for others, and in reports of earlier versions, where nobody knows.
     """
 
     macs: int | None = None
@@ -33,6 +89,16 @@ class Stage:
     fitness: float | None = None
     checkpoint: str | None = None
     latency: float | None = None
+    speedup: Speedup | None = None
+    epochs: int | None = None
+    finished: bool | None = None
+
+    @property
+    def unfinished(self) -> str:
+        """What a dense network was that no fitness is compared with, and nothing for one that was finished."""
+        if self.finished is False:
+            return f"was not finished ({epochs(self.epochs or 0)} of this run)"
+        return "" if self.finished else "may not have been finished (this report does not say)"
 
 
 @dataclass
@@ -192,7 +258,11 @@ class Report:
         return path
 
     def table(self) -> str:
-        """Return the table that a run prints: one row per step, each figure with its change from the dense model."""
+        """Return the table that a run prints: one row per step, each figure with its change from the dense model.
+
+        A change is given where it is one: not of the fitness of a dense model that was in the middle of its training,
+        nor of latencies that noise can make.
+        """
         dense = self.dense
         sizes = [count(dense.macs), count(dense.params), megabytes(dense.bytes)]
         sizes += [milliseconds(dense.latency)] * self._is_timed
@@ -210,7 +280,8 @@ class Report:
         if self.final:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
         rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]
-        return aligned(rows)
+        is_judged = dense.fitness is not None and len(rows) > 2
+        return "\n".join([aligned(rows), *[_UNFAIR.format(dense.unfinished)] * bool(is_judged and dense.unfinished)])
 
     @property
     def _is_timed(self) -> bool:
@@ -223,11 +294,13 @@ class Report:
             count(stage.params) + _change(stage.params, self.dense.params),
             megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
         ]
-        latency = milliseconds(stage.latency) + _change(stage.latency, self.dense.latency)
+        of = self.final if isinstance(stage, CutRecord) else stage  # those of cuts are predicted until it is timed
+        is_told = self.timed is None or (of and of.speedup and of.speedup.settled)
+        latency = milliseconds(stage.latency) + (_change(stage.latency, self.dense.latency) if is_told else "")
         return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
-        return _score(fitness) + _change(fitness, self.dense.fitness)
+        return _score(fitness) + ("" if self.dense.unfinished else _change(fitness, self.dense.fitness))
 
     def export_table(self) -> str:
         """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""
@@ -240,6 +313,9 @@ class Report:
             rest = (fitness, megabytes(e.bytes), e.reason or e.path or "")
             rows.append((e.format, e.precision, "yes" if e.ok else "no", *diffs, *rest))
         return aligned(rows)
+
+
+_UNFAIR = "dense {}, so no fitness is compared with its; a run as long without pruning would be a fair comparison"
 
 
 def versions() -> dict[str, str]:
@@ -266,6 +342,11 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
     """Return rows of cells as lines of text, each column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def epochs(n: int) -> str:
+    """Return ``1 epoch``, ``14 epochs``."""
+    return f"{n} epoch{'s' * (n != 1)}"
 
 
 def count(n: float | None) -> str:

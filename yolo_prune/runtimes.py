@@ -57,8 +57,13 @@ def check_runtime(name: str) -> None:
 
 def described(name: str, threads: int) -> dict[str, Any]:
     """Return what a measurement depends on: runtime or format, its version, the device, and threads."""
-    device = torch.cuda.get_device_name() if _is_on_gpu(name) else _cpu_name()
+    device = torch.cuda.get_device_name() if is_on_gpu(name) else _cpu_name()
     return {"runtime": name, "version": _version(PACKAGES.get(name, (name,))[0]), "device": device, "threads": threads}
+
+
+def is_on_gpu(name: str) -> bool:
+    """Return whether a runtime computes on a GPU here."""
+    return name == "tensorrt" or (name == "pytorch" and torch.cuda.is_available())
 
 
 def all_threads() -> int:
@@ -72,7 +77,7 @@ def fast_multiple(name: str) -> int:
     OpenVINO computes in bfloat16 where the CPU can, and there are twice as many of these in a register. An NVIDIA GPU
     was faster with multiples of 32 than of 8 in every case measured (``benchmarks/gpu.py``).
     """
-    if _is_on_gpu(name):
+    if is_on_gpu(name):
         return 2 * SIMD
     if name == "openvino":
         from openvino import Core
@@ -131,11 +136,19 @@ def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
     return _torch_runner(network, torch.from_numpy(_noise(shape)), threads)
 
 
-def alternating(runners: Sequence[Runner], rounds: int = 20, warmup: int = 3) -> np.ndarray:
+def alternating(
+    runners: Sequence[Runner], rounds: int = 20, warmup: int = 3, between: Callable[[int], None] | None = None
+) -> np.ndarray:
     """Time several runners in turns, so that what else the machine does meets all alike.
 
     Each runs twice in its turn, and the second time counts: a network that is alone finds its weights in the caches,
     and not those of the others.
+
+    Args:
+        runners: Each computes one image.
+        rounds: Times that each of them counts.
+        warmup: Times that each of them runs before.
+        between: Is called before each round, with its number from 0.
 
     Returns:
         Seconds, shape (runners, rounds).
@@ -146,6 +159,8 @@ def alternating(runners: Sequence[Runner], rounds: int = 20, warmup: int = 3) ->
     seconds = np.zeros((len(runners), rounds))
     with waiting("timing", rounds) as step:
         for i in range(rounds):
+            if between:
+                between(i)
             for j, run in enumerate(runners):
                 run()
                 started = time.perf_counter()
@@ -241,10 +256,6 @@ def _plan_runner(plan: Any) -> Runner:
         stream.synchronize()
 
     return run
-
-
-def _is_on_gpu(name: str) -> bool:
-    return name == "tensorrt" or (name == "pytorch" and torch.cuda.is_available())
 
 
 def _version(package: str) -> str:

@@ -186,7 +186,7 @@ class Session:
     Args:
         trainer: A trainer at ``on_pretrain_routine_end``.
         config: The knobs, or None to take them from the checkpoint that is resumed.
-        prepared: What `prepare` returned.
+        prepared: What `prepare` returned, or None if nothing will be trained.
 
     Raises:
         CheckpointError: If there is nothing to resume, or no configuration.
@@ -228,7 +228,7 @@ class Session:
             self.progress = Progress(config, self.report, trainer.epochs)
             if config.targets:
                 with talking(config.verbose):
-                    self._begin(trainer, prepared or Prepared())
+                    self._begin(trainer, prepared)
         if self.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
@@ -243,8 +243,9 @@ class Session:
             if trainer.metrics is not None:
                 trainer.metrics.update(self._figures())
 
-    def _begin(self, trainer: BaseTrainer, prepared: Prepared) -> None:
+    def _begin(self, trainer: BaseTrainer, given: Prepared | None) -> None:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
+        prepared = given or Prepared()
         model = student_of(trainer.model)
         check_optimizer(trainer.optimizer)
         if self.config.lr_after_cut != "keep" and not hasattr(trainer.scheduler, "lr_lambdas"):
@@ -273,7 +274,12 @@ class Session:
                 epochs=trainer.epochs, at=self.config.quantize_at, cuts=self.progress.schedule
             )
         self.progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
-        self.report.dense = Stage(cost.macs(), cost.params(), latency=self.latency.dense if self.latency else None)
+        self.report.dense = Stage(
+            cost.macs(),
+            cost.params(),
+            latency=self.latency.dense if self.latency else None,
+            finished=given is None or prepared.knows_classes,  # without, nothing is trained
+        )
         for network in {model, unwrap_model(trainer.model)}:
             network.yaml = checkpoint.with_run(model.yaml, self.progress.to_dict())
         if ranks.is_first():
@@ -735,7 +741,7 @@ class Session:
         path = trainer.wdir / "dense.pt"
         ranks.once(lambda: self._save_dense(trainer, path))
         dense.fitness = None if fitness is None else float(fitness)
-        dense.bytes, dense.checkpoint = path.stat().st_size, str(path)
+        dense.bytes, dense.checkpoint, dense.epochs = path.stat().st_size, str(path), int(trainer.epoch)
         if self.config.max_drop is not None and dense.fitness is not None:
             self.progress.guard = Guard(self.config.max_drop, dense.fitness)
 

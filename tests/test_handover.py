@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolo_prune import handover
+from yolo_prune.config import PruneConfig
+from yolo_prune.report import CutRecord, Report, Speedup, Stage
+
+
+@pytest.fixture
+def report() -> Report:
+    cut = CutRecord(3, 500, 900, 2000, 0.1, 0.45, "abc", [], 1.5)
+    return Report([64, 64], Stage(1000, 2000, 4000, 0.5, "a run/dense.pt", finished=True), {}, [cut])
+
+
+@pytest.mark.parametrize(
+    ("finished", "failures", "told"),
+    [
+        (True, [], ""),
+        (None, [], ""),
+        (True, [{}], "max_drop=0.1 asks for fitness 0.4500: this is the smallest model that held"),
+        (
+            False,
+            [],
+            "max_drop=0.1 asks for fitness 0.4500; that is a low bar, since the dense model was not finished "
+            "(14 epochs of this run)",
+        ),
+        (
+            False,
+            [{}],
+            "max_drop=0.1 asks for fitness 0.4500: this is the smallest model that held; that is a low bar, since "
+            "the dense model was not finished (14 epochs of this run)",
+        ),
+    ],
+)
+def test_the_guard_says_where_its_bar_is_low(
+    report: Report, finished: bool | None, failures: list[dict[str, Any]], told: str
+) -> None:
+    report.dense.epochs, report.dense.finished = 14, finished
+    assert handover._held(report, {"max_drop": 0.1, "dense": 0.5, "failures": failures}) == told
+
+
+@pytest.mark.parametrize(
+    ("speedup", "told"),
+    [
+        (Speedup(1.24, 1.27, 1.3, 0.99, True), "onnx: 1.27x (1.24-1.30) as fast as dense"),
+        (
+            Speedup(1.1, None, 2.6, 0.99, False),
+            "onnx: no speed-up can be told: it did not settle, and came to between 1.10x and 2.60x\n"
+            "time both again when the machine is idle: yolo-prune bench 'a run/dense.pt' 'a run/best.pt' runtimes=onnx",
+        ),
+    ],
+)
+def test_a_run_tells_a_speed_up_only_if_it_settled(
+    report: Report, speedup: Speedup, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "time_result", lambda report, best, runtime: speedup)
+    assert handover._time(PruneConfig(target=0.5), report, Path("a run/best.pt")) == (told, None)
+    report.dense.latency, report.cuts[0].latency = 0.02, 0.01
+    first, *rest = told.splitlines()
+    assert handover._time(PruneConfig(target=0.5), report, Path("a run/best.pt")) == (
+        "\n".join([f"{first}; 2.00x were predicted", *rest]),
+        None,
+    )
