@@ -96,17 +96,19 @@ class Bundle:
         per_step: How many units of each group one step removes.
         steps: Number of steps until nothing is left.
         locked: Why no step can be taken, or None.
+        narrow: Whether widths are rounded for the narrowest group, not for the widest.
     """
 
     groups: tuple[int, ...]
     per_step: tuple[int, ...]
     steps: int
     locked: str | None = None
+    narrow: bool = False
 
     @property
     def stride(self) -> int:
-        """Units of the bundle's widest group that one step removes."""
-        return max(self.per_step)
+        """Units that one step removes of the group that is rounded."""
+        return min(self.per_step) if self.narrow else max(self.per_step)
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import guess_model_task
 
-from yolo_prune.blocks import Call, Lane, Shadow, Unit, mapped, shadow_of
+from yolo_prune.blocks import Call, Lane, Shadow, Unit, map_readers, mapped, shadow_of
 from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
 from yolo_prune.console import waiting
 from yolo_prune.cost import FP16
-from yolo_prune.errors import ConfigError, UnsupportedError, seen, told
+from yolo_prune.errors import ConfigError, UnsupportedError, listed, seen, told
 from yolo_prune.layers import AnyLayer, is_grouped, is_quantized, named_layers, widths
 
 
 def trace(
-    model: nn.Module, imgsz: int | tuple[int, int] = 640, ignored: Callable[[str], str | None] | None = None
+    model: nn.Module,
+    imgsz: int | tuple[int, int] = 640,
+    ignored: Callable[[str], str | None] | None = None,
+    *,
+    reid: bool = False,
 ) -> ChannelGraph:
     """Return the channel groups of a network. The network itself is only read: nothing runs on it.
 
@@ -34,11 +38,12 @@ def trace(
         model: An Ultralytics network (e.g. ``YOLO(...).model``); its ``model`` attribute holds the blocks.
         imgsz: Height and width in pixels for which the cost is counted.
         ignored: Maps a layer path to the reason why the user wants its output width kept, or to None.
+        reid: Whether the maps that the head reads keep the same share of their channels.
 
     Raises:
         ConfigError: If the image size is none.
-        UnsupportedError: If this is no such network, if it is quantized, if its shapes depend on values, or if a row of
-            it can be neither traced nor kept as it is.
+        UnsupportedError: If this is no such network, if it is quantized, if its shapes depend on values, if a row of
+            it can be neither traced nor kept as it is, or if there is nothing that ``reid`` could keep.
     """
     if not isinstance(getattr(model, "model", None), nn.Sequential):
         raise UnsupportedError(
@@ -54,6 +59,8 @@ def trace(
     copy = _weightless(model)
     run = _stock_run(copy, image)  # before the adapters change what the copy computes
     shadow = shadow_of(copy, run.calls)
+    if reid:
+        shadow.tie(*_maps(model), narrow=True)
     layers = _layers(model, run.positions, shadow.idle)
     fixed = dict(shadow.fixed)
     for path in layers:
@@ -66,7 +73,12 @@ def trace(
     groups, lanes = _channel_groups(units, list(layers), fixed, shadow.ties)
     products = tuple(Product(path, layer, tuple(channels), macs) for path, layer, channels, macs in shadow.products)
     graph = ChannelGraph(
-        (height, width), layers, groups, _bundles(groups, lanes, shadow.ties), products, dict(shadow.kept)
+        (height, width),
+        layers,
+        groups,
+        _bundles(groups, lanes, shadow.ties, shadow.narrow),
+        products,
+        dict(shadow.kept),
     )
     in_layers = {id(p) for _, layer in named_layers(model) for p in _parameters(layer)}
     per_channel = sum(layer.buffers_per_out * layer.out for layer in layers.values())
@@ -76,6 +88,33 @@ def trace(
         other_params=sum(p.numel() for p in model.parameters() if id(p) not in in_layers),
         other_bytes=sum(_bytes(b) for b in model.buffers()) - FP16 * per_channel,
     )
+
+
+def _maps(model: nn.Module) -> list[Lane]:
+    """Return the maps that a detection head reads as lanes.
+
+    Raises:
+        UnsupportedError: If it reads none, or if their widths are no multiples of the smallest.
+    """
+    readers = map_readers(model)
+    if not readers:
+        rows: Any = model.model
+        raise UnsupportedError(
+            f"reid=True is for the maps that a detection head reads, and a {type(rows[-1]).__name__} is none: leave "
+            "reid out; Ultralytics tracks no such model, or by the features of another one."
+        )
+    if not are_multiples(readers.values()):
+        raise UnsupportedError(
+            f"reid=True keeps the maps that the head reads multiples of the smallest in width, and this network's, of "
+            f"{listed(readers.values())} channels, are not: start from a model whose maps are, or leave reid out."
+        )
+    return [(path, "in", range(width)) for path, width in readers.items()]
+
+
+def are_multiples(widths: Iterable[int]) -> bool:
+    """Whether all widths are multiples of the smallest, as Ultralytics takes for granted where a tracker asks it."""
+    widths = list(widths)
+    return all(width % min(widths) == 0 for width in widths)
 
 
 def fixed_outputs(model: nn.Module) -> dict[str, str]:
@@ -408,7 +447,10 @@ def _channel_groups(
 
 
 def _bundles(
-    groups: tuple[ChannelGroup, ...], lanes: list[frozenset[tuple[int, int]]], ties: list[list[Lane]]
+    groups: tuple[ChannelGroup, ...],
+    lanes: list[frozenset[tuple[int, int]]],
+    ties: list[list[Lane]],
+    narrow: set[int],
 ) -> tuple[Bundle, ...]:
     """Join groups whose lanes are tied: they all keep the same share. A bundle is locked if one of its groups is."""
     in_lane: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -438,5 +480,6 @@ def _bundles(
             locked = locked or "has to keep the width of something that cannot be cut"
         elif steps == 1 and max(sizes) > 1:
             locked = locked or f"widths {', '.join(map(str, sorted(set(sizes))))} have no common share to remove"
-        bundles.append(Bundle(tuple(indices), tuple(n // steps for n in sizes), steps, locked))
+        is_narrow = any(t in narrow for i in indices for t, _ in lanes[i])
+        bundles.append(Bundle(tuple(indices), tuple(n // steps for n in sizes), steps, locked, is_narrow))
     return tuple(bundles)

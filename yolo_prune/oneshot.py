@@ -32,7 +32,7 @@ from yolo_prune.targets import QUANTITIES, in_units
 
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
-    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "verbose"),
+    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "reid", "verbose"),
 )
 """The knobs that mean something without training and without data."""
 BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "benchmark", "export")
@@ -239,7 +239,7 @@ def _read(
 
 def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool) -> ChannelGraph:
     """Return the channel groups of a network, with what has been measured of it where that is needed."""
-    graph = trace(network, imgsz, config.is_ignored)
+    graph = trace(network, imgsz, config.is_ignored, reid=config.reid)
     config.check_patterns(graph.layers)
     return replace(graph, latency=measure(network, graph, config.runtime)) if timed else graph
 

@@ -132,7 +132,7 @@ def plan_cut(
         TargetError: If the target is out of reach.
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
-    graph = replace(trace(model, imgsz, config.is_ignored), latency=latency)
+    graph = replace(trace(model, imgsz, config.is_ignored, reid=config.reid), latency=latency)
     return plan_traced(model, graph, config, budget, dense_widths, evidence, slowness)
 
 
@@ -226,7 +226,9 @@ def _in_strides(
         for stage in stages:
             if plans:
                 evidence = evidence.after(plans[-1], config)
-                graph = replace(trace(evidence.model, graph.imgsz, config.is_ignored), latency=graph.latency)
+                graph = replace(
+                    trace(evidence.model, graph.imgsz, config.is_ignored, reid=config.reid), latency=graph.latency
+                )
             plans.append(_stride(graph, replace(wish, budget=stage), evidence))
             step()
     if slowness is not None and LATENCY in budget:

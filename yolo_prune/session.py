@@ -227,7 +227,7 @@ class Session:
     def _begin(self, trainer: BaseTrainer, prepared: Prepared) -> None:
         """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
         model = student_of(trainer.model)
-        graph = trace(model, self.imgsz, self.config.is_ignored)
+        graph = trace(model, self.imgsz, self.config.is_ignored, reid=self.config.reid)
         self.config.check_patterns(graph.layers)
         if self.config.is_timed:
             self.latency = ranks.once(lambda: measure(model, graph, self.config.runtime))
@@ -267,7 +267,7 @@ class Session:
         if self.config.importance in BY_GRADIENT:
             trainer.optimizer.register_step_pre_hook(collect)
         if self.config.sparsity != "none" and not self.report.cuts:
-            graph = trace(model, self.imgsz, self.config.is_ignored)
+            graph = trace(model, self.imgsz, self.config.is_ignored, reid=self.config.reid)
             if self.config.sparsity == "growing" and self._doomed is None:
                 by_norm = self.config.replace(importance="l2", allocation="uniform")
                 self._doomed = plan_traced(model, replace(graph, latency=self.latency), by_norm).removed()
