@@ -6,6 +6,7 @@ sight. `graph` makes these; `importance`, `cost` and `plan` read them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,12 @@ from yolo_prune.latency import LatencyTable
 
 Side = str
 """``"out"`` for the channels that a layer makes, ``"in"`` for those that it takes."""
+
+
+def are_multiples(widths: Iterable[int]) -> bool:
+    """Whether all widths are multiples of the smallest: what Ultralytics takes for granted of the maps of a head."""
+    widths = list(widths)
+    return all(width % min(widths) == 0 for width in widths)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import guess_model_task
 
 from yolo_prune.blocks import Call, Lane, Shadow, Unit, map_readers, mapped, shadow_of
-from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
+from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product, are_multiples
 from yolo_prune.console import waiting
 from yolo_prune.cost import FP16
 from yolo_prune.errors import ConfigError, UnsupportedError, listed, seen, told
@@ -109,12 +109,6 @@ def _maps(model: nn.Module) -> list[Lane]:
             f"{listed(readers.values())} channels, are not: start from a model whose maps are, or leave reid out."
         )
     return [(path, "in", range(width)) for path, width in readers.items()]
-
-
-def are_multiples(widths: Iterable[int]) -> bool:
-    """Whether all widths are multiples of the smallest, as Ultralytics takes for granted where a tracker asks it."""
-    widths = list(widths)
-    return all(width % min(widths) == 0 for width in widths)
 
 
 def fixed_outputs(model: nn.Module) -> dict[str, str]:

@@ -15,11 +15,12 @@ from ultralytics.nn.tasks import load_checkpoint
 from yolo_prune.allocation import units_of
 from yolo_prune.channels import ChannelGraph
 from yolo_prune.config import CLI_PREFIX, KNOBS, PruneConfig
-from yolo_prune.console import talking
+from yolo_prune.console import say, talking
 from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.export import check_formats
 from yolo_prune.graph import image_size, trace
+from yolo_prune.handover import reid_hint
 from yolo_prune.host import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import Evidence, plan_traced, rankings
@@ -107,7 +108,9 @@ def prune_model(
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     with talking(config.verbose):
         plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
-    plan.apply(network)
+        plan.apply(network)
+        if hint := reid_hint(network):
+            say(hint)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
     return PruneResult(plan)
