@@ -154,9 +154,9 @@ def test_a_network_in_which_a_tracker_finds_no_features_is_named() -> None:
 
 def test_of_an_end_to_end_head_ultralytics_takes_no_features_so_nobody_is_warned() -> None:
     network = untied("yolo26n")
-    assert not are_multiples(maps_of(network)) and reid_hint(network) == ""
-    network.model[-1].end2end = False
-    assert "48, 104 and 200" in reid_hint(network)
+    for is_end_to_end, told in ((True, False), (False, True)):
+        network.model[-1].end2end = is_end_to_end
+        assert ("48, 104 and 200" in reid_hint(network)) is told
 
 
 def test_a_cut_by_weights_alone_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
