@@ -34,8 +34,8 @@ def main() -> None:
                     key = {"model": case.model, "data": case.data, "kept": kept, "reid": reid}
                     is_there = any(key.items() <= row.items() for row in rows())
                     if not is_there and (not args.models or case.model in args.models):
-                        done = [*rows(), key | cut(case, kept, reid, args.shared.resolve(), args.runs.resolve())]
-                        write(RESULTS, {"imgsz": IMGSZ, "seed": 0, "rows": done})
+                        row = key | cut(case, kept, reid, args.shared.resolve(), args.runs.resolve())
+                        write(RESULTS, {"imgsz": IMGSZ, "seed": 0, "rows": [*rows(), row]})
     print(table())
 
 
