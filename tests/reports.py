@@ -47,4 +47,5 @@ def full_report() -> dict[str, Any]:
             "model.2.conv": {"before": 80, "after": 80},
         },
         samples=["images/cells 1.jpg"],
+        maps=[48, 104, 200],
     ).to_dict()

@@ -32,8 +32,10 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     import main_job
     import operators
     import picture
+    import reid
     import speed
     import support
+    import uses
     import without_training
 
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -50,6 +52,8 @@ def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.Monk
     assert operators.limit_table(json.loads(operators.RESULTS.read_text(encoding="utf-8"))["rows"]) in readme
     assert criteria.table() in (REPOSITORY / "docs" / "importance.md").read_text(encoding="utf-8")
     assert gpu.table() in (REPOSITORY / "docs" / "target.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "uses.md").read_text(encoding="utf-8")
+    assert uses.table() in page and reid.table() in page
     assert faults.table() in (REPOSITORY / "docs" / "resuming.md").read_text(encoding="utf-8")
     curves = picture.points()
     assert [len(line) for line in curves.values()] == [3] * 4
@@ -108,6 +112,15 @@ def test_what_pruning_costs_a_run_is_what_was_promised() -> None:
     assert overhead["seconds"]["yolo11n"]["total"] < 2 and overhead["seconds"]["yolo11x"]["total"] < 10
     assert overhead["gradient_collection"]["share"] < 0.03 and overhead["data_seconds"]["reconstruction"] < 30
     assert overhead["memory"]["ratio"] <= 1.15
+
+
+def test_a_pruned_checkpoint_does_what_the_dense_one_does() -> None:
+    models = json.loads((RESULTS / "uses.json").read_text(encoding="utf-8"))["models"]
+    assert models.keys() == {"yolov8n", "yolo11n", "yolo26n"}
+    for variants in models.values():
+        failed = {v: {use for use, row in rows.items() if not row["ok"]} for v, rows in variants.items()}
+        assert failed["pruned"] - failed["dense"] <= {"track, BoT-SORT with_reid, model: auto"}
+        assert not failed["pruned, reid"] - failed["dense"]
 
 
 def test_no_run_of_the_fault_campaign_was_lost() -> None:

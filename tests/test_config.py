@@ -39,6 +39,7 @@ CONFIGS = st.builds(
     round_to=st.none() | st.integers(1, 64),
     max_pruning_ratio=st.floats(0.01, 0.99),
     ignored_layers=NAMES,
+    reid=st.booleans(),
     layer_limits=st.dictionaries(st.text(min_size=1), st.floats(0, 0.99), max_size=2),
     calibration=st.integers(4, 1000),
     reconstruction=st.booleans(),

@@ -152,7 +152,7 @@ def test_a_dry_run_reads_the_network_once_and_tells_what_the_cut_comes_to(
 ) -> None:
     traced = []
     for room in (oneshot, planner):
-        monkeypatch.setattr(room, "trace", lambda *of: traced.append(of) or trace(*of))
+        monkeypatch.setattr(room, "trace", lambda *of, **how: traced.append(of) or trace(*of, **how))
     monkeypatch.setattr(oneshot, "measure", by_outputs)
     model, config = YOLO("yolo11n.yaml"), PruneConfig(target=target, **oneshot.DATA_FREE)
     told = oneshot.dry_run(model, config, imgsz=IMGSZ, timed=timed).splitlines()[-len(quantities) :]

@@ -70,6 +70,7 @@ def test_every_figure_is_the_one_in_the_report() -> None:
         assert {f"{stage}/macs", f"{stage}/params"} <= told.keys()
     assert told["dense/macs"] == "2G" and told["final/fitness"] == "58.1" and told["final/latency"] == "12.00 ms"
     assert told["cuts/1/fitness_cut"] == "51.0" and told["layers/model.1.conv/after"] == "24"
+    assert [told[f"maps/{i}"] for i in range(3)] == ["48", "104", "200"]
     assert told["exports/0/fitness"] == "58.0" and told["guard/failures/0/macs"] == "800M"
 
 

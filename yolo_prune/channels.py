@@ -6,6 +6,7 @@ sight. `graph` makes these; `importance`, `cost` and `plan` read them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,12 @@ from yolo_prune.latency import LatencyTable
 
 Side = str
 """``"out"`` for the channels that a layer makes, ``"in"`` for those that it takes."""
+
+
+def are_multiples(widths: Iterable[int]) -> bool:
+    """Whether all widths are multiples of the smallest: what Ultralytics takes for granted of the maps of a head."""
+    widths = list(widths)
+    return all(width % min(widths) == 0 for width in widths)
 
 
 @dataclass(frozen=True)
@@ -96,17 +103,19 @@ class Bundle:
         per_step: How many units of each group one step removes.
         steps: Number of steps until nothing is left.
         locked: Why no step can be taken, or None.
+        narrow: Whether widths are rounded for the narrowest group, not for the widest.
     """
 
     groups: tuple[int, ...]
     per_step: tuple[int, ...]
     steps: int
     locked: str | None = None
+    narrow: bool = False
 
     @property
     def stride(self) -> int:
-        """Units of the bundle's widest group that one step removes."""
-        return max(self.per_step)
+        """Units that one step removes of the group that is rounded."""
+        return min(self.per_step) if self.narrow else max(self.per_step)
 
 
 @dataclass(frozen=True)

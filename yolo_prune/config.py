@@ -36,7 +36,7 @@ _CHOICES = {
 }
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
-    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "verbose"),
+    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "reid", "verbose"),
 )
 """The knobs that mean something without training and without data."""
 BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration", "benchmark", "export")
@@ -100,6 +100,11 @@ class PruneConfig:
         default_factory=dict, metadata={"help": "the same by name pattern of layers, e.g. model.22.*:0.5,model.0.*:0.2"}
     )
     ignored_layers: tuple[str, ...] = _knob((), "layers that keep their width, as name patterns, e.g. model.0.*")
+    reid: bool = _knob(
+        False,
+        "keep the maps that the head reads multiples of the smallest in width, as tracking with with_reid and "
+        "model: auto needs",
+    )
     calibration: int = _knob(64, "training images for criteria, reconstruction and recalibration, >= 4")
     reconstruction: bool = _knob(True, "solve the weights that stay for what the network made before a cut")
     bn_recalibration: bool = _knob(

@@ -16,6 +16,7 @@ Each message says what was wrong, the value seen and the way out.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 _READABLE = reprlib.Repr()
@@ -65,6 +66,12 @@ def seen(value: Any) -> str:
         return _READABLE.repr(value)
     except ValueError:  # Python prints no whole number of more than 4300 digits
         return f"a {type(value).__name__} too long to print"
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Return ``48, 104 and 200``."""
+    *others, last = map(str, values)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def told(error: BaseException) -> str:

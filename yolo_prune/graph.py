@@ -17,11 +17,23 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn.tasks import guess_model_task
 
-from yolo_prune.blocks import Call, Lane, Shadow, Unit, adapter_for, flat, is_read, mapped, shadow_of, simplify
-from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product
+from yolo_prune.blocks import (
+    Call,
+    Lane,
+    Shadow,
+    Unit,
+    adapter_for,
+    flat,
+    is_read,
+    map_readers,
+    mapped,
+    shadow_of,
+    simplify,
+)
+from yolo_prune.channels import Bundle, ChannelGraph, ChannelGroup, Layer, Product, are_multiples
 from yolo_prune.console import waiting
 from yolo_prune.cost import FP16
-from yolo_prune.errors import ConfigError, UnsupportedError, seen, told
+from yolo_prune.errors import ConfigError, UnsupportedError, listed, seen, told
 from yolo_prune.layers import AnyLayer, group_count, is_quantized, named_layers, widths
 
 
@@ -30,6 +42,8 @@ def trace(
     imgsz: int | tuple[int, int] = 640,
     ignored: Callable[[str], str | None] | None = None,
     readers: Mapping[str, str] | None = None,
+    *,
+    reid: bool = False,
 ) -> ChannelGraph:
     """Return the channel groups of a network. The network itself is only read: nothing runs on it.
 
@@ -38,11 +52,12 @@ def trace(
         imgsz: Height and width in pixels for which the cost is counted.
         ignored: Maps a layer path to the reason why the user wants its output width kept, or to None.
         readers: Layers that only a training step runs -> the modules whose results they take (see `rehearsal`).
+        reid: Whether the maps that the head reads keep the same share of their channels.
 
     Raises:
         ConfigError: If the image size is none.
-        UnsupportedError: If this is no such network, if it is quantized, if its shapes depend on values, or if a row of
-            it can be neither traced nor kept as it is.
+        UnsupportedError: If this is no such network, if it is quantized, if its shapes depend on values, if a row of
+            it can be neither traced nor kept as it is, or if there is nothing that ``reid`` could keep.
     """
     if not isinstance(getattr(model, "model", None), nn.Sequential):
         raise UnsupportedError(
@@ -60,6 +75,8 @@ def trace(
     shadow = shadow_of(copy, run.calls)
     for path, source in (readers or {}).items():
         shadow.read(source, [((path, "in", i),) for i in range(widths(model.get_submodule(path))["in"])])
+    if reid:
+        shadow.tie(*_maps(model), narrow=True)
     layers = _layers(model, run.positions, shadow.idle)
     fixed = dict(shadow.fixed)
     for path in layers:
@@ -72,7 +89,12 @@ def trace(
     groups, lanes = _channel_groups(units, list(layers), fixed, shadow.ties)
     products = tuple(Product(path, layer, tuple(channels), macs) for path, layer, channels, macs in shadow.products)
     graph = ChannelGraph(
-        (height, width), layers, groups, _bundles(groups, lanes, shadow.ties), products, dict(shadow.kept)
+        (height, width),
+        layers,
+        groups,
+        _bundles(groups, lanes, shadow.ties, shadow.narrow),
+        products,
+        dict(shadow.kept),
     )
     in_layers = {id(p) for _, layer in named_layers(model) for p in _parameters(layer)}
     per_channel = sum(layer.buffers_per_out * layer.out for layer in layers.values())
@@ -119,7 +141,8 @@ def outline(model: nn.Module) -> Outline:
     Raises:
         UnsupportedError: If its shapes depend on values.
     """
-    key = str([(path, type(layer), widths(layer)) for path, layer in named_layers(model)])
+    layers = [(path, widths(layer)) for path, layer in named_layers(model)]
+    key = str([*layers, *(type(module) for module in model.modules())])
     if key not in _OUTLINES:
         _OUTLINES.clear()
         _OUTLINES[key] = _outline(model)
@@ -158,6 +181,32 @@ def _on_image(copy: nn.Module, run: _Run, image: torch.Tensor) -> frozenset[str]
 
 class _FirstLayerError(Exception):
     """Ends a forward pass at the first layer that has channels, and tells its width and that of what it takes."""
+
+
+def _maps(model: nn.Module) -> list[Lane]:
+    """Return the maps that a detection head reads as lanes.
+
+    Raises:
+        UnsupportedError: If it reads none, or if their widths are no multiples of the smallest.
+    """
+    readers = map_readers(model)
+    if not readers:
+        rows: Any = model.model
+        raise UnsupportedError(
+            f"reid=True is for the maps that a detection head reads, and a {type(rows[-1]).__name__} is none: leave "
+            "reid out; Ultralytics tracks no such model, or by the features of another one."
+        )
+    if not are_multiples(readers.values()):
+        raise UnsupportedError(
+            f"reid=True keeps the maps that the head reads multiples of the smallest in width, and this network's, of "
+            f"{listed(readers.values())} channels, are not: start from a model whose maps are, or leave reid out."
+        )
+    return [(path, "in", range(width)) for path, width in readers.items()]
+
+
+def fixed_outputs(model: nn.Module) -> dict[str, str]:
+    """Return the layers whose output width the task decides, not the network, with what they predict."""
+    return shadow_of(_weightless(model)).fixed
 
 
 def image_channels(model: nn.Module) -> int:
@@ -505,7 +554,10 @@ def _channel_groups(
 
 
 def _bundles(
-    groups: tuple[ChannelGroup, ...], lanes: list[frozenset[tuple[int, int]]], ties: list[list[Lane]]
+    groups: tuple[ChannelGroup, ...],
+    lanes: list[frozenset[tuple[int, int]]],
+    ties: list[list[Lane]],
+    narrow: set[int],
 ) -> tuple[Bundle, ...]:
     """Join groups whose lanes are tied: they all keep the same share. A bundle is locked if one of its groups is."""
     in_lane: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -535,5 +587,6 @@ def _bundles(
             locked = locked or "has to keep the width of something that cannot be cut"
         elif steps == 1 and max(sizes) > 1:
             locked = locked or f"widths {', '.join(map(str, sorted(set(sizes))))} have no common share to remove"
-        bundles.append(Bundle(tuple(indices), tuple(n // steps for n in sizes), steps, locked))
+        is_narrow = any(t in narrow for i in indices for t, _ in lanes[i])
+        bundles.append(Bundle(tuple(indices), tuple(n // steps for n in sizes), steps, locked, is_narrow))
     return tuple(bundles)

@@ -6,15 +6,17 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from yolo_prune import page, quantization
 from yolo_prune.bench import time_result
+from yolo_prune.blocks import map_readers
+from yolo_prune.channels import are_multiples
 from yolo_prune.checkpoint import is_marked, is_pruned, unmark_file
 from yolo_prune.config import PruneConfig
 from yolo_prune.console import say
 from yolo_prune.cost import CostModel
-from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError
+from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError, listed
 from yolo_prune.export import export_all
 from yolo_prune.folder import RunFolder
 from yolo_prune.graph import trace
@@ -56,7 +58,7 @@ def hand_over(
                 unmark_file(file)
     if report.cuts and report.dense.checkpoint:
         report.layers = _widths(quantization.load_plain(Path(report.dense.checkpoint)), network)
-    report.samples = validation_files(trainer)
+    report.samples, report.maps = validation_files(trainer), [*map_readers(network).values()]
     folder = RunFolder(trainer.save_dir).path
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
     complaint, timed = unfinished, ""
@@ -69,6 +71,7 @@ def hand_over(
         summary.append(_held(report, report.guard))
     if report.cuts and not unfinished and not report.guard:
         complaint = _too_large(config, report, final) or complaint
+    summary.append(reid_hint(network) if report.cuts else "")
     if config.export:
         report.exports = export_all(best, config.export, validation_images(trainer), trainer.args.data)
         report.save(folder)
@@ -81,6 +84,20 @@ def hand_over(
         summary.append(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
     say("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
     return complaint
+
+
+def reid_hint(network: nn.Module) -> str:
+    """Return what to say of a pruned network in which a tracker finds no features of objects, else nothing.
+
+    Ultralytics takes features from the maps of any detection head but an end-to-end one; there it loads another model.
+    """
+    maps, rows = list(map_readers(network).values()), cast("nn.Sequential", network.model)
+    if are_multiples(maps) or getattr(rows[-1], "end2end", False):
+        return ""
+    return (
+        f"the head reads maps of {listed(maps)} channels: tracking with with_reid and model: auto needs multiples of "
+        "the smallest (prune with reid=True)"
+    )
 
 
 def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportError | None]:

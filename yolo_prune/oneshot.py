@@ -22,6 +22,7 @@ from yolo_prune.cost import CostModel
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.export import check_formats
 from yolo_prune.graph import image_size, trace
+from yolo_prune.handover import reid_hint
 from yolo_prune.host import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planner import Evidence, plan_traced, rankings
@@ -100,8 +101,10 @@ def prune_model(
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     with talking(config.verbose):
         plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
-    plan.apply(network)
-    torch.compiler.reset()  # what was compiled for the old widths
+        plan.apply(network)
+        torch.compiler.reset()  # what was compiled for the old widths
+        if hint := reid_hint(network):
+            say(hint)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
     return PruneResult(plan)
@@ -266,7 +269,7 @@ def is_fused(network: nn.Module) -> bool:
 
 def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool) -> ChannelGraph:
     """Return the channel groups of a network, with what has been measured of it where that is needed."""
-    graph = trace(network, imgsz, config.is_ignored)
+    graph = trace(network, imgsz, config.is_ignored, reid=config.reid)
     config.check_patterns(graph.layers)
     if unread := [p for p, layer in graph.layers.items() if not (p.startswith("model.") or layer.positions)]:
         raise UnsupportedError(

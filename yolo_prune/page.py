@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from yolo_prune import pictures
+from yolo_prune.channels import are_multiples
 from yolo_prune.config import PruneConfig
 from yolo_prune.errors import ConfigError
 from yolo_prune.files import replacing
@@ -135,6 +136,7 @@ def render(
         over_epochs=pictures.over_epochs(report),
         over_macs=pictures.over_macs(report),
         runtimes=RUNTIMES,
+        are_multiples=are_multiples,
         figure=figure,
         change=_change,
         comparable=_comparable(report),

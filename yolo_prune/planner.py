@@ -135,7 +135,7 @@ def plan_cut(
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
     """
     readers = evidence.readers if evidence else None
-    graph = replace(trace(model, imgsz, config.is_ignored, readers), latency=latency)
+    graph = replace(trace(model, imgsz, config.is_ignored, readers, reid=config.reid), latency=latency)
     return plan_traced(model, graph, config, budget, dense_widths, evidence, slowness)
 
 
@@ -230,7 +230,8 @@ def _in_strides(
             if plans:
                 evidence = evidence.after(plans[-1], config)
                 graph = replace(
-                    trace(evidence.model, graph.imgsz, config.is_ignored, evidence.readers), latency=graph.latency
+                    trace(evidence.model, graph.imgsz, config.is_ignored, evidence.readers, reid=config.reid),
+                    latency=graph.latency,
                 )
             plans.append(_stride(graph, replace(wish, budget=stage), evidence))
             step()

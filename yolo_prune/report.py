@@ -214,6 +214,8 @@ class Report:
         epochs: One per epoch that was validated, those of cuts that were taken back included.
         layers: Layer path -> output width of its convolution or linear layer, ``{"before": dense, "after": final}``.
         samples: A few validation images, which the page shows.
+        maps: Channels of the maps that a detection head reads in the final network, else nothing. Trackers that take
+            the features of objects from them need multiples of the smallest (knob ``reid``).
     """
 
     NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs")
@@ -232,6 +234,7 @@ class Report:
     epochs: list[EpochRecord] = field(default_factory=list)
     layers: dict[str, dict[str, int]] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
+    maps: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""

@@ -253,7 +253,7 @@ class Session:
                 f"lr_after_cut={self.config.lr_after_cut} bends Ultralytics' own learning-rate curve, and this run's "
                 f"scheduler is a {type(trainer.scheduler).__name__}; use lr_after_cut=keep."
             )
-        graph = trace(model, self.imgsz, self.config.is_ignored)
+        graph = trace(model, self.imgsz, self.config.is_ignored, reid=self.config.reid)
         self.config.check_patterns(graph.layers)
         if self.config.allocation in MEASURED:
             with preserved_rng():
@@ -301,7 +301,7 @@ class Session:
         if self.config.importance in BY_GRADIENT:
             trainer.optimizer.register_step_pre_hook(collect)
         if self.config.sparsity != "none" and not self.report.cuts:
-            graph = trace(model, self.imgsz, self.config.is_ignored)
+            graph = trace(model, self.imgsz, self.config.is_ignored, reid=self.config.reid)
             if self.config.sparsity == "growing" and self._doomed is None:
                 by_norm = self.config.replace(importance="l2", allocation="uniform")
                 self._doomed = plan_traced(model, replace(graph, latency=self.latency), by_norm).removed()
@@ -351,10 +351,10 @@ class Session:
         """
         with preserved_rng():
             batch, model = calibration_batches(trainer, REHEARSED)[0], student_of(trainer.model)
-            graph = trace(model, self.imgsz, self.config.is_ignored)
+            graph = trace(model, self.imgsz, self.config.is_ignored, reid=self.config.reid)
             self._readers = outside_readers(trainer, graph, batch)
             if self._readers:
-                graph = trace(model, self.imgsz, self.config.is_ignored, self._readers)
+                graph = trace(model, self.imgsz, self.config.is_ignored, self._readers, reid=self.config.reid)
             rehearse(trainer, graph, self.config, batch)
 
     def after_batch(self) -> None:

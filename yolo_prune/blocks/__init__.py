@@ -2,6 +2,7 @@
 
 from yolo_prune.blocks import attention, convolutions, heads  # noqa: F401 (they register their adapters)
 from yolo_prune.blocks.channelwise import NORMS, channel_dim, channel_parameters, inherited, norm_width, simplify
+from yolo_prune.blocks.heads import map_readers
 from yolo_prune.blocks.reading import is_read, shadow_of
 from yolo_prune.blocks.registry import BlockAdapter, adapter_for, followed, register_block
 from yolo_prune.blocks.shadow import Call, Lane, Parts, Shadow, Unit, flat, mapped
@@ -21,6 +22,7 @@ __all__ = [
     "followed",
     "inherited",
     "is_read",
+    "map_readers",
     "mapped",
     "norm_width",
     "register_block",

@@ -15,6 +15,25 @@ from yolo_prune.blocks.shadow import Shadow
 _TWIN = "one2one_"
 
 
+def map_readers(network: nn.Module) -> dict[str, int]:
+    """Return a layer that reads each map of a detection head, with the map's channels; nothing of other heads.
+
+    These are the maps that Ultralytics takes the features of objects from, in tracking and in nothing else.
+    """
+    rows: Any = network.model
+    last = rows[-1]
+    if not isinstance(last, head.Detect):
+        return {}
+    branch = "cv2" if getattr(last, "cv2", None) is not None else f"{_TWIN}cv2"  # the other is gone in a fused network
+    readers = {}
+    for i, level in enumerate(getattr(last, branch)):
+        name, layer = next(((n, m) for n, m in level.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+        if layer is None:  # the head of a user's, with its real layers elsewhere
+            return {}
+        readers[".".join(filter(None, (f"model.{len(rows) - 1}.{branch}.{i}", name)))] = layer.in_channels
+    return readers
+
+
 @register_block(head.Detect, head.v10Detect)
 class _Detect(BlockAdapter):
     """Heads with one branch per kind of prediction and level.

@@ -63,6 +63,7 @@ class Shadow:
         model: The copy, on the meta device.
         calls: Path -> what each module took and returned in the stock forward pass; None if there was none.
         ties: Lists of lanes that have to keep the same share of their channels.
+        narrow: Indices of those ties whose narrowest group is rounded, not the widest.
         fixed: Path of a layer -> why its output width cannot change.
         kept: Path of a block -> why nothing in it is traced, so that its widths stay.
         idle: Prefixes of paths that a deployed network drops.
@@ -76,6 +77,7 @@ class Shadow:
         self.model = model
         self.calls = calls
         self.ties: list[list[Lane]] = []
+        self.narrow: set[int] = set()
         self.fixed: dict[str, str] = {}
         self.kept: dict[str, str] = {}
         self.idle: list[str] = []
@@ -151,8 +153,15 @@ class Shadow:
         setattr(parent, name, nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta"))
         return getattr(parent, name)
 
-    def tie(self, *lanes: Lane) -> None:
-        """Let lanes keep equal shares of their channels; which of them stay is free in each."""
+    def tie(self, *lanes: Lane, narrow: bool = False) -> None:
+        """Let lanes keep equal shares of their channels; which of them stay is free in each.
+
+        Args:
+            *lanes: What is tied.
+            narrow: Whether widths are rounded for the narrowest of them, so that wider ones are rounded, too.
+        """
+        if narrow:
+            self.narrow.add(len(self.ties))
         self.ties.append(list(lanes))
 
     def chain(self, first: str, second: str, width: int) -> None:
