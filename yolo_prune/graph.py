@@ -222,12 +222,13 @@ def image_channels(model: nn.Module) -> int:
         width = layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.in_channels
         raise _FirstLayerError(width, inputs[0].shape[1])
 
-    for layer in copy.modules():
-        if isinstance(layer, (nn.modules.conv._ConvNd, nn.BatchNorm2d)):
-            layer.register_forward_pre_hook(look)
+    layers = [m for m in copy.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.BatchNorm2d))]
+    for layer in layers:
+        layer.register_forward_pre_hook(look)
     try:
         with torch.no_grad():
-            copy(torch.empty(1, assumed, 64, 64, device="meta"))
+            if layers:
+                copy(torch.empty(1, assumed, 64, 64, device="meta"))
     except _FirstLayerError as e:
         width, taken = e.args
         return int(assumed * width // taken)
