@@ -175,8 +175,8 @@ def prepare(kind: str, start: str, removed: str, path: str) -> None:
     from ultralytics import YOLO
 
     from yolo_prune import prune_model
-    from yolo_prune.cost import CostModel
-    from yolo_prune.graph import trace
+    from yolo_prune.cost.model import CostModel
+    from yolo_prune.graph.trace import trace
 
     model, share = YOLO(start), float(removed)
     uniform = {"importance": "l2", "allocation": "uniform", "imgsz": 224}

@@ -49,7 +49,7 @@ def main() -> None:
         print(json.dumps(speed()))
         return
     if not args.table:
-        from yolo_prune.zoo import model_yamls, scaled
+        from yolo_prune.host.zoo import model_yamls, scaled
 
         result = {
             "versions": {package: version(package) for package in ("ultralytics", "torch", "numpy")},
@@ -92,9 +92,9 @@ def speed() -> dict[str, int]:
     """Return how many random widths of yolo11x are evaluated per second."""
     import numpy as np
 
-    from yolo_prune.cost import CostModel
-    from yolo_prune.graph import trace
-    from yolo_prune.zoo import build_model
+    from yolo_prune.cost.model import CostModel
+    from yolo_prune.graph.trace import trace
+    from yolo_prune.host.zoo import build_model
 
     cost, draw = CostModel(trace(build_model(Path("yolo11x.yaml")).model)), np.random.default_rng(0)
     many = [draw.integers(1, cost.widths + 1) for _ in range(2000)]
@@ -118,10 +118,10 @@ def exactness(name: Path) -> dict[str, Any]:
     import torch
     from ultralytics.utils import LOGGER
 
-    from yolo_prune.allocation import plan_of, units_of
-    from yolo_prune.cost import CostModel
-    from yolo_prune.graph import trace
-    from yolo_prune.zoo import build_model
+    from yolo_prune.cost.model import CostModel
+    from yolo_prune.graph.trace import trace
+    from yolo_prune.host.zoo import build_model
+    from yolo_prune.planning.allocation import plan_of, units_of
 
     LOGGER.setLevel("ERROR")
     torch.manual_seed(0)

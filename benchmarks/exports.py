@@ -5,8 +5,8 @@
     other-venv/bin/python benchmarks/exports.py --only litert    # formats whose packages do not go with the others
 
 The model is cut to half of its MACs without training, or given with ``--checkpoint``. Each export is made, compared and
-validated by ``yolo_prune.export`` in a process of its own; what is in the results already is left as it is unless
-``--only`` names it. ``--table`` only prints the table.
+validated by ``yolo_prune.deploy.export`` in a process of its own; what is in the results already is left as it is
+unless ``--only`` names it. ``--table`` only prints the table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from accuracy import Case
 from training import ENVIRONMENT, data_yaml
 
-from yolo_prune.report import ExportRecord
+from yolo_prune.report.records import ExportRecord
 
 RESULTS = Path(__file__).parent / "results" / "exports.json"
 IMGSZ = 224
@@ -73,7 +73,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 def every_export() -> list[str]:
     """Return each format in its own precision, then in the others that it can have."""
-    from yolo_prune.export import formats, precisions
+    from yolo_prune.deploy.export import formats, precisions
 
     return [f"{name}:{p}" if i else name for name in formats() for i, p in enumerate(precisions(name))]
 
@@ -111,7 +111,7 @@ def export(checkpoint: Path, name: str, data: Path) -> dict[str, Any]:
     from ultralytics.data import build_yolo_dataset
     from ultralytics.data.utils import check_det_dataset
 
-    from yolo_prune.export import export_all
+    from yolo_prune.deploy.export import export_all
 
     known = check_det_dataset(str(data))
     dataset = build_yolo_dataset(get_cfg(overrides={"imgsz": IMGSZ}), known["val"], 1, known, mode="val")

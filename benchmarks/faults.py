@@ -75,7 +75,7 @@ def main() -> None:
 
 def campaign(runs: Path) -> None:
     """Make all faults and write what became of the runs."""
-    from yolo_prune.demo import make_dataset
+    from yolo_prune.cli.demo import make_dataset
 
     make_dataset(runs / "data", train=16, val=8, size=64)
     started = time.time()
@@ -131,7 +131,7 @@ def train(runs: Path, name: str, resume: bool) -> None:
     from ultralytics import YOLO
 
     from yolo_prune import PruneCallback
-    from yolo_prune.demo import use_private_settings
+    from yolo_prune.cli.demo import use_private_settings
 
     use_private_settings(runs / "settings")
     if resume:
@@ -153,8 +153,11 @@ def kill_at(moment: str, occurrence: int) -> None:
     import torch
     from ultralytics.engine.trainer import BaseTrainer
 
-    from yolo_prune import files, host, session, snapshot, state
+    from yolo_prune.host import trainer as host
     from yolo_prune.plan import PrunePlan
+    from yolo_prune.training import exact_state as state
+    from yolo_prune.training import session, snapshot
+    from yolo_prune.utils import files
 
     left = occurrence
 
@@ -240,9 +243,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     """Return the plans of a run, and the multiply-adds and a digest of its best model."""
     from ultralytics.nn.tasks import load_checkpoint
 
-    from yolo_prune.cost import CostModel
-    from yolo_prune.graph import trace
-    from yolo_prune.ranks import digest
+    from yolo_prune.cost.model import CostModel
+    from yolo_prune.graph.trace import trace
+    from yolo_prune.host.ddp import digest
 
     report = json.loads((folder / "pruning" / "report.json").read_text())
     plans = [json.loads(file.read_text()) for file in sorted((folder / "pruning").glob("plan-*.json"))]

@@ -29,12 +29,12 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_prune import PruneCallback, prune_model
-from yolo_prune.bench import bench
-from yolo_prune.config import DATA_FREE, PruneConfig
-from yolo_prune.demo import make_dataset, use_private_settings
+from yolo_prune.cli.demo import make_dataset, use_private_settings
+from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.deploy.bench import bench
+from yolo_prune.deploy.runtimes import Runner, alternating
 from yolo_prune.errors import TargetError
-from yolo_prune.planner import plan_cut
-from yolo_prune.runtimes import Runner, alternating
+from yolo_prune.planning.planner import plan_cut
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 MODELS = ("yolov8n", "yolo11n", "yolov8m")

@@ -51,7 +51,7 @@ def exported(checkpoint: Path, runtime: str, folder: str) -> Path:
     """Export a checkpoint to a runtime."""
     from ultralytics.nn.tasks import load_checkpoint
 
-    from yolo_prune import profiling
+    from yolo_prune.deploy import latency_profile as profiling
 
     return profiling.export(load_checkpoint(checkpoint)[0], runtime, (IMGSZ, IMGSZ), Path(folder))
 

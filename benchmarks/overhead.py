@@ -29,14 +29,14 @@ from training import ENVIRONMENT, write
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
-from yolo_prune.config import DATA_FREE, PruneConfig
-from yolo_prune.demo import make_dataset
-from yolo_prune.planner import Evidence, plan_cut
-from yolo_prune.progress import Progress
-from yolo_prune.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.session import Session
-from yolo_prune.statistics import Gradients
-from yolo_prune.surgery import cut
+from yolo_prune.cli.demo import make_dataset
+from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.importance.statistics import Gradients
+from yolo_prune.planning.planner import Evidence, plan_cut
+from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.slicing import cut
+from yolo_prune.training.progress import Progress
+from yolo_prune.training.session import Session
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 REPEATS = 3
@@ -159,8 +159,9 @@ def train(name: str, folder: Path, file: Path) -> None:
     """Train in this process, and write the seconds of an epoch, and of saving the exact state."""
     from ultralytics import YOLO
 
-    from yolo_prune import PruneCallback, state
-    from yolo_prune.demo import use_private_settings
+    from yolo_prune import PruneCallback
+    from yolo_prune.cli.demo import use_private_settings
+    from yolo_prune.training import exact_state as state
 
     use_private_settings(folder / "settings")
     spent: list[float] = []

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from accuracy import Case, Run, score
 from training import write
 
-from yolo_prune.page import Axis
+from yolo_prune.report.page import Axis
 
 TIMES = Path(__file__).parent / "results" / "accuracy_latency.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "accuracy-latency.svg"
@@ -69,7 +69,7 @@ def curve(model: str, contender: str) -> list[Run]:
 
 def time(folder: Path) -> None:
     """Time the checkpoints of all runs of the picture in turns, and write down how long each takes."""
-    from yolo_prune.bench import bench
+    from yolo_prune.deploy.bench import bench
 
     runs = dict.fromkeys(run for model in MODELS for contender in CURVES for run in curve(model, contender))
     files = [folder / run.name / "weights" / "best.pt" for run in runs]

@@ -33,8 +33,8 @@ from training import ENVIRONMENT, data_yaml, parser_of, train, write
 if TYPE_CHECKING:
     from torch import nn
 
-    from yolo_prune.channels import ChannelGraph
-    from yolo_prune.latency import LatencyTable
+    from yolo_prune.cost.latency_table import LatencyTable
+    from yolo_prune.graph.groups import ChannelGraph
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 MODELS = ("yolov8n", "yolo11n")
@@ -197,7 +197,7 @@ def measure(case: Case, part: str, data: str, runs: Path) -> None:
 
 def passed(subjects: Mapping[str, Path], imgsz: int, how: Mapping[str, Any]) -> dict[str, Any]:
     """Time networks once."""
-    from yolo_prune.bench import bench
+    from yolo_prune.deploy.bench import bench
 
     found = bench(list(subjects.values()), imgsz=imgsz, scales=False, rounds=ROUNDS * SIZES[-1] ** 2 // imgsz**2, **how)
     rows = [
@@ -232,7 +232,7 @@ def measure_multiples(case: Case, runs: Path) -> None:
     """Time networks of half of the multiply-adds, of random widths: multiples or whole fractions of a number."""
     from dataclasses import replace
 
-    from yolo_prune import profiling
+    from yolo_prune.deploy import latency_profile as profiling
 
     file = RESULTS / f"{case.model}-multiples.json"
     if file.exists():
@@ -274,8 +274,8 @@ def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, Late
 
     from ultralytics.nn.tasks import load_checkpoint
 
-    from yolo_prune.graph import trace
-    from yolo_prune.profiling import measure
+    from yolo_prune.deploy.latency_profile import measure
+    from yolo_prune.graph.trace import trace
 
     network = load_checkpoint(checkpoint)[0]
     graph = trace(network, SIZES[0])
@@ -285,8 +285,8 @@ def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, Late
 
 def cut_at_random(network: nn.Module, graph: ChannelGraph, share: float, seed: int) -> nn.Module:
     """Return a copy that keeps a share of the multiply-adds, spread over the layers at random."""
-    from yolo_prune.profiling import random_plan
-    from yolo_prune.statistics import copy_of
+    from yolo_prune.deploy.latency_profile import random_plan
+    from yolo_prune.importance.statistics import copy_of
 
     pruned = copy_of(network)
     random_plan(graph, share, seed).apply(pruned)
@@ -297,9 +297,9 @@ def errors(checkpoint: Path, runtime: str) -> list[float]:
     """Return the relative errors of the predicted speed-up over dense, for networks of random widths."""
     from dataclasses import replace
 
-    from yolo_prune import profiling
-    from yolo_prune.cost import CostModel
-    from yolo_prune.graph import trace
+    from yolo_prune.cost.model import CostModel
+    from yolo_prune.deploy import latency_profile as profiling
+    from yolo_prune.graph.trace import trace
 
     network, graph, table = timed(checkpoint, runtime)
     draw = np.random.default_rng(0)

@@ -52,7 +52,7 @@ def main() -> None:
         print(json.dumps(check(Path(args.one))))
         return
     if not args.table:
-        from yolo_prune.zoo import model_yamls, scaled
+        from yolo_prune.host.zoo import model_yamls, scaled
 
         which = slice(None) if args.scales == "all" else slice(1)
         paths = [p for p in model_yamls() if any(part in p.name for part in args.only)]
@@ -86,9 +86,9 @@ def check(name: Path) -> dict[str, Any]:
     from ultralytics.utils import LOGGER
 
     from yolo_prune import prune_model, verify_cut
-    from yolo_prune.export import export_all
-    from yolo_prune.verification import largest_difference, outputs
-    from yolo_prune.zoo import build_model
+    from yolo_prune.deploy.export import export_all
+    from yolo_prune.host.zoo import build_model
+    from yolo_prune.planning.verification import largest_difference, outputs
 
     LOGGER.setLevel("ERROR")
     torch.manual_seed(0)
@@ -164,7 +164,7 @@ def _reached(network: Any) -> set[str]:
     """Return the parameters that get a finite gradient in a training step."""
     import torch
 
-    from yolo_prune.verification import tensors_in
+    from yolo_prune.planning.verification import tensors_in
 
     torch.manual_seed(0)
     results = tensors_in(network.train()(torch.rand(2, 3, IMGSZ, IMGSZ)))

@@ -127,8 +127,8 @@ def track(tracker: str, **changes: Any) -> Callable[[Subject], str]:
         from ultralytics.utils.checks import check_yaml
 
         from yolo_prune.blocks import map_readers
-        from yolo_prune.channels import are_multiples
         from yolo_prune.errors import listed
+        from yolo_prune.graph.groups import are_multiples
 
         file = subject.folder / f"{tracker}.yaml"
         YAML.save(file, YAML.load(check_yaml(f"{tracker}.yaml")) | changes)

@@ -15,7 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from yolo_prune.demo import make_dataset, use_private_settings
+from yolo_prune.cli.demo import make_dataset, use_private_settings
 
 # All of this has to be there before anything imports ultralytics, and once per xdist worker.
 SETTINGS = Path(tempfile.mkdtemp(prefix="yolo-prune-tests-"))

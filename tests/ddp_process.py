@@ -23,8 +23,9 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, ranks
+from yolo_prune import PruneCallback
 from yolo_prune.callback import telling_all
+from yolo_prune.host import ddp as ranks
 
 
 class CpuParallel(nn.parallel.DistributedDataParallel):

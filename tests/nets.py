@@ -17,14 +17,14 @@ from ultralytics.nn.modules import conv
 from ultralytics.utils import YAML
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.channels import ChannelGraph
-from yolo_prune.config import DATA_FREE, PruneConfig
-from yolo_prune.cost import CostModel
-from yolo_prune.graph import trace
-from yolo_prune.latency import LatencyTable
+from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.model import CostModel
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.trace import trace
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import plan_cut
-from yolo_prune.verification import randomise_norms
+from yolo_prune.planning.planner import plan_cut
+from yolo_prune.planning.verification import randomise_norms
 
 FAMILIES = ("yolov8n", "yolo11n", "yolo26n")
 IMGSZ = 96

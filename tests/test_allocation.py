@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from nets import FAMILIES, IMGSZ, build, graph_of, make
 
-from yolo_prune.allocation import ByScore, check_reachable, make_plan, plan_of, units_of
-from yolo_prune.cost import CostModel
+from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
-from yolo_prune.graph import trace
-from yolo_prune.importance import importance_scores
+from yolo_prune.graph.trace import trace
+from yolo_prune.importance.scores import importance_scores
+from yolo_prune.planning.allocation import ByScore, check_reachable, make_plan, plan_of, units_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)

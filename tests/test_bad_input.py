@@ -26,8 +26,11 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 
-from yolo_prune import PruneCallback, PruneConfig, PrunePlan, checkpoint, cli, distillation, prune_model, startup
-from yolo_prune.bench import Bench, bench
+from yolo_prune import PruneCallback, PruneConfig, PrunePlan, prune_model
+from yolo_prune.cli import main as cli
+from yolo_prune.cli import startup
+from yolo_prune.cost.latency_table import LatencyTable, Surface
+from yolo_prune.deploy.bench import Bench, bench
 from yolo_prune.errors import (
     CheckpointError,
     ConfigError,
@@ -37,13 +40,13 @@ from yolo_prune.errors import (
     UnsupportedError,
     WriteError,
 )
-from yolo_prune.host import open_model
-from yolo_prune.latency import LatencyTable, Surface
-from yolo_prune.report import Report, Stage
-from yolo_prune.rewinding import recall, remember
-from yolo_prune.session import Session
-from yolo_prune.snapshot import Snapshot
-from yolo_prune.state import load as load_state
+from yolo_prune.host import checkpoint, distillation
+from yolo_prune.host.trainer import open_model
+from yolo_prune.report.records import Report, Stage
+from yolo_prune.surgery.rewinding import recall, remember
+from yolo_prune.training.exact_state import load as load_state
+from yolo_prune.training.session import Session
+from yolo_prune.training.snapshot import Snapshot
 
 Content = bytes | str | Callable[[], bytes]
 

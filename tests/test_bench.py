@@ -9,11 +9,11 @@ import torch
 from nets import IMGSZ, build, make, narrow_yaml
 from ultralytics import YOLO
 
-from yolo_prune import bench as room
-from yolo_prune import cli
-from yolo_prune.bench import Bench, Row, bench, measured, neighbours
-from yolo_prune.checkpoint import mark
-from yolo_prune.report import Stage
+from yolo_prune.cli import main as cli
+from yolo_prune.deploy import bench as room
+from yolo_prune.deploy.bench import Bench, Row, bench, measured, neighbours
+from yolo_prune.host.checkpoint import mark
+from yolo_prune.report.records import Stage
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.export import formats, precisions
-from yolo_prune.report import Report, Stage
-from yolo_prune.zoo import model_yamls, scaled
+from yolo_prune.deploy.export import formats, precisions
+from yolo_prune.host.zoo import model_yamls, scaled
+from yolo_prune.report.records import Report, Stage
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"

@@ -12,8 +12,8 @@ from ultralytics.nn.modules import activation, block, conv, head, transformer
 
 from yolo_prune import blocks
 from yolo_prune.errors import ConfigError, UnsupportedError
-from yolo_prune.surgery import cut
-from yolo_prune.verification import verify_cut
+from yolo_prune.planning.verification import verify_cut
+from yolo_prune.surgery.slicing import cut
 
 WIDTH = 64
 """Channels that each block below takes."""

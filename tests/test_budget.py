@@ -6,12 +6,12 @@ import pytest
 import torch
 from nets import IMGSZ, build, graph_of
 
-from yolo_prune.budget import NOTES, Goal, file_bytes
-from yolo_prune.config import PruneConfig
-from yolo_prune.cost import CostModel
-from yolo_prune.graph import trace
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import read_targets
+from yolo_prune.cost.budget import NOTES, Goal, file_bytes
+from yolo_prune.cost.model import CostModel
+from yolo_prune.graph.trace import trace
 from yolo_prune.oneshot import prune_model
-from yolo_prune.targets import read_targets
 
 
 def goal(text: str) -> Goal:

@@ -10,7 +10,8 @@ import pytest
 from ultralytics import YOLO
 from ultralytics.utils.callbacks import default_callbacks
 
-from yolo_prune import PruneCallback, session
+from yolo_prune import PruneCallback
+from yolo_prune.training import session
 
 
 class FakeSession:

@@ -11,9 +11,9 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
-from yolo_prune import checkpoint
 from yolo_prune.errors import CheckpointError
-from yolo_prune.verification import outputs
+from yolo_prune.host import checkpoint
+from yolo_prune.planning.verification import outputs
 
 pytestmark = pytest.mark.drift
 

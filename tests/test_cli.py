@@ -15,8 +15,11 @@ from nets import narrow_yaml
 from reports import full_report
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
-from yolo_prune import __version__, bench, cli, oneshot, usage
-from yolo_prune.config import KNOBS
+from yolo_prune import __version__, oneshot
+from yolo_prune.cli import main as cli
+from yolo_prune.cli import usage
+from yolo_prune.config.settings import KNOBS
+from yolo_prune.deploy import bench
 from yolo_prune.errors import CheckpointError, TargetError
 
 

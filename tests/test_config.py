@@ -12,7 +12,7 @@ from fuzz import PLAIN, SCALARS, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolo_prune.config import (
+from yolo_prune.config.settings import (
     ALLOCATIONS,
     IMPORTANCES,
     KNOBS,

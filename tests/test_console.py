@@ -14,9 +14,9 @@ from trainings import Run, soon
 from ultralytics.utils import LOGGER
 
 import yolo_prune
-from yolo_prune import console
-from yolo_prune.console import PATIENCE, quiet, say, talking, waiting
-from yolo_prune.graph import trace
+from yolo_prune.graph.trace import trace
+from yolo_prune.utils import console
+from yolo_prune.utils.console import PATIENCE, quiet, say, talking, waiting
 
 COLOURS = re.compile(r"\x1b\[[\d;]*[mK]")
 Capture = pytest.CaptureFixture[str]

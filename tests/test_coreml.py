@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from yolo_prune.coreml import disagreement, inspect
+from yolo_prune.deploy.coreml import disagreement, inspect
 
 SAYS: dict[str, Any] = {
     "input": {"name": "image", "type": "RGB", "shape": [64, 96], "scale": 1 / 255},

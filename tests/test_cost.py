@@ -9,9 +9,9 @@ from nets import FAMILIES, IMGSZ, build, graph_of, make
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolo_prune.allocation import units_of
-from yolo_prune.cost import CostModel
-from yolo_prune.graph import trace
+from yolo_prune.cost.model import CostModel
+from yolo_prune.graph.trace import trace
+from yolo_prune.planning.allocation import units_of
 
 
 def counted_macs(model: nn.Module) -> int:

@@ -14,9 +14,9 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 
 from yolo_prune import PruneCallback, prune_model
-from yolo_prune.config import DATA_FREE, PruneConfig
-from yolo_prune.planner import plan_cut
-from yolo_prune.runtimes import alternating, described, module_runner
+from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.deploy.runtimes import alternating, described, module_runner
+from yolo_prune.planning.planner import plan_cut
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no NVIDIA GPU")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Python
 
-from yolo_prune import demo
+from yolo_prune.cli import demo
 from yolo_prune.errors import ConfigError
 
 

@@ -15,9 +15,9 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune import PruneCallback
-from yolo_prune.distillation import check_distillable, prepare, student_of, wrapped_plan
 from yolo_prune.errors import ConfigError, UnsupportedError
-from yolo_prune.surgery import cut
+from yolo_prune.host.distillation import check_distillable, prepare, student_of, wrapped_plan
+from yolo_prune.surgery.slicing import cut
 
 
 def distilled(family: str) -> DistillationModel:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from nets import build, graph_of, labelled_batches
 
-from yolo_prune.allocation import make_plan
-from yolo_prune.cost import CostModel
-from yolo_prune.elimination import Elimination, _Consumer
-from yolo_prune.statistics import layer_statistics
+from yolo_prune.cost.model import CostModel
+from yolo_prune.importance.reconstruction_error import Elimination, _Consumer
+from yolo_prune.importance.statistics import layer_statistics
+from yolo_prune.planning.allocation import make_plan
 
 
 def consumer(

@@ -19,9 +19,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import checks
 from ultralytics.utils.export.engine import onnx2engine
 
-from yolo_prune.checkpoint import mark
-from yolo_prune.errors import ConfigError
-from yolo_prune.export import (
+from yolo_prune.deploy.export import (
     _Checkpoint,
     _detections,
     _export,
@@ -35,8 +33,10 @@ from yolo_prune.export import (
     formats,
     precisions,
 )
+from yolo_prune.errors import ConfigError
+from yolo_prune.host.checkpoint import mark
 from yolo_prune.oneshot import prune_model
-from yolo_prune.report import ExportRecord
+from yolo_prune.report.records import ExportRecord
 
 IMAGES = torch.rand(2, 3, IMGSZ, IMGSZ)
 
@@ -243,7 +243,7 @@ def test_a_core_ml_package_is_inspected_where_it_cannot_run(
     }
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(YOLO, "export", make)
-    monkeypatch.setattr("yolo_prune.export.inspect", lambda path: found)
+    monkeypatch.setattr("yolo_prune.deploy.export.inspect", lambda path: found)
     (record,) = export_all(slim, ("coreml",), IMAGES)
     assert record.inspected == found and record.bytes == 5 and record.ok == ok
     wrong = "its number of classes is 80, the checkpoint's is 3"

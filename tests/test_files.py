@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from yolo_prune.errors import PlanError, WriteError
-from yolo_prune.files import replacing
+from yolo_prune.utils.files import replacing
 
 
 def test_a_draft_takes_the_place_of_a_file_when_it_is_complete(own_folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolo_prune.folder import RunFolder
+from yolo_prune.utils.run_folder import RunFolder
 
 
 def test_of_all_exact_states_one_stays(tmp_path: Path) -> None:

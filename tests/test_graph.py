@@ -9,7 +9,7 @@ from torch import nn
 from ultralytics.nn import tasks
 
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.graph import outline, trace
+from yolo_prune.graph.trace import outline, trace
 
 pytestmark = pytest.mark.drift
 

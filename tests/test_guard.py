@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from yolo_prune.guard import ATTEMPTS, Guard
+from yolo_prune.training.guard import ATTEMPTS, Guard
 
 
 @pytest.mark.parametrize(("fitness", "holds"), [(0.495, True), (0.5, True), (0.4949, False), (None, True)])

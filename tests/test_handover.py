@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from yolo_prune import handover
-from yolo_prune.config import PruneConfig
-from yolo_prune.report import CutRecord, Report, Speedup, Stage
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.report.records import CutRecord, Report, Speedup, Stage
+from yolo_prune.training import finish as handover
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import torch
 from ultralytics.engine import trainer as engine
 
-from yolo_prune import host
+from yolo_prune.host import trainer as host
 
 
 class Trainer:

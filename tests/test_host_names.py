@@ -18,12 +18,13 @@ from ultralytics.nn.modules import block
 from ultralytics.utils import torch_utils
 
 import yolo_prune
-from yolo_prune import PruneCallback, host_names
+from yolo_prune import PruneCallback
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.host_names import HOST_NAMES, TESTED, TRAINER, check_host
+from yolo_prune.host import names as host_names
+from yolo_prune.host.names import HOST_NAMES, TESTED, TRAINER, check_host
 
 pytestmark = pytest.mark.drift
-ROOMS = [path for path in Path(yolo_prune.__file__).parent.rglob("*.py") if path.stem != "host_names"]
+ROOMS = [path for path in Path(yolo_prune.__file__).parent.rglob("*.py") if path.name != "names.py"]
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 LISTED = {(where, name) for where, names, *_ in HOST_NAMES for name in names.split()}
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from nets import build, graph_of, labelled_batches
 
-from yolo_prune.config import IMPORTANCES
-from yolo_prune.importance import importance_scores
-from yolo_prune.statistics import gradients, layer_statistics
+from yolo_prune.config.settings import IMPORTANCES
+from yolo_prune.importance.scores import importance_scores
+from yolo_prune.importance.statistics import gradients, layer_statistics
 
 STATIC = [c for c in IMPORTANCES if c != "reconstruction"]
 

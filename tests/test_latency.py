@@ -11,8 +11,8 @@ from fuzz import mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yolo_prune.cost.latency_table import LEAST, SIMD, LatencyTable, Surface, least_squares
 from yolo_prune.errors import PlanError
-from yolo_prune.latency import LEAST, SIMD, LatencyTable, Surface, least_squares
 
 
 def plane(out: float, inp: float) -> float:

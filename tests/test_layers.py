@@ -7,7 +7,7 @@ from torch import nn
 from ultralytics.nn.modules import block
 from ultralytics.nn.modules.conv import DWConvTranspose2d
 
-from yolo_prune import layers
+from yolo_prune.graph import layers
 
 KINDS = [
     (nn.Conv2d(8, 6, 3, bias=False), {"out": 3, "in": 5}),

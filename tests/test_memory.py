@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Python
 
-from yolo_prune.memory import borrowed_memory, return_free
+from yolo_prune.utils.memory import borrowed_memory, return_free
 
 needs_gnu = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="what is free is kept by GNU's C library only"
@@ -36,7 +36,7 @@ def test_the_holes_between_blocks_in_use_go_back() -> None:
 LARGE_BLOCKS = """
 import torch
 from test_memory import resident
-from yolo_prune.memory import borrowed_memory, return_free
+from yolo_prune.utils.memory import borrowed_memory, return_free
 
 def given_back(size):
     return_free()  # so that nothing is left at the end of the heap, and the holes are smaller than the next size

@@ -17,17 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.nn import tasks
 from ultralytics.utils import YAML
 
-from yolo_prune import checkpoint
-from yolo_prune.allocation import plan_of, units_of
-from yolo_prune.channels import ChannelGraph
-from yolo_prune.config import PruneConfig
-from yolo_prune.cost import CostModel
-from yolo_prune.graph import trace
-from yolo_prune.planner import plan_cut, plan_traced
-from yolo_prune.surgery import cut
-from yolo_prune.targets import BYTES, MACS, PARAMS
-from yolo_prune.verification import largest_difference, outputs, randomise_norms, verify_cut
-from yolo_prune.zoo import build_model, model_yamls, scaled
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import BYTES, MACS, PARAMS
+from yolo_prune.cost.model import CostModel
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.trace import trace
+from yolo_prune.host import checkpoint
+from yolo_prune.host.zoo import build_model, model_yamls, scaled
+from yolo_prune.planning.allocation import plan_of, units_of
+from yolo_prune.planning.planner import plan_cut, plan_traced
+from yolo_prune.planning.verification import largest_difference, outputs, randomise_norms, verify_cut
+from yolo_prune.surgery.slicing import cut
 
 SMALLEST = [scaled(path)[0] for path in model_yamls()]
 

@@ -13,15 +13,18 @@ from task_data import as_task
 from torch import nn
 from ultralytics import YOLO
 
-from yolo_prune import PruneConfig, checkpoint, cli, oneshot, planner, prune_model
-from yolo_prune.channels import ChannelGraph
-from yolo_prune.cost import CostModel
+from yolo_prune import PruneConfig, oneshot, prune_model
+from yolo_prune.cli import main as cli
+from yolo_prune.config.targets import QUANTITIES, in_units
+from yolo_prune.cost.latency_table import LatencyTable, Surface
+from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import ConfigError, TargetError
-from yolo_prune.graph import trace
-from yolo_prune.latency import LatencyTable, Surface
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.trace import trace
+from yolo_prune.host import checkpoint
 from yolo_prune.plan import PrunePlan
-from yolo_prune.targets import QUANTITIES, in_units
-from yolo_prune.verification import outputs
+from yolo_prune.planning import planner
+from yolo_prune.planning.verification import outputs
 
 
 def test_a_bare_network_is_cut_in_place() -> None:

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 from ultralytics.nn.modules import block, conv, head
 
-from yolo_prune import PrunePlan, checkpoint
+from yolo_prune import PrunePlan
 from yolo_prune.blocks import channel_parameters
-from yolo_prune.graph import image_channels, trace
-from yolo_prune.verification import randomise_norms, verify_cut
+from yolo_prune.graph.trace import image_channels, trace
+from yolo_prune.host import checkpoint
+from yolo_prune.planning.verification import randomise_norms, verify_cut
 
 
 class Swish(nn.Module):

@@ -19,7 +19,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune import PruneCallback, prune_model
 from yolo_prune.errors import ConfigError, TargetError, UnsupportedError
 from yolo_prune.plan import PrunePlan
-from yolo_prune.surgery import check_optimizer
+from yolo_prune.surgery.slicing import check_optimizer
 
 EPOCHS: list[int] = []
 """Epochs that were begun in a test."""

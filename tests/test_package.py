@@ -35,7 +35,7 @@ def test_the_version_is_the_one_of_the_installed_distribution() -> None:
 def test_the_distribution_has_the_start_up_line_and_the_command() -> None:
     assert "yolo_prune_startup.pth" in map(str, files("yolo-prune") or ())
     (command,) = entry_points(group="console_scripts", name="yolo-prune")
-    assert command.load() is __import__("yolo_prune.cli", fromlist=["main"]).main
+    assert command.load() is __import__("yolo_prune.cli.main", fromlist=["main"]).main
 
 
 def test_type_checkers_find_the_marker_of_a_typed_package() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from reports import full_report
 
-from yolo_prune import pictures
+from yolo_prune.report import pictures
 
 
 def test_the_run_goes_through_every_epoch_and_every_change_in_order() -> None:

@@ -10,15 +10,15 @@ import pytest
 from nets import IMGSZ, assert_same_tensors, build, dense_as_predicted, labelled_batches, state
 from torch import nn
 
-from yolo_prune import planner
-from yolo_prune.config import PruneConfig
-from yolo_prune.cost import CostModel
-from yolo_prune.graph import trace
-from yolo_prune.latency import SIMD, LatencyTable, Surface
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import LATENCY, MACS
+from yolo_prune.cost.latency_table import SIMD, LatencyTable, Surface
+from yolo_prune.cost.model import CostModel
+from yolo_prune.graph.trace import trace
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import STRIDE, Evidence, plan_cut
-from yolo_prune.sensitivity import Judge
-from yolo_prune.targets import LATENCY, MACS
+from yolo_prune.planning import planner
+from yolo_prune.planning.planner import STRIDE, Evidence, plan_cut
+from yolo_prune.planning.sensitivity import Judge
 
 
 def planned(

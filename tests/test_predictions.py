@@ -9,7 +9,7 @@ import pytest
 from nets import narrow_yaml
 from ultralytics import YOLO
 
-from yolo_prune.predictions import side_by_side
+from yolo_prune.report.predictions import side_by_side
 
 HOSTILE = "<b>1 & 2.png"
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from nets import FAMILIES, IMGSZ, build, graph_of
 
-from yolo_prune import latency, profiling
-from yolo_prune.allocation import ByScore, make_plan
-from yolo_prune.cost import CostModel
+from yolo_prune.cost import latency_table as latency
+from yolo_prune.cost.latency_table import SIMD, LatencyTable
+from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy import latency_profile as profiling
+from yolo_prune.deploy.latency_profile import compare_networks, measure, random_plan, time_networks
 from yolo_prune.errors import TargetError, UnsupportedError
-from yolo_prune.graph import trace
-from yolo_prune.latency import SIMD, LatencyTable
-from yolo_prune.profiling import compare_networks, measure, random_plan, time_networks
+from yolo_prune.graph.trace import trace
+from yolo_prune.planning.allocation import ByScore, make_plan
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from fuzz import PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolo_prune.budget import Goal
-from yolo_prune.config import PruneConfig
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import MACS
+from yolo_prune.cost.budget import Goal
 from yolo_prune.errors import CheckpointError
-from yolo_prune.guard import Guard
-from yolo_prune.progress import Progress
-from yolo_prune.report import CutRecord, QuantizationRecord, Report, Stage
-from yolo_prune.schedule import Cut
-from yolo_prune.targets import MACS
+from yolo_prune.report.records import CutRecord, QuantizationRecord, Report, Stage
+from yolo_prune.training.guard import Guard
+from yolo_prune.training.progress import Progress
+from yolo_prune.training.schedule import Cut
 
 
 def a_cut(epoch: int) -> CutRecord:

@@ -19,11 +19,13 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, PruneConfig, quantization, session
-from yolo_prune.distillation import student_of
+from yolo_prune import PruneCallback, PruneConfig
 from yolo_prune.errors import ConfigError, CutError, UnsupportedError
-from yolo_prune.graph import trace
-from yolo_prune.layers import is_quantized
+from yolo_prune.graph.layers import is_quantized
+from yolo_prune.graph.trace import trace
+from yolo_prune.host import qat as quantization
+from yolo_prune.host.distillation import student_of
+from yolo_prune.training import session
 
 needs_modelopt = pytest.mark.skipif(
     find_spec("modelopt") is None, reason='INT8 training needs NVIDIA ModelOpt: pip install "yolo-prune[qat]"'

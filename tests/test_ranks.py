@@ -16,9 +16,10 @@ from nets import build, narrow_yaml
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from yolo_prune import PruneCallback, ranks
+from yolo_prune import PruneCallback
 from yolo_prune.callback import telling_all
 from yolo_prune.errors import CutError, PruneError
+from yolo_prune.host import ddp as ranks
 
 
 def two_processes(jobs: list[dict[str, Any]], data: Path, folder: Path) -> list[list[list[Any]]]:

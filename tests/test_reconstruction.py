@@ -9,12 +9,12 @@ from nets import Chain, assert_same_tensors, build, make, state
 from torch import nn
 from ultralytics.nn.modules import block, conv
 
-from yolo_prune import reconstruction
+from yolo_prune.importance.statistics import calibrating
 from yolo_prune.plan import PrunePlan
-from yolo_prune.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.statistics import calibrating
-from yolo_prune.surgery import Cut, cut
-from yolo_prune.verification import largest_difference, outputs
+from yolo_prune.planning.verification import largest_difference, outputs
+from yolo_prune.surgery import reconstruction
+from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.slicing import Cut, cut
 
 
 def images(n: int = 8, size: int = 32, seed: int = 0, dtype: torch.dtype = torch.double) -> torch.Tensor:

@@ -14,9 +14,10 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, session
+from yolo_prune import PruneCallback
 from yolo_prune.errors import ConfigError
-from yolo_prune.planner import Evidence
+from yolo_prune.planning.planner import Evidence
+from yolo_prune.training import session
 
 
 def train(own_folder: Path, data: Path, prune: PruneCallback, *watch: tuple[str, Any], **arguments: Any) -> Any:

@@ -20,15 +20,16 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
-from yolo_prune import prune_model, session
-from yolo_prune.allocation import plan_of
+from yolo_prune import prune_model
 from yolo_prune.blocks import map_readers
-from yolo_prune.channels import ChannelGraph, are_multiples
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.graph import trace
-from yolo_prune.handover import reid_hint
-from yolo_prune.surgery import cut
-from yolo_prune.verification import verify_cut
+from yolo_prune.graph.groups import ChannelGraph, are_multiples
+from yolo_prune.graph.trace import trace
+from yolo_prune.planning.allocation import plan_of
+from yolo_prune.planning.verification import verify_cut
+from yolo_prune.surgery.slicing import cut
+from yolo_prune.training import session
+from yolo_prune.training.finish import reid_hint
 
 NAMES = (*FAMILIES, "yolov8n-seg", "yolo11n-pose", "yolov8n-obb", "yolov10n", "yolo12n", "yolo26n-p2", "yolov8n-p6")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.report import CutRecord, ExportRecord, QuantizationRecord, Report, Speedup, Stage
+from yolo_prune.report.records import CutRecord, ExportRecord, QuantizationRecord, Report, Speedup, Stage
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from nets import assert_same_tensors, build, make, state
 
-from yolo_prune.rewinding import recall, remember, rewind
-from yolo_prune.surgery import Cut, cut
+from yolo_prune.surgery.rewinding import recall, remember, rewind
+from yolo_prune.surgery.slicing import Cut, cut
 
 
 @pytest.mark.parametrize("family", ["yolov8n", "yolo12n"])

@@ -11,11 +11,10 @@ import torch
 from nets import build
 from torch import nn
 
-from yolo_prune import runtimes
-from yolo_prune.config import RUNTIMES
-from yolo_prune.errors import UnsupportedError
-from yolo_prune.profiling import export
-from yolo_prune.runtimes import (
+from yolo_prune.config.settings import RUNTIMES
+from yolo_prune.deploy import runtimes
+from yolo_prune.deploy.latency_profile import export
+from yolo_prune.deploy.runtimes import (
     PACKAGES,
     all_threads,
     alternating,
@@ -25,6 +24,7 @@ from yolo_prune.runtimes import (
     file_runner,
     module_runner,
 )
+from yolo_prune.errors import UnsupportedError
 
 
 @pytest.fixture(params=[name for name in RUNTIMES if name != "tensorrt"])

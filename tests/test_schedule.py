@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from yolo_prune.config import LEARNING_RATES, SCHEDULES
+from yolo_prune.config.settings import LEARNING_RATES, SCHEDULES
 from yolo_prune.errors import ConfigError
-from yolo_prune.schedule import Cut, cuts, learning_rate_epoch, quantization
+from yolo_prune.training.schedule import Cut, cuts, learning_rate_epoch, quantization
 
 
 def plan(epochs: int = 60, **changes: object) -> list[Cut]:

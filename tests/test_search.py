@@ -7,13 +7,13 @@ import pytest
 from nets import assert_same_tensors, graph_of, state
 from test_sensitivity import BY_L2, IMGSZ, by_l2, detection, imitation, traced
 
-from yolo_prune import planner
-from yolo_prune.allocation import ByScore, make_plan
-from yolo_prune.config import PruneConfig
-from yolo_prune.cost import CostModel
-from yolo_prune.planner import Evidence, plan_cut
-from yolo_prune.search import SearchResult, search
-from yolo_prune.sensitivity import Judge
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.cost.model import CostModel
+from yolo_prune.planning import planner
+from yolo_prune.planning.allocation import ByScore, make_plan
+from yolo_prune.planning.planner import Evidence, plan_cut
+from yolo_prune.planning.search import SearchResult, search
+from yolo_prune.planning.sensitivity import Judge
 
 
 def searched(**options: Any) -> SearchResult:

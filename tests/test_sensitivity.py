@@ -15,19 +15,19 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules import C2f, Conv
 from ultralytics.nn.tasks import DetectionModel
 
-from yolo_prune import planner
-from yolo_prune.allocation import ByScore, make_plan, plan_of
-from yolo_prune.channels import ChannelGraph
-from yolo_prune.config import PruneConfig
-from yolo_prune.cost import CostModel
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import ConfigError
-from yolo_prune.graph import trace
-from yolo_prune.importance import importance_scores
-from yolo_prune.planner import Evidence, plan_cut
-from yolo_prune.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.sensitivity import Judge, Measurement, Sensitivity, scan
-from yolo_prune.statistics import calibrating
-from yolo_prune.surgery import cut
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.trace import trace
+from yolo_prune.importance.scores import importance_scores
+from yolo_prune.importance.statistics import calibrating
+from yolo_prune.planning import planner
+from yolo_prune.planning.allocation import ByScore, make_plan, plan_of
+from yolo_prune.planning.planner import Evidence, plan_cut
+from yolo_prune.planning.sensitivity import Judge, Measurement, Sensitivity, scan
+from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.slicing import cut
 
 IMGSZ = 64
 BY_L2 = {"importance": "l2", "target": 0.4, "ignored_layers": ("model.5.*",)}

@@ -17,16 +17,21 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback, bench, budget, checkpoint, page, session
-from yolo_prune.config import PruneConfig
-from yolo_prune.cost import CostModel
+from yolo_prune import PruneCallback
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.cost import budget
+from yolo_prune.cost.latency_table import LatencyTable, Surface
+from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy import bench
+from yolo_prune.deploy.stopwatch import Timing
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError
-from yolo_prune.graph import trace
-from yolo_prune.guard import Guard
-from yolo_prune.latency import LatencyTable, Surface
-from yolo_prune.layers import named_layers
+from yolo_prune.graph.layers import named_layers
+from yolo_prune.graph.trace import trace
+from yolo_prune.host import checkpoint
 from yolo_prune.plan import PrunePlan
-from yolo_prune.stopwatch import Timing
+from yolo_prune.report import page
+from yolo_prune.training import session
+from yolo_prune.training.guard import Guard
 
 
 @pytest.mark.parametrize(

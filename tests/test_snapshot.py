@@ -9,8 +9,8 @@ import torch
 from nets import assert_same_tensors, build, labelled_batches, make, state
 from ultralytics.utils.torch_utils import EarlyStopping, ModelEMA
 
-from yolo_prune.snapshot import Snapshot
-from yolo_prune.surgery import cut
+from yolo_prune.surgery.slicing import cut
+from yolo_prune.training.snapshot import Snapshot
 
 
 def trainer_of(family: str, optimizer: type[torch.optim.Optimizer], folder: Path) -> Any:

@@ -14,11 +14,11 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.modules import block, conv
 from ultralytics.optim import MuSGD
 
-from yolo_prune.channels import ChannelGraph, ChannelGroup
 from yolo_prune.errors import ConfigError
-from yolo_prune.graph import trace
+from yolo_prune.graph.groups import ChannelGraph, ChannelGroup
+from yolo_prune.graph.trace import trace
 from yolo_prune.plan import PrunePlan
-from yolo_prune.sparsity import KINDS, Sparsity
+from yolo_prune.training.sparsity import KINDS, Sparsity
 
 
 def chain() -> nn.Module:

@@ -12,8 +12,8 @@ from fuzz import mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolo_prune import startup
-from yolo_prune.config import KNOBS, PruneConfig
+from yolo_prune.cli import startup
+from yolo_prune.config.settings import KNOBS, PruneConfig
 from yolo_prune.errors import ConfigError, PruneError, TargetError
 
 HOST = ("-m", "ultralytics.cfg.__init__")

@@ -12,8 +12,9 @@ from trainings import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
-from yolo_prune import PruneCallback, state
+from yolo_prune import PruneCallback
 from yolo_prune.errors import CheckpointError
+from yolo_prune.training import exact_state as state
 
 
 def interrupted(run: Run, folder: Path, when: str, epoch: int, callback: PruneCallback, **arguments: Any) -> YOLO:

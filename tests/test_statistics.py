@@ -5,7 +5,7 @@ import torch
 from nets import assert_same_tensors, build, labelled_batches, state
 from torch import nn
 
-from yolo_prune.statistics import Gradients, calibrating, gradients, layer_statistics, loss_of
+from yolo_prune.importance.statistics import Gradients, calibrating, gradients, layer_statistics, loss_of
 
 
 def test_moments_are_those_of_all_positions_of_all_batches() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolo_prune import stopwatch
-from yolo_prune.stopwatch import BLOCKS, LOOKS, TRIES, Timing, settle, share_of_slowest, typical
+from yolo_prune.deploy import stopwatch
+from yolo_prune.deploy.stopwatch import BLOCKS, LOOKS, TRIES, Timing, settle, share_of_slowest, typical
 
 
 def steady(ratio: float, rounds: int = 40) -> np.ndarray:

@@ -7,8 +7,8 @@ from fuzz import PLAIN
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from yolo_prune.config.targets import QUANTITIES, Target, canonical, in_units, read_targets
 from yolo_prune.errors import ConfigError
-from yolo_prune.targets import QUANTITIES, Target, canonical, in_units, read_targets
 
 MACS, PARAMS, BYTES, LATENCY = QUANTITIES
 

@@ -12,7 +12,7 @@ from torch import nn
 from ultralytics import RTDETR, YOLO
 
 from yolo_prune import PruneCallback
-from yolo_prune.layers import named_layers, widths
+from yolo_prune.graph.layers import named_layers, widths
 
 RUNS = [
     ("yolo11n-seg", "segment"),

@@ -20,8 +20,9 @@ from ultralytics.utils import checks
 from ultralytics.utils import tuner as ray_tuner
 from ultralytics.utils.callbacks import raytune  # before there is a stand-in for ray
 
-from yolo_prune import PruneCallback, PruneConfig, tuning
+from yolo_prune import PruneCallback, PruneConfig
 from yolo_prune.errors import ConfigError, UnsupportedError
+from yolo_prune.host import tuning
 
 needs_arguments = pytest.mark.skipif(
     not checks.check_version(__version__, "8.4.129"), reason="the trials of ultralytics before 8.4.129 are not told"

@@ -9,8 +9,10 @@ import pytest
 from conftest import Python
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
-from yolo_prune import bench, cli, demo, usage
-from yolo_prune.config import BY_DATA, BY_WEIGHTS, CLI_PREFIX, KNOBS, PruneConfig
+from yolo_prune.cli import demo, usage
+from yolo_prune.cli import main as cli
+from yolo_prune.config.settings import BY_DATA, BY_WEIGHTS, CLI_PREFIX, KNOBS, PruneConfig
+from yolo_prune.deploy import bench
 
 ALL = [usage.of_all(), *map(usage.of_command, usage.USAGES)]
 
@@ -80,7 +82,7 @@ def test_the_other_arguments_are_those_of_the_host(command: str) -> None:
 
 @pytest.mark.parametrize("words", [["help"], *([name, "--help"] for name in cli.COMMANDS)], ids=" ".join)
 def test_help_loads_neither_torch_nor_the_host(words: list[str], python: Python) -> None:
-    look = f"import sys; from yolo_prune.cli import main; main({words}); print(*sys.modules, file=sys.stderr)"
+    look = f"import sys; from yolo_prune.cli.main import main; main({words}); print(*sys.modules, file=sys.stderr)"
     done = python("-c", look)
     assert done.stdout.startswith("Usage: yolo-prune ")
     assert {"torch", "ultralytics"}.isdisjoint(done.stderr.split())

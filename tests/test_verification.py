@@ -10,7 +10,7 @@ from ultralytics import YOLO
 from yolo_prune import verify_cut
 from yolo_prune.errors import PlanError, TargetError
 from yolo_prune.plan import PrunePlan
-from yolo_prune.verification import largest_difference
+from yolo_prune.planning.verification import largest_difference
 
 
 def test_a_right_cut_changes_nothing_and_the_model_is_only_read() -> None:

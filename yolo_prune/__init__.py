@@ -25,7 +25,7 @@ _HOME = {
     "ExportError": "errors",
     "PlanError": "errors",
     "PruneCallback": "callback",
-    "PruneConfig": "config",
+    "PruneConfig": "config.settings",
     "PruneError": "errors",
     "PrunePlan": "plan",
     "TargetError": "errors",
@@ -34,7 +34,7 @@ _HOME = {
     "WriteError": "errors",
     "prune_model": "oneshot",
     "register_block": "blocks",
-    "verify_cut": "verification",
+    "verify_cut": "planning.verification",
 }
 """Public name -> the module it lives in."""
 
@@ -43,7 +43,7 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from yolo_prune.blocks import BlockAdapter, Shadow, register_block
     from yolo_prune.callback import PruneCallback
-    from yolo_prune.config import PruneConfig
+    from yolo_prune.config.settings import PruneConfig
     from yolo_prune.errors import (
         CheckpointError,
         ConfigError,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     )
     from yolo_prune.oneshot import prune_model
     from yolo_prune.plan import PrunePlan
-    from yolo_prune.verification import verify_cut
+    from yolo_prune.planning.verification import verify_cut
 
 
 def __getattr__(name: str) -> Any:

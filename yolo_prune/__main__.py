@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from yolo_prune.cli import main
+from yolo_prune.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

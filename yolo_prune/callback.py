@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from yolo_prune.config import PruneConfig
+from yolo_prune.config.settings import PruneConfig
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.host_names import check_host
+from yolo_prune.host.names import check_host
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
     from ultralytics.engine.trainer import BaseTrainer
 
-    from yolo_prune.session import Prepared, Session
+    from yolo_prune.training.session import Prepared, Session
 
 
 class PruneCallback:
@@ -102,13 +102,13 @@ class PruneCallback:
         """Refuse what cannot work, and let a pruned checkpoint be rebuilt pruned."""
         check_host()
         self.check_events(trainer.callbacks)
-        from yolo_prune.session import prepare
+        from yolo_prune.training.session import prepare
 
         self._prepared = prepare(trainer, self.config)
 
     def on_pretrain_routine_end(self, trainer: BaseTrainer) -> None:
         """Model, EMA and optimizer exist: look at the network and check the target."""
-        from yolo_prune.session import Session
+        from yolo_prune.training.session import Session
 
         self.check_events(trainer.callbacks)
         if self._prepared is None:
@@ -164,7 +164,7 @@ def _train(stock: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
 
 def _tune(stock: Callable[..., Any], *arguments: Any, config: PruneConfig | None, **settings: Any) -> Any:
     """Stand in for a model's ``tune``: its trials prune, too."""
-    from yolo_prune.tuning import tune  # loads ultralytics
+    from yolo_prune.host.tuning import tune  # loads ultralytics
 
     return tune(stock, config, _listen, *arguments, **settings)
 
@@ -189,7 +189,7 @@ def telling_all(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
             super().__init__(*args, **kwargs)
             from ultralytics.utils import RANK
 
-            from yolo_prune.host import kept
+            from yolo_prune.host.trainer import kept
 
             if not self.ddp and RANK in {-1, 0}:
                 return  # has been told

@@ -14,25 +14,25 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.nn.modules import conv
 from ultralytics.nn.tasks import load_checkpoint
 
-from yolo_prune.allocation import units_of
-from yolo_prune.channels import ChannelGraph
-from yolo_prune.config import BY_DATA, BY_WEIGHTS, CLI_PREFIX, DATA_FREE, KNOBS, PruneConfig
-from yolo_prune.console import say, talking
-from yolo_prune.cost import CostModel
+from yolo_prune.config.settings import BY_DATA, BY_WEIGHTS, CLI_PREFIX, DATA_FREE, KNOBS, PruneConfig
+from yolo_prune.config.targets import QUANTITIES, in_units
+from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.export import check_formats
+from yolo_prune.deploy.latency_profile import measure
 from yolo_prune.errors import ConfigError, UnsupportedError
-from yolo_prune.export import check_formats
-from yolo_prune.graph import image_size, trace
-from yolo_prune.handover import reid_hint
-from yolo_prune.host import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.trace import image_size, trace
+from yolo_prune.host.trainer import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
+from yolo_prune.importance.statistics import copy_of
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planner import Evidence, plan_traced, rankings
-from yolo_prune.profiling import measure
-from yolo_prune.report import Report, aligned
-from yolo_prune.sensitivity import Sensitivity, scan
-from yolo_prune.session import Session
-from yolo_prune.statistics import copy_of
-from yolo_prune.surgery import network_of
-from yolo_prune.targets import QUANTITIES, in_units
+from yolo_prune.planning.allocation import units_of
+from yolo_prune.planning.planner import Evidence, plan_traced, rankings
+from yolo_prune.planning.sensitivity import Sensitivity, scan
+from yolo_prune.report.records import Report, aligned
+from yolo_prune.surgery.slicing import network_of
+from yolo_prune.training.finish import reid_hint
+from yolo_prune.training.session import Session
+from yolo_prune.utils.console import say, talking
 
 
 @dataclass(frozen=True)

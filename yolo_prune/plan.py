@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_prune.errors import PlanError, seen, told
-from yolo_prune.files import replacing
+from yolo_prune.utils.files import replacing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,8 +78,8 @@ class PrunePlan:
             PlanError: If the plan was made for another network; nothing has been changed.
             UnsupportedError: If the model has no network to cut.
         """
-        from yolo_prune.checkpoint import mark  # plans are plain data until they are applied
-        from yolo_prune.surgery import cut, network_of
+        from yolo_prune.host.checkpoint import mark  # plans are plain data until they are applied
+        from yolo_prune.surgery.slicing import cut, network_of
 
         network = network_of(model)
         cut(self, [network])

@@ -1,0 +1,1 @@
+"""The command line: `yolo-prune`, and the flag of `yolo`."""

@@ -1,0 +1,180 @@
+"""What ``yolo-prune help`` says: of all commands, and of each one what it does, what it takes, and an example."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+
+from yolo_prune.config.settings import BY_DATA, BY_WEIGHTS, CLI_PREFIX, DATA_FREE, KNOBS, RUNTIMES, PruneConfig, as_text
+
+_MODEL = {"model=best.pt": "a checkpoint, or a model's YAML for random weights, e.g. yolo11n.yaml"}
+_DATA = {"data=my.yaml": "a data set as Ultralytics takes it, labelled, of the model's classes"}
+_IMGSZ = {"imgsz=640": "side of the images in pixels; by default the model's own"}
+_HOSTS = {"batch=8 device=cpu ...": "any other argument of 'yolo train'; 'yolo cfg' lists them"}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command says of itself.
+
+    Attributes:
+        does: What it does, in a line.
+        takes: What follows the command.
+        example: The same as it could be typed.
+        arguments: What is taken, each with a value as it could be typed -> what it says.
+        knobs: Those that mean something there.
+        more: What else there is to know.
+    """
+
+    does: str
+    takes: str = ""
+    example: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    knobs: tuple[str, ...] = ()
+    more: str = ""
+
+
+USAGES = {
+    "train": Usage(
+        "the same as 'yolo train', with pruning",
+        "model=FILE data=FILE prune=TARGET [key=value ...]",
+        "model=yolo11n.pt data=coco8.yaml epochs=60 prune=0.5",
+        {
+            "model=yolo11n.pt": "a checkpoint, or a model's YAML",
+            "data=coco8.yaml": "a data set as Ultralytics takes it",
+            "epochs=60 ...": "any other argument of 'yolo train'; 'yolo cfg' lists them",
+        },
+        tuple(KNOBS),
+        "An interrupted run goes on with yolo-prune train resume model=runs/detect/train/weights/last.pt prune=True.",
+    ),
+    "prune": Usage(
+        "one cut without training",
+        "model=FILE data=FILE prune=TARGET [key=value ...]",
+        "model=best.pt data=my.yaml prune=0.15",
+        {"model=best.pt": "a checkpoint", **_DATA, **_IMGSZ, **_HOSTS},
+        BY_DATA,
+        "Channels are chosen and weights solved on a few training images; a run's folder is left, as by a training.",
+    ),
+    "plan": Usage(
+        "what would be cut, what is locked, and what is left, without cutting",
+        "model=FILE prune=TARGET [data=FILE] [key=value ...]",
+        "model=best.pt prune=0.5",
+        {
+            **_MODEL,
+            "data=my.yaml": "a data set as Ultralytics takes it, for criteria that look at images",
+            **_IMGSZ,
+            "batch=8 device=cpu ...": "any other argument of 'yolo train', where data is given",
+        },
+        (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration"),
+        f"Without data {' and '.join(f'{CLI_PREFIX}{name}={value}' for name, value in DATA_FREE.items())} are the "
+        f"defaults, and nothing is calibrated or solved.\nWith {CLI_PREFIX}runtime given the latency is told, too.",
+    ),
+    "bench": Usage(
+        "dense and pruned side by side, with the exports that lie beside them",
+        "MODEL [MODEL ...] [key=value ...]",
+        "dense.pt best.pt imgsz=640",
+        {
+            "dense.pt best.pt": "checkpoints, exported files, or names such as yolo11n.yaml for random weights; "
+            "speed-ups are relative to the first",
+            "imgsz=640": "side of the image in pixels, or [height,width]; by default that of the first checkpoint",
+            "data=my.yaml": "a data set, to tell the accuracy of each file on its validation images",
+            "runtimes=onnx,openvino": f"of {', '.join(RUNTIMES)}: an export that is not there is made for the while",
+            "scales=False": "without the official scales of their size beside them; by default with them",
+            "threads=4": "of the processor; by default all",
+            "rounds=20": "times that each runs, which is the default",
+            "save=bench.json": "a file to write the figures to as well",
+            "verbose=False": "show no bars where work takes long",
+        },
+    ),
+    "sensitivity": Usage(
+        "measure what narrowing each layer costs",
+        "model=FILE data=FILE [key=value ...]",
+        "model=best.pt data=my.yaml",
+        {
+            "model=best.pt": "a checkpoint",
+            **_DATA,
+            **_IMGSZ,
+            "calibration=64": "training images to look at, >= 4, of which half judge; 64 is the default",
+            **_HOSTS,
+        },
+        more="It cuts nothing for good, and takes no prune arguments.",
+    ),
+    "report": Usage(
+        "write pruning/report.html of a finished run anew",
+        "FOLDER",
+        "runs/detect/train",
+        {"runs/detect/train": "the folder of one run, with pruning/report.json in it"},
+    ),
+    "demo": Usage(
+        "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download",
+        "[key=value ...]",
+        "epochs=60",
+        {"epochs=60 ...": "arguments of 'yolo train'; 'yolo cfg' lists them"},
+        tuple(KNOBS),
+        "Everything lands in ./yolo-prune-demo.",
+    ),
+    "help": Usage(
+        "print the commands and all knobs, or what one command takes",
+        "[COMMAND]",
+        "plan",
+        {"plan": "a command; the same as yolo-prune plan --help"},
+    ),
+    "version": Usage("print the version"),
+}
+"""Command -> what it says of itself."""
+
+
+def of_all() -> str:
+    """Return all commands, and all knobs with their defaults."""
+    commands = {name: f"{usage.does}: yolo-prune {name} {usage.example}".rstrip() for name, usage in USAGES.items()}
+    return "\n".join(
+        [
+            "Usage: yolo-prune COMMAND [key=value ...]",
+            *("", "Commands; yolo-prune COMMAND --help tells more of one:", *_table(commands)),
+            *(
+                "",
+                "Knobs of train, with defaults; 'yolo train' takes them too, and other commands some:",
+                *_knobs(KNOBS, {}),
+            ),
+        ]
+    )
+
+
+def of_command(name: str) -> str:
+    """Return what a command does, what it takes, an example, and the knobs that mean something there."""
+    usage = USAGES[name]
+    lines = [f"Usage: yolo-prune {name} {usage.takes}".rstrip(), "", f"{usage.does[0].upper()}{usage.does[1:]}."]
+    lines += [usage.more] * bool(usage.more)
+    if usage.arguments:
+        lines += ["", "Arguments:", *_table(usage.arguments)]
+    if usage.example:
+        lines += ["", "Example:", f"  yolo-prune {name} {usage.example}"]
+    if usage.knobs:
+        lines += ["", "Knobs that mean something here, with defaults:", *_knobs(usage.knobs, _defaults(name))]
+    return "\n".join(lines)
+
+
+def _defaults(name: str) -> Mapping[str, str]:
+    """Return the knobs for which a command has defaults of its own, as they would be typed."""
+    if name != "demo":
+        return {}
+    from yolo_prune.cli.demo import PRUNE  # loads numpy
+
+    return PRUNE
+
+
+def _knobs(names: Container[str], own: Mapping[str, str]) -> list[str]:
+    """Return a line for each knob; ``own`` defaults go first, and without one the target has none."""
+    defaults = PruneConfig()
+    rows = {f"prune={own.get('prune', 'TARGET')}": f"{KNOBS['target']}; or a YAML file of knobs without prefix"}
+    for name in KNOBS:
+        if name in names and name != "target":
+            argument = f"{CLI_PREFIX}{name}"
+            rows[f"{argument}={own.get(argument, as_text(getattr(defaults, name)))}"] = KNOBS[name]
+    return _table(rows)
+
+
+def _table(rows: Mapping[str, str]) -> list[str]:
+    """Return a line for each name and its text, with two spaces between them at least."""
+    width = max(map(len, rows)) + 2
+    return [f"  {name:<{width}}{text}" for name, text in rows.items()]

@@ -1,0 +1,1 @@
+"""What a set of widths costs: multiply-adds, parameters, bytes, latency."""

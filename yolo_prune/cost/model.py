@@ -1,0 +1,159 @@
+"""Multiply-adds, parameters and bytes of any set of widths, without building the network.
+
+Multiply-adds counted are convolutions, linear layers and matrix products, for one image of the graph's size, in the
+network as it is deployed: ``fuse()`` drops one of the two branches of an end-to-end head and merges branches of
+re-parameterised convolutions, so only one counts (the parameters of all count, since the checkpoint holds them).
+Ultralytics prints GFLOPs, which are two per multiply-add. Bytes are those of the tensors of a checkpoint as Ultralytics
+ships it, in FP16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
+from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.errors import UnsupportedError
+from yolo_prune.graph.groups import ChannelGraph
+
+FP16 = 2
+"""Bytes of a number in half precision."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """An amount as a quadratic form of the kept units k: ``k @ pairs @ k + units @ k + fixed``.
+
+    All coefficients are whole numbers, and all sums far below 2^53, so that double precision is exact.
+
+    Attributes:
+        pairs: Of units of two groups, one that a layer makes and one that it reads, shape (groups, groups).
+        units: Of a unit alone, shape (groups,).
+        fixed: Of what never changes.
+    """
+
+    pairs: np.ndarray
+    units: np.ndarray
+    fixed: float
+
+    def at(self, kept: np.ndarray) -> int:
+        """Return the amount."""
+        return round(float((self.pairs @ kept + self.units) @ kept) + self.fixed)
+
+    def slopes(self, kept: np.ndarray) -> np.ndarray:
+        """Return how much one more unit of each group adds."""
+        slopes: np.ndarray = self.pairs @ kept + kept @ self.pairs + self.units
+        return slopes
+
+
+class CostModel:
+    """The cost of a network as a function of how many units of each channel group are kept.
+
+    Each layer's width is linear in the kept units and each layer's cost is a product of two widths. So an amount of the
+    whole network is a quadratic form, and one evaluation is one small matrix-vector product.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        layers = list(graph.layers.values())
+        row = {layer.path: i for i, layer in enumerate(layers)}
+        self.widths = np.array([g.width for g in graph.groups], dtype=np.int64)
+        """Units of each group before the cut."""
+        out, inp = (np.zeros((len(layers), len(graph.groups))) for _ in range(2))
+        for g, group in enumerate(graph.groups):
+            for (path, side), table in group.members.items():
+                (out if side == "out" else inp)[row[path], g] += table.shape[1]
+        self._out, self._in = out, inp
+        self._fixed_out = np.array([layer.out for layer in layers]) - out @ self.widths
+        self._fixed_in = np.array([layer.inp for layer in layers]) - inp @ self.widths
+        reads_all = np.array([layer.groups == 1 for layer in layers])
+        per_group = np.array([layer.inp / layer.groups for layer in layers])  # a group is removed or kept whole
+        reads, fixed_reads = inp * reads_all[:, None], np.where(reads_all, self._fixed_in, per_group)
+
+        def form(per_pair: np.ndarray, per_out: np.ndarray | float, units: np.ndarray | float, fixed: float) -> _Form:
+            """Add up what a pair of channels, and an output channel, of each layer amounts to."""
+            alone = per_pair * fixed_reads + per_out
+            return _Form(
+                pairs=(out * per_pair[:, None]).T @ reads,
+                units=alone @ out + (per_pair * self._fixed_out) @ reads + units,
+                fixed=float(alone @ self._fixed_out) + fixed,
+            )
+
+        kernel, params, buffers = np.array(
+            [(layer.kernel, layer.params_per_out, layer.buffers_per_out) for layer in layers], dtype=float
+        ).T
+        applied = np.array([layer.positions * layer.deployed for layer in layers])
+        self._forms = {
+            MACS: form(kernel * applied, 0.0, *self._products(graph)),
+            PARAMS: form(kernel, params, 0.0, graph.other_params),
+            BYTES: form(FP16 * kernel, FP16 * (params + buffers), 0.0, FP16 * graph.other_params + graph.other_bytes),
+        }
+        self._latency = graph.latency
+        self._timed = np.array([row[path] for path in graph.latency.layers] if graph.latency else [], dtype=np.int64)
+
+    def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
+        per_unit, fixed = np.zeros(len(graph.groups)), float(graph.other_macs)
+        for product in graph.products:
+            fixed += product.macs_per_channel * len(product.indices)
+            for g, group in enumerate(graph.groups):
+                table = group.members.get((product.layer, "out"))
+                if table is not None:
+                    inside = product.macs_per_channel * np.isin(table, product.indices).sum() / group.width
+                    per_unit[g] += inside
+                    fixed -= inside * group.width
+        return per_unit, fixed
+
+    def macs(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
+        """Return multiply-adds for one image, with ``kept`` units per group (default: all)."""
+        return self._forms[MACS].at(self._units(kept))
+
+    def params(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
+        """Return the number of parameters, with ``kept`` units per group (default: all)."""
+        return self._forms[PARAMS].at(self._units(kept))
+
+    def bytes(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
+        """Return the bytes of an FP16 checkpoint's tensors, with ``kept`` units per group (default: all)."""
+        return self._forms[BYTES].at(self._units(kept))
+
+    def seconds(self, kept: Sequence[int] | np.ndarray | None = None) -> float:
+        """Return the predicted seconds for one image, with ``kept`` units per group (default: all).
+
+        Raises:
+            UnsupportedError: If nothing has been measured of the network.
+        """
+        units = self._units(kept)
+        return self._measured.seconds(*self._timed_widths(units), self._forms[MACS].at(units))
+
+    def _units(self, kept: Sequence[int] | np.ndarray | None) -> np.ndarray:
+        return np.asarray(self.widths if kept is None else kept, dtype=np.float64)  # what BLAS multiplies
+
+    def _timed_widths(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return output and input widths of the layers that have been measured."""
+        out, inp = self._fixed_out + self._out @ units, self._fixed_in + self._in @ units
+        return out[self._timed], inp[self._timed]
+
+    @property
+    def _measured(self) -> LatencyTable:
+        if self._latency is None:
+            raise UnsupportedError("a latency target needs latencies that were measured: give runtime=onnx or another.")
+        return self._latency
+
+    def dense(self, quantity: str) -> float:
+        """Return what the network has of one of `targets.QUANTITIES` before any cut; seconds as they were measured."""
+        return self._measured.dense if quantity == LATENCY else self.amount(quantity)
+
+    def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
+        """Return what the network has of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
+        return self.seconds(kept) if quantity == LATENCY else self._forms[quantity].at(self._units(kept))
+
+    def savings(self, quantity: str, kept: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return per group how much of a quantity one unit less saves, with ``kept`` units per group."""
+        units = self._units(kept)
+        if quantity != LATENCY:
+            return self._forms[quantity].slopes(units)
+        by_out, by_in = self._measured.slopes(*self._timed_widths(units))
+        by_mac = self._measured.per_mac * self._forms[MACS].slopes(units)
+        slopes: np.ndarray = by_out @ self._out[self._timed] + by_in @ self._in[self._timed] + by_mac
+        return slopes

@@ -1,0 +1,361 @@
+"""Networks side by side: how fast each runs here, how large it is, and what the official scales next to it would do."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from ultralytics.cfg import smart_value
+from ultralytics.nn.tasks import guess_model_task
+
+from yolo_prune.config.settings import RUNTIMES
+from yolo_prune.config.targets import BYTES, MACS, PARAMS, in_units
+from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.export import exports_of, file_size, fitness, form_of
+from yolo_prune.deploy.latency_profile import compare_networks, export
+from yolo_prune.deploy.runtimes import FORMATS, all_threads, check_runtime, described, file_runner, is_on_gpu
+from yolo_prune.deploy.stopwatch import TRIES, settle, typical
+from yolo_prune.errors import ConfigError
+from yolo_prune.graph.trace import height_and_width, image_channels, image_size, trace
+from yolo_prune.host.checkpoint import is_pruned, load_network
+from yolo_prune.host.trainer import open_model
+from yolo_prune.host.zoo import siblings
+from yolo_prune.report.records import QUIET, Report, Speedup, Stage, aligned
+from yolo_prune.utils.console import quiet, talking, waiting
+from yolo_prune.utils.files import replacing
+
+ROUNDS = 20
+
+
+@dataclass
+class Row:
+    """One network in one runtime.
+
+    Attributes:
+        model: File, or name of an official scale.
+        runtime: One of `config.RUNTIMES`, or Ultralytics' name of another format; with a precision as in ``onnx:8``.
+        macs: Multiply-adds for one image, where the checkpoint is known.
+        params: Parameters, likewise.
+        bytes: Size of the file or folder; None for an official scale.
+        seconds: Times for one image: lower quartile, median, upper quartile; None where it could not be timed.
+        speedup: How many times as fast as the first model that was timed in this runtime, by the lower quartiles (see
+            `stopwatch.typical`): medians change more when the machine is busy for a part of the rounds.
+        spread: Of the speed-up: its quartiles over parts of the measurement, or what it came to at least and at most
+            if it has not settled.
+        settled: Whether the speed-up can be told; the table has the spread alone if not.
+        fitness: Ultralytics' fitness of this very file on the validation split, where data was given.
+        reason: Why it could not be timed.
+    """
+
+    model: str
+    runtime: str
+    macs: int | None = None
+    params: int | None = None
+    bytes: int | None = None
+    seconds: tuple[float, float, float] | None = None
+    speedup: float | None = None
+    spread: tuple[float, float] | None = None
+    settled: bool | None = None
+    fitness: float | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Bench:
+    """What `bench` has found.
+
+    Attributes:
+        imgsz: Height and width in pixels.
+        rounds: Times that each network ran, in turns with the others; in runtimes that did not settle, each time anew.
+        where: Runtime -> its version, device and threads.
+        shares: Runtime -> what the slowest thread got of its processor meanwhile (1: all), or None if nobody looked.
+        rows: By runtime; models in the order in which they were given, official scales last.
+    """
+
+    imgsz: tuple[int, int]
+    rounds: int
+    where: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shares: dict[str, float | None] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Return the table that the command prints."""
+        is_judged = any(row.fitness is not None for row in self.rows)
+        cells: list[tuple[str, ...]] = [
+            ("model", "runtime", "MACs", "params", "file", "ms (quartiles)", "speed-up", *["fitness"] * is_judged)
+        ]
+        for row in self.rows:
+            amounts = ((MACS, row.macs), (PARAMS, row.params), (BYTES, row.bytes))
+            sizes = ("" if amount is None else in_units(quantity, amount) for quantity, amount in amounts)
+            low, median, high = (f"{1e3 * s:.1f}" for s in row.seconds or (0.0, 0.0, 0.0))
+            timed = (f"{median} ({low}-{high})", _spread(row)) if row.seconds else (row.reason or "", "")
+            fitness = "" if row.fitness is None else f"{row.fitness:.4f}"
+            cells.append((row.model, row.runtime, *sizes, *timed, *[fitness] * is_judged))
+        told = [f"{name} {w['version']}: {w['device']}, {w['threads']} threads" for name, w in self.where.items()]
+        size = f"{self.imgsz[0]}x{self.imgsz[1]} pixels, batch 1"
+        how = f"{self.rounds} rounds in turns, speed-ups by lower quartiles"
+        return "\n".join([aligned(cells), f"{size}, {how}", *told, *self._warnings()])
+
+    def _warnings(self) -> Iterator[str]:
+        """Yield which speed-ups not to go by, and why."""
+        for name in self.where:
+            restless = [row.model for row in self.rows if row.runtime == name and row.settled is False]
+            share = self.shares.get(name)
+            if share is not None and share < QUIET:
+                yield (
+                    f"{name}: something else kept this machine busy (a thread got {share:.0%} of its processor), which "
+                    "makes speed-ups wrong: do not go by these ranges, and time it again when it is idle"
+                )
+            elif restless:
+                yield f"{name}: {', '.join(restless)} did not settle in {TRIES} measurements, hence a range"
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON; a reader never sees half of it."""
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    imgsz: int | tuple[int, int] | None = None,
+    data: str | None = None,
+    runtimes: Sequence[str] = (),
+    scales: bool = True,
+    threads: int | None = None,
+    rounds: int = ROUNDS,
+    verbose: bool = True,
+) -> Bench:
+    """Time models in turns, in every form in which they are there.
+
+    Args:
+        models: Checkpoints, each with the exports that lie beside it; exported files; or names such as ``yolo11n.yaml``
+            for random weights. Speed-ups are relative to the first.
+        imgsz: Side of the image in pixels, or (height, width) (default: that of the first checkpoint). Exports have a
+            size of their own, which has to be this one.
+        data: A data set as Ultralytics takes it: fitness of each file on its validation split.
+        runtimes: Of `config.RUNTIMES`: where a checkpoint has no export for one of them, a temporary one is made.
+        scales: Whether to put the official scales beside them that are next to them in size, with random weights.
+        threads: For a CPU (default: all).
+        rounds: Times that each runs.
+        verbose: Whether to show bars where work takes long.
+
+    Raises:
+        ConfigError: If a file is not there, or a runtime or the image size is none.
+        CheckpointError: If a checkpoint cannot be read.
+        UnsupportedError: If an asked runtime is not there, or a file is no export of Ultralytics.
+    """
+    for name in runtimes:
+        if name not in RUNTIMES:
+            raise ConfigError(f"runtimes={name} is none of {', '.join(RUNTIMES)}.")
+        check_runtime(name)
+    with tempfile.TemporaryDirectory() as folder, quiet(), talking(verbose):
+        subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
+        networks = [s.network for s in subjects if s.network is not None]
+        height, width = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
+        found = Bench((height, width), rounds)
+        known = {*runtimes, *(runtime for s in subjects for runtime in s.files)}
+        for subject in subjects:
+            if subject.network is not None:
+                subject.size = measured(subject.network, found.imgsz)
+        if scales and networks:
+            beside = neighbours(networks, [s.size.macs or 0 for s in subjects if s.network], found.imgsz)
+            subjects += [_Subject(name, {}, *of, is_official=True) for name, of in beside.items()]
+        missing = []
+        for subject in subjects:
+            wanted = known & set(RUNTIMES) if subject.is_official else set(runtimes)
+            if subject.network:
+                missing += [(subject, subject.network, runtime) for runtime in sorted(wanted - subject.files.keys())]
+        with waiting("exporting networks", len(missing)) as step:
+            for subject, network, runtime in missing:
+                where = Path(tempfile.mkdtemp(dir=folder))
+                subject.files[runtime] = export(network, runtime, found.imgsz, where)
+                step()
+        shape = (1, next(map(image_channels, networks), 3), height, width)
+        judged: list[tuple[Row, _Subject]] = []
+        for runtime in sorted(known):
+            found.where[runtime] = described(runtime.partition(":")[0], threads or all_threads())
+            here = [s for s in subjects if runtime in s.files]
+            rows, found.shares[runtime] = _timed(here, runtime, shape, threads or all_threads(), rounds)
+            judged += [(r, s) for r, s in zip(rows, here, strict=True) if data and r.seconds and not s.is_official]
+            found.rows += rows
+        with waiting("validating", len(judged)) as step:
+            for row, subject in judged:
+                task = subject.network and guess_model_task(subject.network)
+                row.fitness = fitness(subject.files[row.runtime], str(data), max(found.imgsz), task)
+                step()
+    return found
+
+
+def measured(network: nn.Module, imgsz: int | tuple[int, int]) -> Stage:
+    """Return the multiply-adds and parameters of a network."""
+    cost = CostModel(trace(network, imgsz))
+    return Stage(cost.macs(), cost.params())
+
+
+def neighbours(
+    networks: Sequence[nn.Module], macs: Sequence[int], imgsz: int | tuple[int, int]
+) -> dict[str, tuple[nn.Module, Stage]]:
+    """Return the official scales that lie among networks of one family, and the next smaller and the next larger one.
+
+    Args:
+        networks: Those that are compared; an official scale that is one of them is left out.
+        macs: Their multiply-adds.
+        imgsz: Image size in pixels.
+
+    Returns:
+        Name -> network with random weights, and its size.
+    """
+    own = {Path(network.yaml.get("yaml_file", "")).stem for network in networks if not is_pruned(network.yaml)}
+    found: dict[str, tuple[nn.Module, Stage]] = {}
+    with quiet():
+        for name, other in siblings(networks[0]):
+            if name in own:
+                continue
+            size = measured(other, imgsz)
+            if (size.macs or 0) < min(macs):
+                found.clear()
+            found[name] = (other, size)
+            if (size.macs or 0) > max(macs):
+                break
+    return found
+
+
+def time_result(report: Report, best: Path, runtime: str) -> Speedup:
+    """Measure a run's dense and final network and official scales next to them in turns, and note it in the report.
+
+    Args:
+        report: With the dense network's checkpoint, and the sizes of both.
+        best: The final network's checkpoint.
+        runtime: One of `config.RUNTIMES`.
+
+    Returns:
+        How many times as fast as the dense network the final one is, as far as that can be told.
+
+    Raises:
+        UnsupportedError: If the runtime is not there.
+    """
+    check_runtime(runtime)
+    assert report.final is not None and report.dense.checkpoint is not None
+    imgsz = (report.imgsz[0], report.imgsz[1])
+    networks = [load_network(path) for path in (report.dense.checkpoint, best)]
+    beside = neighbours(networks, [report.dense.macs or 0, report.final.macs or 0], imgsz)
+    networks += [network for network, _ in beside.values()]
+    report.scales = {name: size for name, (_, size) in beside.items()}
+    timing = compare_networks(networks, runtime, imgsz)
+    report.dense.latency, *latencies = map(float, typical(timing.seconds))
+    for i, stage in enumerate((report.final, *report.scales.values())):
+        stage.latency, stage.speedup = latencies[i], timing.speedup(1 + i)
+    report.timed = described(runtime, all_threads())
+    assert report.final.speedup is not None
+    return report.final.speedup
+
+
+def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune bench`` and print the table.
+
+    Args:
+        models: As for `bench`.
+        arguments: The other parameters of `bench` as name -> text, and ``save``, a JSON file.
+
+    Raises:
+        ConfigError: If one is wrong.
+    """
+    values = {name: smart_value(text) for name, text in arguments.items()}
+    save = values.pop("save", None)
+    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "verbose")
+    if wrong := [name for name in values if name not in allowed]:
+        raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
+    for name in ("threads", "rounds"):
+        if not isinstance(number := values.get(name, 1), int) or isinstance(number, bool) or number < 1:
+            raise ConfigError(f"{name}={arguments[name]} is no whole number >= 1; leave it out for the default.")
+    for name in ("scales", "verbose"):
+        if not isinstance(values.get(name, True), bool):
+            raise ConfigError(f"{name}={arguments[name]} is not a bool; use True or False.")
+    if "runtimes" in arguments:
+        values["runtimes"] = tuple(arguments["runtimes"].split(","))
+    found = bench(models, **values)
+    print(found.table())
+    if save:
+        found.save(Path(save))
+
+
+@dataclass
+class _Subject:
+    """A network with its files."""
+
+    name: str
+    files: dict[str, Path]
+    network: nn.Module | None = None
+    size: Stage = field(default_factory=Stage)
+    is_official: bool = False
+
+
+def _given(model: str, folder: Path) -> _Subject:
+    """Find a model and its exports; one that is built from a YAML is written to a folder."""
+    path = Path(model)
+    if path.suffix in {".yaml", ".yml"}:
+        network = open_model(model).model
+        folder.mkdir()
+        return _Subject(path.stem, {"pytorch": export(network, "pytorch", (640, 640), folder)}, network)
+    if not path.exists():
+        raise ConfigError(f"there is no {model}: give checkpoints, exported files, or a model's YAML.")
+    if path.suffix != ".pt":
+        return _Subject(path.name, {_label(form_of(path)): path})
+    exports = {_label(form): file for form, file in exports_of(path).items()}
+    return _Subject(_short(path), {"pytorch": path, **exports}, load_network(path))
+
+
+def _short(path: Path) -> str:
+    """Return a checkpoint's name, with its run's where it lies in a run's folder."""
+    return f"{path.parent.parent.name}/{path.name}" if path.parent.name == "weights" else path.name
+
+
+def _label(form: str) -> str:
+    """Return a runtime's name, with the precision where it is not the usual one, for a form of `exports_of`."""
+    name, colon, precision = form.partition(":")
+    runtime = next((runtime for runtime, format in FORMATS.items() if format == name), name)
+    return f"{runtime}{colon}{precision}"
+
+
+def _spread(row: Row) -> str:
+    """Return a speed-up with its spread, or the spread alone if it has not settled."""
+    low, high = row.spread or (1.0, 1.0)
+    if row.settled is False:
+        return f"{low:.2f}x-{high:.2f}x"
+    return f"{row.speedup:.2f}x" + (f" ({low:.2f}-{high:.2f})" if low < high else "")
+
+
+def _timed(
+    subjects: Sequence[_Subject], runtime: str, shape: tuple[int, ...], threads: int, rounds: int
+) -> tuple[list[Row], float | None]:
+    """Time what runs in one runtime, in turns, and return the share of the machine; a row tells what failed."""
+    rows, runners, timed = [], [], []
+    for subject in subjects:
+        row = Row(subject.name, runtime, subject.size.macs, subject.size.params)
+        rows.append(row)
+        if not subject.is_official:
+            row.bytes = file_size(subject.files[runtime])
+        try:
+            runner = file_runner(subject.files[runtime], shape, threads)
+            runner()
+        except Exception as e:  # whatever a runtime raises, the others can be timed
+            row.reason = f"{type(e).__name__}: {e}".splitlines()[0][:100]
+            continue
+        runners.append(runner)
+        timed.append(row)
+    if not runners:
+        return rows, None
+    timing = settle(runners, rounds, None if is_on_gpu(runtime) else threads)
+    lower, seconds = typical(timing.seconds), timing.seconds
+    for i, row in enumerate(timed):
+        row.seconds = (float(lower[i]), float(np.median(seconds[i])), float(np.quantile(seconds[i], 0.75)))
+        found = timing.speedup(i)
+        row.speedup, row.spread, row.settled = float(lower[0] / lower[i]), (found.low, found.high), found.settled
+    return rows, timing.share

@@ -1,0 +1,195 @@
+"""What a pruned network says of itself in its ``model.yaml``: how to rebuild it, and not to rebuild it dense.
+
+Ultralytics reads ``model.yaml`` only where it builds a network anew: in ``train()`` and on resume. A stock ``train()``
+would so turn a pruned model back into a dense one, in silence, and a stock resume would forget the cuts that were still
+to come. Here the first row's module name is replaced by a sentence, which a stock ``train()`` stops with, and a record
+of plain data beside it tells yolo_prune how to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
+
+from yolo_prune.blocks import followed
+from yolo_prune.errors import CheckpointError, seen, told
+from yolo_prune.graph.layers import named_layers, resized, widths
+from yolo_prune.graph.trace import outline
+from yolo_prune.utils.files import replacing
+
+SCHEMA = 1
+KEY = "yolo_prune"
+"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``.
+
+``widths`` are those of a pruned network, ``run`` is the state of a pruning run.
+"""
+
+SENTENCE = (
+    "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: pip install "
+    "yolo-prune, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
+)
+
+RUN_SENTENCE = (
+    "This checkpoint belongs to a run of yolo_prune, and a plain train() or resume would go on without its cuts. Way "
+    "out: pip install yolo-prune, then PruneCallback(None).attach(model) before model.train(resume=True), or add "
+    "prune=True to the yolo command; prune=0 and PruneCallback(0) train the network as it is."
+)
+
+
+def load_network(path: str | Path) -> nn.Module:
+    """Read the network of a checkpoint with Ultralytics' own loader, which runs no code with ULTRALYTICS_SAFE_LOAD=1.
+
+    Raises:
+        CheckpointError: If it is no checkpoint of Ultralytics, or a damaged one.
+    """
+    try:
+        network: nn.Module = load_checkpoint(path)[0]
+    except Exception as e:  # Ultralytics and torch name no common class for what a wrong file raises
+        raise CheckpointError(
+            f"{path} is no checkpoint that can be read ({told(e)}); give a .pt of Ultralytics."
+        ) from e
+    return network
+
+
+def is_pruned(yaml: Any) -> bool:
+    """Whether a ``model.yaml`` belongs to a pruned network."""
+    return is_marked(yaml) and "widths" in _record(yaml)
+
+
+def is_marked(yaml: Any) -> bool:
+    """Whether a ``model.yaml`` is not for Ultralytics alone."""
+    return isinstance(yaml, Mapping) and KEY in yaml
+
+
+def run_record(yaml: Any) -> dict[str, Any] | None:
+    """Return what a pruning run noted in a ``model.yaml`` to continue after an interruption, or None."""
+    return _record(yaml).get("run") if is_marked(yaml) else None
+
+
+def _record(yaml: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record of a marked ``model.yaml``; raise a CheckpointError if it is not one of this version."""
+    record = yaml[KEY]
+    if not isinstance(record, Mapping) or record.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"the checkpoint has a record {seen(record)} of yolo_prune, and this version reads those of schema "
+            f"{SCHEMA}; update yolo_prune."
+        )
+    return record
+
+
+def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``model.yaml`` with the record of a pruned network as it is now.
+
+    Args:
+        model: The network, with its present widths.
+        run: State of the pruning run, to continue after an interruption.
+    """
+    yaml = unmarked(model.yaml)
+    decided = outline(model)
+    record: dict[str, Any] = {}
+    for path, layer in named_layers(model):
+        sides = widths(layer)
+        if path in decided.fixed:
+            sides.pop("out")
+        if path in decided.on_image:  # the data set decides
+            sides.pop("in" if "in" in sides else "out")
+        if not (decided.head and path.startswith(f"{decided.head}.")):
+            record[path] = sides
+    return _with_record(yaml, SENTENCE, {"widths": record, **({"run": dict(run)} if run else {})})
+
+
+def mark(model: nn.Module) -> None:
+    """Write the record of a pruned network into its ``model.yaml``."""
+    model.yaml = marked(model)
+
+
+def with_run(yaml: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``model.yaml`` with the state of a pruning run noted."""
+    widths = {"widths": yaml[KEY]["widths"]} if is_pruned(yaml) else {}
+    return _with_record(unmarked(yaml), SENTENCE if widths else RUN_SENTENCE, {**widths, "run": dict(run)})
+
+
+def unmarked(yaml: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``model.yaml`` as Ultralytics wrote it."""
+    plain = {k: v for k, v in yaml.items() if k != KEY}
+    if KEY in yaml:
+        first = yaml["backbone"][0]
+        plain["backbone"] = [[*first[:2], _record(yaml)["module"], *first[3:]], *yaml["backbone"][1:]]
+    return plain
+
+
+def unmark_file(path: Path) -> None:
+    """Make a dense checkpoint of a pruning run one of Ultralytics; a reader never sees half of it."""
+    content, _ = torch_safe_load(path)
+    for network in filter(None, (content.get("model"), content.get("ema"))):
+        network.yaml = unmarked(network.yaml)
+    with replacing(path) as draft:
+        torch.save(content, draft)
+
+
+def _with_record(yaml: Mapping[str, Any], sentence: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an unmarked ``model.yaml`` with a record, and a sentence in place of the first module's name."""
+    first = yaml["backbone"][0]
+    return {
+        **yaml,
+        "backbone": [[*first[:2], sentence, *first[3:]], *yaml["backbone"][1:]],
+        KEY: {"schema": SCHEMA, "module": first[2], **record},
+    }
+
+
+def rebuild(
+    get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights: nn.Module | None, **others: Any
+) -> nn.Module:
+    """Build the network that a marked ``model.yaml`` describes, for a trainer's data set.
+
+    Args:
+        get_model: The trainer's stock ``get_model``; it sets the number of classes and image channels.
+        cfg: A marked ``model.yaml``.
+        weights: Weights to load as Ultralytics does (matching shapes, class rows by name), or None for random ones.
+        **others: What else ``get_model`` was called with.
+
+    Raises:
+        CheckpointError: If the record does not fit the network, e.g. because Ultralytics changed a block.
+    """
+    model = get_model(cfg=unmarked(cfg), weights=None, **others)
+    if is_pruned(cfg):
+        try:
+            _narrow(model, cfg[KEY]["widths"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"the widths that the pruned checkpoint notes cannot be built ({told(e)}); use another checkpoint of "
+                "the run."
+            ) from e
+    if weights is not None:
+        model.load(weights)
+    if is_pruned(cfg):
+        model.yaml = marked(model, run_record(cfg))
+    elif run := run_record(cfg):
+        model.yaml = with_run(model.yaml, run)
+    return model
+
+
+def _narrow(model: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
+    """Give every layer the recorded widths, with fresh weights where they differ."""
+    layers = dict(named_layers(model))
+    if missing := next((path for path in record if path not in layers), None):
+        raise CheckpointError(
+            f"the pruned checkpoint has a layer {missing} that this version of ultralytics does not build; "
+            "use the version that it was trained with."
+        )
+    for path, sides in record.items():
+        now = widths(layers[path])
+        if now != {**now, **sides}:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, resized(layers[path], {**now, **sides}))
+    for module in model.modules():
+        for name, value in followed(module).items():
+            setattr(module, name, value)
+    head = model.model[-1]
+    if hasattr(head, "bias_init"):
+        head.bias_init()  # fresh last convolutions start from the class prior, as Ultralytics has it

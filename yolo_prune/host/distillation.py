@@ -1,0 +1,150 @@
+"""Distillation across cuts: Ultralytics' own `DistillationModel` around the network that is pruned.
+
+The student is planned and cut as if it were alone. What hangs on its channels follows: the projectors, which take the
+same features as the head. A teacher can be there from the start (Ultralytics' ``distill_model``), or it is the dense
+network of just before the first cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.modules.head import Detect
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune.errors import ConfigError, UnsupportedError
+from yolo_prune.host.checkpoint import load_network
+from yolo_prune.plan import PrunePlan
+from yolo_prune.surgery.slicing import Cut
+
+if TYPE_CHECKING:
+    from ultralytics.engine.trainer import BaseTrainer
+
+TASKS = ("detect", "segment", "pose", "obb")
+"""Tasks whose heads are Detect heads, which Ultralytics' DistillationModel looks for."""
+LOSS = "dis_loss"
+"""Ultralytics' name of the additional loss, as in ``results.csv``."""
+TEACHER = "teacher_model."
+"""What the names of a teacher's tensors begin with in a DistillationModel."""
+
+
+def student_of(model: nn.Module) -> nn.Module:
+    """Return the network that is pruned: the student of a DistillationModel, or the model itself, unwrapped."""
+    model = unwrap_model(model)
+    student: nn.Module = model.student_model if isinstance(model, DistillationModel) else model
+    return student
+
+
+def prepare(trainer: BaseTrainer, distill: bool | str) -> None:
+    """Before the network is built: hand a given teacher to Ultralytics, and refuse what it cannot distil.
+
+    Args:
+        trainer: At ``on_pretrain_routine_start``.
+        distill: True, or the path of a checkpoint.
+
+    Raises:
+        ConfigError: If there are two teachers, or there is no such file.
+        CheckpointError: If the file is no checkpoint.
+        UnsupportedError: If the task has no Detect head, or the run compiles its network.
+    """
+    if trainer.args.distill_model is not None:
+        raise ConfigError(
+            f"distill={distill} and distill_model={trainer.args.distill_model} both name a teacher; give one of them."
+        )
+    if trainer.args.task not in TASKS:
+        raise UnsupportedError(
+            f"distill: Ultralytics distils {', '.join(TASKS)}, and this run's task is {trainer.args.task}; use "
+            "distill=False."
+        )
+    if trainer.args.compile:
+        raise UnsupportedError(
+            f"distill={distill} with compile={trainer.args.compile}: Ultralytics compiles no network that learns from "
+            "a teacher; use compile=False or distill=False."
+        )
+    if isinstance(distill, str):
+        if not Path(distill).is_file():
+            raise ConfigError(f"distill={distill}: there is no such file; give the path of a .pt file, or True.")
+        load_network(distill)
+        trainer.args.distill_model = distill
+
+
+def check_distillable(network: nn.Module) -> None:
+    """Raise an UnsupportedError for a network that Ultralytics cannot distil."""
+    head = network.model[-1]
+    if not isinstance(head, Detect):
+        raise UnsupportedError(
+            f"distill: Ultralytics distils networks with a Detect head, and this one has a {type(head).__name__}; "
+            "use distill=False."
+        )
+
+
+def wrapped_plan(plan: PrunePlan, model: nn.Module) -> PrunePlan:
+    """Return the plan for a network as it is trained.
+
+    Args:
+        plan: Made for the student.
+        model: The student itself, or a DistillationModel around it.
+    """
+    if not isinstance(model, DistillationModel):
+        return plan
+    layers = {f"student_model.{path}": sides for path, sides in plan.layers.items()}
+    widths = {f"student_model.{path}": sides for path, sides in plan.widths.items()}
+    head = len(model.student_model.model) - 1
+    for level, projector in enumerate(model.projector):
+        reader = f"model.{head}.cv2.{level}.0.conv"  # the head's first convolution takes what the projector takes
+        if reader in plan.layers:
+            sides = {"out": projector[0].out_channels, "in": plan.widths[reader]["in"]}
+            widths[f"projector.{level}.0"] = sides
+            layers[f"projector.{level}.0"] = {"out": list(range(sides["out"])), "in": plan.layers[reader]["in"]}
+    return replace(plan, layers=layers, widths=widths)
+
+
+def begin(done: Cut, trainer: BaseTrainer, teacher: Path) -> None:
+    """From now on, let the network of a run learn from a teacher as well.
+
+    Args:
+        done: Records what is replaced: the trainer's model, its EMA, and the optimizer's lists of parameters.
+        trainer: A run whose model is not a DistillationModel yet.
+        teacher: A checkpoint. A resumed run finds it there.
+    """
+    network = load_network(teacher).to(trainer.device)
+    model = DistillationModel(teacher_model=network.float(), student_model=unwrap_model(trainer.model)).train()
+    memo: dict[int, Any] = {id(model.teacher_model): None, id(model.student_model): trainer.ema.ema}
+    averaged = deepcopy(model, memo).eval().requires_grad_(False)
+    done.set(trainer, "model", model)
+    done.set(trainer.ema, "ema", averaged)
+    done.set(trainer.ema, "_pairs", None)
+    done.set(trainer, "freeze_layer_names", [*trainer.freeze_layer_names, TEACHER])
+    done.set(trainer.args, "distill_model", str(teacher))
+    if hasattr(trainer, "loss_items"):
+        done.set(trainer, "loss_items", {**trainer.loss_items, LOSS: torch.zeros(1, device=trainer.device)})
+    done.set(trainer, "loss_names", tuple(dict.fromkeys((*trainer.loss_names, LOSS))))
+    # A resumed run builds its optimizer around the whole DistillationModel, and loads what is remembered by position.
+    name = type(trainer.optimizer).__name__
+    fresh = trainer.build_optimizer(model, name=name, lr=trainer.args.lr0, momentum=trainer.args.momentum)
+    order = {group["param_group"]: group["params"] for group in fresh.param_groups}
+    for group in trainer.optimizer.param_groups:
+        done.set(group, "params", order[group["param_group"]])
+
+
+def keep_columns(trainer: BaseTrainer) -> None:
+    """Let ``results.csv`` have the columns of the additional loss from the first epoch on."""
+    trainer.save_metrics = partial(_save_metrics, trainer.save_metrics)
+
+
+def _save_metrics(stock: Callable[[dict[str, Any]], None], metrics: Mapping[str, Any]) -> None:
+    row: dict[str, Any] = dict(metrics)
+    for prefix in ("train/", "val/"):
+        if f"{prefix}{LOSS}" not in row:
+            last = max((i for i, name in enumerate(row) if name.startswith(prefix)), default=-1) + 1
+            items = list(row.items())
+            row = dict([*items[:last], (f"{prefix}{LOSS}", 0.0), *items[last:]])
+    stock(row)

@@ -1,0 +1,149 @@
+"""Ultralytics' search for hyperparameters, ``model.tune``, over runs that prune; our knobs can be searched as well.
+
+What is attached to a model does not reach the trials: Ultralytics starts each of them as a ``yolo train`` command, and
+Ray Tune takes the callbacks off a copy of the model. So the commands get the knobs as arguments, which `startup` takes,
+and the copies are told of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ultralytics import __version__
+from ultralytics.engine import tuner
+from ultralytics.utils import tuner as ray_tuner
+from ultralytics.utils.checks import check_version
+
+from yolo_prune.config.settings import CLI_PREFIX, PruneConfig, is_argument
+from yolo_prune.errors import ConfigError, UnsupportedError
+from yolo_prune.host.trainer import kept
+
+if TYPE_CHECKING:
+    from ultralytics import YOLO
+
+Attach: TypeAlias = "Callable[[YOLO, PruneConfig], None]"
+
+
+def tune(
+    stock: Callable[..., Any],
+    config: PruneConfig | None,
+    attach: Attach,
+    use_ray: bool = False,
+    *arguments: Any,
+    **settings: Any,
+) -> Any:
+    """Stand in for a model's ``tune``: the same, but the trials prune.
+
+    Args:
+        stock: The model's own.
+        config: The knobs of what is attached to the model.
+        attach: Lets a model prune.
+        use_ray: Whether Ray Tune runs the trials.
+        *arguments: What else ``tune`` takes.
+        **settings: What else ``tune`` takes. ``space`` may have knobs as the command line names them: ``prune``,
+            ``prune_start``.
+
+    Raises:
+        UnsupportedError: If there is no configuration, or the trials of this release cannot be told of it.
+        ConfigError: If a knob in ``space`` does not exist, or cannot have such a value.
+    """
+    if config is None:
+        raise UnsupportedError(
+            "PruneCallback(None) resumes one run, and tune() starts many: say how much to remove, e.g. "
+            "PruneCallback(0.5)."
+        )
+    if not use_ray and not check_version(__version__, "8.4.129"):  # the older ones check what they pass on
+        raise UnsupportedError(
+            f"tune() with pruning needs ultralytics 8.4.129 or newer, and this is {__version__}: pip install -U "
+            "ultralytics."
+        )
+    owner, name, stand_in = (
+        (ray_tuner, "run_ray_tune", partial(_run_ray_tune, ray_tuner.run_ray_tune, config, attach))
+        if use_ray
+        else (tuner, "Tuner", partial(Trials, config))
+    )
+    with kept(owner, name):
+        setattr(owner, name, stand_in)
+        return stock(use_ray, *arguments, **settings)
+
+
+class Trials(tuner.Tuner):
+    """Ultralytics' tuner, whose trials prune: it makes their command lines of its own arguments.
+
+    Args:
+        config: The knobs.
+        args: What Ultralytics gives its tuner.
+        **settings: What Ultralytics gives its tuner.
+    """
+
+    def __init__(self, config: PruneConfig, args: dict[str, Any], **settings: Any) -> None:
+        searched = _start_values(config, args.get("space") or {})
+        super().__init__(args, **settings)
+        for name, value in {**config.to_cli(), **searched}.items():
+            setattr(self.args, name, value)
+        self._whole = [name for name, value in searched.items() if isinstance(value, int)]
+
+    def _mutate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
+        chosen: dict[str, float] = super()._mutate(*arguments, **settings)
+        return {name: round(value) if name in self._whole else value for name, value in chosen.items()}
+
+
+def _start_values(config: PruneConfig, space: Mapping[str, Any]) -> dict[str, float]:
+    """Return the knobs in a search space with the values that the search starts from.
+
+    Raises:
+        ConfigError: If one does not exist, is no number, or cannot have the values at its bounds.
+    """
+    values = {}
+    for name, bounds in space.items():
+        if not is_argument(name):
+            continue
+        for bound in bounds[:2]:
+            PruneConfig.from_cli({**config.to_cli(), name: str(bound)})
+        start, end = config.span()
+        known = {"prune": config.target, f"{CLI_PREFIX}start": start, f"{CLI_PREFIX}end": end}
+        value = known[name] if name in known else getattr(config, name.removeprefix(CLI_PREFIX))
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(
+                f"space: {name}={value} is no number for the search to start from; give the knob a number in "
+                "PruneCallback, or search with use_ray=True and ray.tune.choice."
+            )
+        values[name] = value
+    return values
+
+
+def _run_ray_tune(
+    stock: Callable[..., Any], config: PruneConfig, attach: Attach, model: YOLO, *arguments: Any, **settings: Any
+) -> Any:
+    """Stand in for Ultralytics' ``run_ray_tune``: what it trains are copies that prune."""
+    return stock(RayModel(model, config, attach), *arguments, **settings)
+
+
+class RayModel:
+    """Stands in for the model of which Ray Tune trains copies.
+
+    Args:
+        model: The model.
+        config: The knobs where the search does not say otherwise.
+        attach: Lets a model prune.
+    """
+
+    def __init__(self, model: YOLO, config: PruneConfig, attach: Attach) -> None:
+        self.task, self.trainer = model.task, None
+        self._model, self._config, self._attach = model, config, attach
+
+    def reset_callbacks(self) -> None:
+        """Forget what is attached."""
+        self._model.reset_callbacks()
+
+    def train(self, **arguments: Any) -> Any:
+        """Train, with the knobs among the arguments.
+
+        Raises:
+            ConfigError: If a knob does not exist, or cannot have this value.
+        """
+        knobs = {name: str(arguments.pop(name)) for name in [*arguments] if is_argument(name)}
+        self._attach(self._model, PruneConfig.from_cli({**self._config.to_cli(), **knobs}))
+        return self._model.train(**arguments)

@@ -1,0 +1,1 @@
+"""What channels are worth: statistics of calibration images, and criteria."""

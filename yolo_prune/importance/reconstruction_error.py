@@ -1,0 +1,149 @@
+"""The reconstruction error as a criterion: how much the loss grows if a unit goes and its consumers make up for it.
+
+A layer that reads n channels with covariance C and weights W can replace channel i by the others as well as least
+squares allows; what is lost is |W_i|^2 / (C^-1)_ii (LeCun et al. 1989, "Optimal Brain Damage"; Hassibi & Stork 1992,
+"Optimal Brain Surgeon", section 2; for channels and layer outputs, He, Zhang & Sun 2017). Each output's error counts
+with its squared gradient of the loss, so that errors of different layers add up and can be compared.
+
+After a removal the consumers' weights and covariances are those of the network that has made up for it, so that the
+next unit is judged in the network that it would be removed from.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.layers import named_layers
+from yolo_prune.importance.statistics import LayerStatistics
+from yolo_prune.utils.console import waiting
+
+RIDGE = 1e-3
+"""Added to the covariance's diagonal, relative to its mean: what few images show is not exact."""
+
+
+class Elimination:
+    """Ranks units by reconstruction error, and changes its mind as they are removed (see `allocation.Ranking`).
+
+    Args:
+        model: The network; it is only read.
+        graph: Its channel groups.
+        statistics: What its layers take and make.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, statistics: Mapping[str, LayerStatistics]) -> None:
+        self._graph = graph
+        self._consumers: dict[str, _Consumer] = {}
+        self._lost_outputs: dict[str, torch.Tensor] = {}
+        layers = dict(named_layers(model))
+        with waiting("weighing channels", len(graph.layers)) as step:
+            for path, layer in graph.layers.items():
+                step()
+                seen = statistics.get(path)
+                if seen is None:
+                    continue
+                self._lost_outputs[path] = seen.fisher() * seen.variance()
+                weight = getattr(layers[path], "weight", None)
+                if layer.groups == 1 and weight is not None:
+                    transposed = isinstance(layers[path], nn.ConvTranspose2d)
+                    by_output = (weight.detach().transpose(0, 1) if transposed else weight.detach()).cpu().double()
+                    scaled = by_output.flatten(2) if by_output.ndim > 2 else by_output[..., None]
+                    scaled = scaled * seen.fisher().sqrt()[:, None, None]
+                    self._consumers[path] = _Consumer(scaled, seen.covariance())
+        self._alive = [np.ones(group.width, dtype=bool) for group in graph.groups]
+        self._removed: list[list[int]] = [[] for _ in graph.groups]
+        bundle_of = {g: b for b, bundle in enumerate(graph.bundles) for g in bundle.groups}
+        self._touching: dict[str, set[int]] = defaultdict(set)
+        for g, group in enumerate(graph.groups):
+            for path, _ in group.members:
+                self._touching[path].add(bundle_of[g])
+
+    def error(self, bundle: int, steps: int) -> float:
+        """Return by how much the loss grows if so many more steps of a bundle go."""
+        lanes = self._graph.bundles[bundle]
+        parts = [self._unit_errors(g) for g in lanes.groups]
+        chosen = (np.partition(e, n * steps - 1)[: n * steps] for e, n in zip(parts, lanes.per_step, strict=True))
+        return float(sum(e.sum() for e in chosen))
+
+    def remove(self, bundle: int, steps: int) -> set[int]:
+        """Remove the least important steps of a bundle, and return the bundles whose errors change by that."""
+        lanes = self._graph.bundles[bundle]
+        changed: set[int] = set()
+        for g, per_step in zip(lanes.groups, lanes.per_step, strict=True):
+            units = np.argsort(self._unit_errors(g), kind="stable")[: per_step * steps]
+            self._alive[g][units] = False
+            self._removed[g] += units.tolist()
+            for (path, side), table in self._graph.groups[g].members.items():
+                changed |= self._touching[path]
+                channels = table[units].ravel()
+                if side == "out" and path in self._lost_outputs:
+                    self._lost_outputs[path][channels] = 0
+                if path in self._consumers:
+                    consumer = self._consumers[path]
+                    consumer.drop_outputs(channels) if side == "out" else consumer.drop_inputs(channels)
+        return changed
+
+    def order(self) -> list[np.ndarray]:
+        """Return the units of each group, the most important first."""
+        return [
+            np.array([*np.flatnonzero(alive), *reversed(gone)], dtype=np.int64)
+            for alive, gone in zip(self._alive, self._removed, strict=True)
+        ]
+
+    def _unit_errors(self, g: int) -> np.ndarray:
+        group = self._graph.groups[g]
+        read = [
+            self._consumers[path].errors()[table].sum(1)
+            for (path, side), table in group.members.items()
+            if side == "in" and path in self._consumers
+        ]
+        # What no layer reads, such as the keys of an attention, is lost without a substitute.
+        lost = read or [
+            self._lost_outputs[path][table].sum(1).numpy()
+            for (path, side), table in group.members.items()
+            if side == "out" and path in self._lost_outputs
+        ]
+        errors = np.sum(lost, axis=0) if lost else np.zeros(group.width)
+        return np.where(self._alive[g], errors, np.inf)
+
+
+class _Consumer:
+    """A layer that reads channels, as it is after making up for those that went.
+
+    Args:
+        weight: Weights in units of the loss, shape (out, in, taps).
+        covariance: Of the inputs, shape (in, in).
+    """
+
+    def __init__(self, weight: torch.Tensor, covariance: torch.Tensor) -> None:
+        self._taps = weight.shape[2]
+        self._weight = weight.permute(1, 0, 2).flatten(1).contiguous()  # (in, out x taps)
+        diagonal = covariance.diagonal().mean().clamp_min(1e-30)
+        self._inverse = torch.linalg.inv(covariance + RIDGE * diagonal * torch.eye(len(covariance), dtype=torch.double))
+        self._errors: np.ndarray | None = None
+
+    def errors(self) -> np.ndarray:
+        """Return what the loss of each input costs, shape (in,)."""
+        if self._errors is None:
+            self._errors = (self._weight.square().sum(1) / self._inverse.diagonal()).numpy()
+        return self._errors
+
+    def drop_inputs(self, channels: np.ndarray) -> None:
+        """Remove inputs; the weights of the others make up for them."""
+        rows = self._inverse[channels]
+        makes_up = torch.linalg.solve(rows[:, channels], rows).T
+        self._weight.addmm_(makes_up, self._weight[channels], alpha=-1)
+        self._inverse.addmm_(makes_up, rows, alpha=-1)
+        self._weight[channels] = self._inverse[channels] = self._inverse[:, channels] = 0
+        self._inverse[channels, channels] = 1
+        self._errors = None
+
+    def drop_outputs(self, channels: np.ndarray) -> None:
+        """Remove outputs, whose errors do not count any more."""
+        self._weight.unflatten(1, (-1, self._taps))[:, channels] = 0
+        self._errors = None

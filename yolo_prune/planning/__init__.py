@@ -1,0 +1,1 @@
+"""Which channels go: allocation, measured sensitivity, the planner."""

@@ -1,0 +1,126 @@
+"""Pictures of a finished run, read off ``report.json``: its curve and its channels. `page` shows the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from yolo_prune.report.records import count, epochs
+from yolo_prune.utils.files import replacing
+
+
+class Point(NamedTuple):
+    """One validation: epochs that are over, multiply-adds or None, fitness, and what has just happened, if anything."""
+
+    epoch: int
+    macs: int | None
+    fitness: float
+    name: str = ""
+
+
+class Bar(NamedTuple):
+    """One layer of the channel map: its path, its output width before and after, and why it is locked, or None."""
+
+    layer: str
+    before: int
+    after: int
+    why: str | None
+
+
+def dense_name(report: Mapping[str, Any]) -> str:
+    """Return what to call the dense network: where it was not finished, no curve should look as if it were."""
+    dense = report["dense"]
+    return f"dense after {epochs(dense['epochs'] or 0)}, not finished" if dense.get("finished") is False else "dense"
+
+
+def over_epochs(report: Mapping[str, Any]) -> list[Point]:
+    """Return every validation in its order; none for a report without epochs."""
+    if not report["epochs"]:
+        return []
+    points = [Point(e["epoch"] + 1, e["macs"], e["fitness"]) for e in report["epochs"]]
+    for n, cut in enumerate(report["cuts"], 1):
+        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_cut"], f"cut {n}"))
+    if q := report["quantization"]:
+        points.append(Point(q["epoch"], points[-1].macs, q["fitness_quantized"], "INT8"))
+    return sorted((p for p in points if p.fitness is not None), key=lambda p: (p.epoch, p.name != ""))
+
+
+def over_macs(report: Mapping[str, Any]) -> list[Point]:
+    """Return the way from dense to final: each cut, and what came back after it."""
+    dense, final = report["dense"], report["final"]
+    points = [Point(0, dense["macs"], dense["fitness"], "dense")]
+    for n, cut in enumerate(report["cuts"], 1):
+        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_cut"], f"cut {n}"))
+        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_recovered"]))
+    if final:
+        points.append(Point(0, final["macs"], final["fitness"], "final"))
+    return [p for p in points if p.macs is not None and p.fitness is not None]
+
+
+def channels(report: Mapping[str, Any]) -> list[Bar]:
+    """Return the layers in the order of the network."""
+    locked = {entry["layer"]: entry["why"] for cut in report["cuts"][-1:] for entry in cut["locked"]}
+    bars = []
+    for path, widths in report["layers"].items():
+        why = next((locked[owner] for owner in _owners(path) if owner in locked), None)
+        bars.append(Bar(path, widths["before"], widths["after"], why))
+    return bars
+
+
+def draw(report: Mapping[str, Any], folder: Path, metric: str) -> None:
+    """Write ``curve.png`` and ``channels.png``, in the manner of Ultralytics' ``results.png``.
+
+    Args:
+        report: What is in ``report.json``.
+        folder: Where to.
+        metric: What fitness is called.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure  # without pyplot it is drawn by Agg, and no window or state is touched
+
+    style = {"marker": ".", "linewidth": 2, "markersize": 8}
+    run, way, bars = over_epochs(report), over_macs(report), channels(report)
+    if len(way) > 1:
+        figure = Figure(figsize=(12 if run else 6, 5), layout="constrained")
+        *left, right = figure.subplots(1, 2 if run else 1, squeeze=False)[0]
+        for axes in left:
+            axes.plot([p.epoch for p in run], [p.fitness for p in run], **style)
+            for p in (p for p in run if p.name):
+                label, color = (p.name, "C2") if p.name == "INT8" else ("cut" if p.name == "cut 1" else None, "C1")
+                axes.axvline(p.epoch, color=color, linewidth=1, label=label)
+            axes.set_title(f"{metric}, epoch by epoch", fontsize=12)
+        right.plot([p.macs for p in way], [p.fitness for p in way], **style)
+        for p in way:
+            if p.name.startswith("cut"):
+                right.annotate(p.name, (p.macs, p.fitness), (5, -12), textcoords="offset points", color="C1")
+        right.xaxis.set_major_formatter(lambda macs, _: count(macs))
+        right.set_title(f"{metric} against MACs", fontsize=12)
+        for axes in (*left, right):
+            if way[0].name == "dense":
+                axes.axhline(way[0].fitness, color="0.5", linestyle="--", label=dense_name(report))
+                axes.legend()
+        _save(figure, folder / "curve.png")
+    if bars:
+        figure = Figure(figsize=(9, 1.2 + 0.18 * len(bars)), layout="constrained")
+        axes, places = figure.subplots(), range(len(bars))
+        kept_to_gone = LinearSegmentedColormap.from_list("", ["#93abb8", "#d9601a"])  # as in the page
+        shades = [kept_to_gone(1 - b.after / b.before) for b in bars]
+        axes.barh(places, [b.before for b in bars], color="0.9")
+        axes.barh(places, [b.after for b in bars], color=shades, hatch=["////" if b.why else "" for b in bars])
+        axes.set_yticks(places, [b.layer for b in bars], fontsize=7)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.set_title("channels before (grey) and after, by the share that is gone; hatched: locked", fontsize=12)
+        _save(figure, folder / "channels.png")
+
+
+def _owners(path: str) -> Iterator[str]:
+    """Yield a layer's path and those of the modules that it is in."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", dpi=200)

@@ -1,0 +1,381 @@
+"""What a run leaves behind: ``pruning/report.json`` and the printed table."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar
+
+from yolo_prune.utils.files import replacing
+
+SCHEMA = 1
+QUIET = 0.9
+"""Share of its processors that a measurement needs: it gets over 0.99 of idle ones, and about half with one other job
+on two of them, at which speed-ups come out two or three times too large."""
+STEADY = 1.1
+"""How much larger than its lower end the upper end of a speed-up's spread may be."""
+WIDE = 1.5
+"""The same for a range of what has not settled."""
+
+
+@dataclass
+class Speedup:
+    """How many times as fast as the dense network another one is, as far as that can be told.
+
+    Attributes:
+        low: Lower end of its spread: a quartile over parts of the measurement; the least of all if it has not settled.
+        value: By the lower quartiles of the times, or None if it has not settled.
+        high: Upper end of its spread.
+        share: Of its processors, what the slowest thread got meanwhile (1: all of them), or None on a GPU.
+        settled: Whether it can be told: nothing else kept the machine busy, and the spread is small.
+    """
+
+    low: float
+    value: float | None
+    high: float
+    share: float | None
+    settled: bool
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else kept the machine busy."""
+        return self.share is not None and self.share < QUIET
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it has not settled, but lies in a range that says something."""
+        is_narrow = self.high <= WIDE * self.low and not self.low <= 1 <= self.high
+        return not self.settled and not self.is_disturbed and is_narrow
+
+    def told(self) -> str:
+        """Return what it says: a figure with its spread, a range, or why there is neither."""
+        spread = f"{self.low:.2f}x and {self.high:.2f}x"
+        if self.settled and self.low <= 1 <= self.high:
+            return f"as fast as dense, as far as can be told (between {spread})"
+        if self.settled:
+            return f"{self.value:.2f}x ({self.low:.2f}-{self.high:.2f}) as fast as dense"
+        if self.is_range:
+            return f"between {spread} as fast as dense, and it did not settle"
+        if self.is_disturbed:
+            why = f"something else kept this machine busy (a thread got {self.share:.0%} of its processor)"
+            return f"no speed-up can be told: {why}, and it came to between {spread}"
+        return f"no speed-up can be told: it did not settle, and came to between {spread}"
+
+
+@dataclass
+class Stage:
+    """The network at one point of the run.
+
+    Attributes:
+        macs: Multiply-adds for one image (Ultralytics prints GFLOPs, two per multiply-add), or None if not counted.
+        params: Parameters.
+        bytes: Size of the checkpoint file, without optimizer, or None.
+        fitness: Ultralytics' fitness of the saved (FP16) file, or None without validation.
+        checkpoint: Path of the file, or None.
+        latency: Seconds for one image where ``timed`` says, measured in turns at the end, or None.
+        speedup: Over the dense network, from the same measurement, or None.
+        epochs: Of this run, for which the dense network was trained; None for others.
+        finished: Whether the dense network was: it began with weights that had learned the data's classes, or nothing
+            was trained. If not, its fitness is that of the middle of a training, and nothing is compared with it. None
+            for others, and in reports of earlier versions, where nobody knows.
+    """
+
+    macs: int | None = None
+    params: int | None = None
+    bytes: int | None = None
+    fitness: float | None = None
+    checkpoint: str | None = None
+    latency: float | None = None
+    speedup: Speedup | None = None
+    epochs: int | None = None
+    finished: bool | None = None
+
+    @property
+    def unfinished(self) -> str:
+        """What a dense network was that no fitness is compared with, and nothing for one that was finished."""
+        if self.finished is False:
+            return f"was not finished ({epochs(self.epochs or 0)} of this run)"
+        return "" if self.finished else "may not have been finished (this report does not say)"
+
+
+@dataclass
+class CutRecord:
+    """One cut.
+
+    Attributes:
+        epoch: The cut fell before the batches of this epoch, counted from 0.
+        macs: Multiply-adds after it.
+        params: Parameters after it.
+        bytes: Size of the network as a checkpoint without optimizer.
+        fitness_cut: Fitness right after it, after recalibration and before any training.
+        fitness_recovered: Best fitness before the next cut, the step to INT8, or the end.
+        plan_sha256: Hash of the plan, which lies in ``pruning/plan-<n>.json``.
+        locked: What could not be cut, and why.
+        seconds: Wall time of the cut, with recalibration and validation.
+        latency: Predicted seconds for one image, or None without a latency target; in the end relative to the measured
+            time of the dense network.
+    """
+
+    epoch: int
+    macs: int
+    params: int
+    bytes: int
+    fitness_cut: float | None
+    fitness_recovered: float | None
+    plan_sha256: str
+    locked: list[dict[str, str]]
+    seconds: float
+    latency: float | None = None
+
+
+@dataclass
+class EpochRecord:
+    """The end of one epoch.
+
+    Attributes:
+        epoch: Counted from 0.
+        macs: Multiply-adds of the network in it, or None if not counted.
+        fitness: Ultralytics' fitness of the EMA.
+    """
+
+    epoch: int
+    macs: int | None
+    fitness: float
+
+
+@dataclass
+class QuantizationRecord:
+    """The step to INT8 of a run with ``quantize=8``.
+
+    Attributes:
+        epoch: It fell before the batches of this epoch, counted from 0.
+        fitness_float: Best fitness of the float network before it, since the last cut.
+        fitness_quantized: Fitness right after it, before any training.
+        fitness_recovered: Best fitness from then on.
+        seconds: Wall time, with calibration and validation.
+    """
+
+    epoch: int
+    fitness_float: float | None
+    fitness_quantized: float | None
+    fitness_recovered: float | None
+    seconds: float
+
+
+@dataclass
+class ExportRecord:
+    """One export.
+
+    Attributes:
+        format: Ultralytics' name of the format.
+        precision: Ultralytics' ``quantize`` as text: "32", "16", "8", "w8a16" or "w8a32".
+        path: The file or folder, or None if there is none.
+        bytes: Size of all of it, or None.
+        max_abs_diff: Largest absolute difference of a score to the checkpoint's, or None if not compared.
+        max_abs_diff_boxes: The same for box coordinates, in pixels.
+        fitness: Ultralytics' fitness on the validation set, run in this format, or None if not run or without data.
+        fitness_checkpoint: The same of the checkpoint with the same settings (image by image, padded to squares).
+        inspected: What the file says of itself where it cannot be run (Core ML off macOS), or None.
+        ok: Whether the export was made and agrees: in its outputs with precision 32, in its fitness below that.
+        reason: Why not, or a remark.
+    """
+
+    format: str
+    precision: str = "32"
+    path: str | None = None
+    bytes: int | None = None
+    max_abs_diff: float | None = None
+    max_abs_diff_boxes: float | None = None
+    fitness: float | None = None
+    fitness_checkpoint: float | None = None
+    inspected: dict[str, Any] | None = None
+    ok: bool = False
+    reason: str | None = None
+
+
+@dataclass
+class Report:
+    """The contract of ``report.json``; each record describes its own fields.
+
+    Attributes:
+        imgsz: Height and width in pixels.
+        dense: Before the first cut.
+        config: The run's knobs.
+        cuts: In their order.
+        final: What is handed over.
+        scales: Official scales of the family next to dense and final in size, by name, with random weights.
+        timed: Where latencies were measured: runtime, its version, device and threads; None if they were not.
+        exports: One per asked format.
+        guard: State of ``max_drop``, where it was asked for.
+        quantization: The step to INT8, or None.
+        epochs: One per epoch that was validated, those of cuts that were taken back included.
+        layers: Layer path -> output width of its convolution or linear layer, ``{"before": dense, "after": final}``.
+        samples: A few validation images, which the page shows.
+        maps: Channels of the maps that a detection head reads in the final network, else nothing. Trackers that take
+            the features of objects from them need multiples of the smallest (knob ``reid``).
+    """
+
+    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs")
+    """What an interrupted run needs of it."""
+
+    imgsz: list[int]
+    dense: Stage
+    config: dict[str, Any]
+    cuts: list[CutRecord] = field(default_factory=list)
+    final: Stage | None = None
+    scales: dict[str, Stage] = field(default_factory=dict)
+    timed: dict[str, Any] | None = None
+    exports: list[ExportRecord] = field(default_factory=list)
+    guard: dict[str, Any] | None = None
+    quantization: QuantizationRecord | None = None
+    epochs: list[EpochRecord] = field(default_factory=list)
+    layers: dict[str, dict[str, int]] = field(default_factory=dict)
+    samples: list[str] = field(default_factory=list)
+    maps: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {"schema": SCHEMA, **asdict(self), "versions": versions()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """Read what ``to_dict`` wrote, to go on with an interrupted run."""
+        quantization = data["quantization"]
+        return cls(
+            imgsz=data["imgsz"],
+            dense=Stage(**data["dense"]),
+            config=data["config"],
+            cuts=[CutRecord(**c) for c in data["cuts"]],
+            quantization=QuantizationRecord(**quantization) if quantization else None,
+            epochs=[EpochRecord(**e) for e in data["epochs"]],
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write ``report.json`` into a folder; a reader never sees half of it."""
+        path = folder / "report.json"
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        return path
+
+    def table(self) -> str:
+        """Return the table that a run prints: one row per step, each figure with its change from the dense model.
+
+        A change is given where it is one: not of the fitness of a dense model that was in the middle of its training,
+        nor of latencies that noise can make.
+        """
+        dense = self.dense
+        sizes = [count(dense.macs), count(dense.params), megabytes(dense.bytes)]
+        sizes += [milliseconds(dense.latency)] * self._is_timed
+        latency = ("latency",) * self._is_timed
+        rows: list[tuple[str, ...]] = [
+            ("", "epoch", "MACs", "params", "file", *latency, "fitness cut", "fitness recovered"),
+            ("dense", "", *sizes, "", _score(dense.fitness)),
+        ]
+        for n, cut in enumerate(self.cuts, 1):
+            fitness = (self._fitness(f) for f in (cut.fitness_cut, cut.fitness_recovered))
+            rows.append((f"cut {n}/{len(self.cuts)}", str(cut.epoch), *self._sizes(cut), *fitness))
+        if q := self.quantization:
+            fitness = (self._fitness(f) for f in (q.fitness_quantized, q.fitness_recovered))
+            rows.append(("int8", str(q.epoch), *[""] * len(sizes), *fitness))
+        if self.final:
+            rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
+        rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]
+        is_judged = dense.fitness is not None and len(rows) > 2
+        return "\n".join([aligned(rows), *[_UNFAIR.format(dense.unfinished)] * bool(is_judged and dense.unfinished)])
+
+    @property
+    def _is_timed(self) -> bool:
+        return self.dense.latency is not None
+
+    def _sizes(self, stage: Stage | CutRecord) -> list[str]:
+        """Return what a stage costs, with the change from the dense model; latency only where it was asked for."""
+        sizes = [
+            count(stage.macs) + _change(stage.macs, self.dense.macs),
+            count(stage.params) + _change(stage.params, self.dense.params),
+            megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
+        ]
+        of = self.final if isinstance(stage, CutRecord) else stage  # those of cuts are predicted until it is timed
+        is_told = self.timed is None or (of and of.speedup and of.speedup.settled)
+        latency = milliseconds(stage.latency) + (_change(stage.latency, self.dense.latency) if is_told else "")
+        return [*sizes, latency] if self._is_timed else sizes
+
+    def _fitness(self, fitness: float | None) -> str:
+        return _score(fitness) + ("" if self.dense.unfinished else _change(fitness, self.dense.fitness))
+
+    def export_table(self) -> str:
+        """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""
+        rows: list[tuple[str, ...]] = [
+            ("export", "precision", "ok", "scores", "boxes (px)", "fitness", "size", "file or reason")
+        ]
+        for e in self.exports:
+            diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
+            fitness = _score(e.fitness) + _change(e.fitness, e.fitness_checkpoint)
+            rest = (fitness, megabytes(e.bytes), e.reason or e.path or "")
+            rows.append((e.format, e.precision, "yes" if e.ok else "no", *diffs, *rest))
+        return aligned(rows)
+
+
+_UNFAIR = "dense {}, so no fitness is compared with its; a run as long without pruning would be a fair comparison"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what took part."""
+    found = {"python": platform.python_version()}
+    for package in (
+        "yolo-prune",
+        "ultralytics",
+        "torch",
+        "torch-pruning",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "nvidia-modelopt",
+    ):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Return rows of cells as lines of text, each column as wide as its widest cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def epochs(n: int) -> str:
+    """Return ``1 epoch``, ``14 epochs``."""
+    return f"{n} epoch{'s' * (n != 1)}"
+
+
+def count(n: float | None) -> str:
+    """Return ``1.21G``, ``529M``, ``2.5k``, or nothing for None; so do the others below."""
+    if n is None:
+        return ""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{unit}"
+    return str(n)
+
+
+def megabytes(n: int | None) -> str:
+    """Return ``6.46 MB``."""
+    return "" if n is None else f"{n / 1e6:.2f} MB"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Return ``14.90 ms``."""
+    return "" if seconds is None else f"{seconds * 1e3:.2f} ms"
+
+
+def _score(x: float | None) -> str:
+    return "" if x is None else f"{x:.4f}"
+
+
+def _change(now: float | None, before: float | None) -> str:
+    """Return ``" (-30.0%)"``, or nothing where it says nothing: a fitness that has grown from about 0."""
+    return f" ({now / before - 1:+.1%})" if now is not None and before and now < 10 * before else ""

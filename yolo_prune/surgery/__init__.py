@@ -1,0 +1,1 @@
+"""A plan applied to networks and an optimizer, and weights solved after it."""

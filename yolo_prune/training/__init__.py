@@ -1,0 +1,1 @@
+"""The live run, and what it is made of."""

@@ -1,0 +1,160 @@
+"""After the last epoch: what came out is measured, exported and written down."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from yolo_prune.blocks import map_readers
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import BYTES, LATENCY, in_units
+from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.bench import time_result
+from yolo_prune.deploy.export import export_all
+from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError, listed
+from yolo_prune.graph.groups import are_multiples
+from yolo_prune.graph.layers import named_layers, widths
+from yolo_prune.graph.trace import trace
+from yolo_prune.host import qat as quantization
+from yolo_prune.host.checkpoint import is_marked, is_pruned, unmark_file
+from yolo_prune.host.trainer import validation_files, validation_images
+from yolo_prune.report import page
+from yolo_prune.report.records import Report, Stage
+from yolo_prune.utils.console import say
+from yolo_prune.utils.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
+    from ultralytics.engine.trainer import BaseTrainer
+
+
+def hand_over(
+    trainer: BaseTrainer, config: PruneConfig, report: Report, unfinished: PruneError | None
+) -> PruneError | None:
+    """Complete and save the report of a run, export its best checkpoint, and tell of all in one summary.
+
+    Args:
+        trainer: At ``on_train_end``, after the final validation.
+        config: The knobs.
+        report: With what has happened; what came out is added.
+        unfinished: What to say if the run ended before its last step, or None.
+
+    Returns:
+        What is wrong with the result, or None.
+    """
+    best = trainer.best if trainer.best.exists() else trainer.last
+    network = quantization.load_plain(best)
+    report.final = final = _final_stage(network, best, trainer.args.imgsz)
+    fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
+    final.fitness = None if fitness is None else float(fitness)
+    has_changed = bool(report.cuts or report.guard or report.quantization or unfinished)
+    if not has_changed:
+        report.dense = final
+    if not report.cuts and not is_pruned(yaml := quantization.load_plain(best).yaml) and is_marked(yaml):
+        for file in (trainer.best, trainer.last):
+            if file.exists():
+                unmark_file(file)
+    if report.cuts and report.dense.checkpoint:
+        report.layers = _widths(quantization.load_plain(Path(report.dense.checkpoint)), network)
+    report.samples, report.maps = validation_files(trainer), [*map_readers(network).values()]
+    folder = RunFolder(trainer.save_dir).path
+    path = report.save(folder)  # what follows can take minutes, and a run can be killed
+    complaint, timed = unfinished, ""
+    if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):
+        timed, untimed = _time(config, report, best)
+        complaint = unfinished or untimed
+        report.save(folder)
+    summary = [f"done\n{report.table()}" if has_changed else "done", timed]
+    if report.guard:
+        summary.append(_held(report, report.guard))
+    if report.cuts and not unfinished and not report.guard:
+        complaint = _too_large(config, report, final) or complaint
+    summary.append(reid_hint(network) if report.cuts else "")
+    if config.export:
+        report.exports = export_all(best, config.export, validation_images(trainer), trainer.args.data)
+        report.save(folder)
+        summary.append(f"exports, compared with {best.name}:\n{report.export_table()}")
+        if failed := [f"{e.format}: {e.reason}" for e in report.exports if not e.ok]:
+            complaint = complaint or ExportError("; ".join(failed))
+    try:
+        path = page.write(trainer.save_dir, plots=trainer.args.plots)
+    except Exception as e:  # whatever it is, the run is done
+        summary.append(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
+    say("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
+    return complaint
+
+
+def reid_hint(network: nn.Module) -> str:
+    """Return what to say of a pruned network in which a tracker finds no features of objects, else nothing.
+
+    Ultralytics takes features from the maps of any detection head but an end-to-end one; there it loads another model.
+    """
+    maps, rows = list(map_readers(network).values()), cast("nn.Sequential", network.model)
+    if are_multiples(maps) or getattr(rows[-1], "end2end", False):
+        return ""
+    return (
+        f"the head reads maps of {listed(maps)} channels: tracking with with_reid and model: auto needs multiples of "
+        "the smallest (prune with reid=True)"
+    )
+
+
+def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportError | None]:
+    """Measure what came out, and return how it compares with what was predicted, and what is wrong."""
+    expected = report.dense.latency
+    try:
+        speedup = time_result(report, best, config.runtime)
+    except Exception as e:  # whatever an exporter or a runtime raises, the run is done
+        reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
+        if any(target.quantity == LATENCY for target in config.targets):
+            return "", ExportError(reason)
+        return reason, None
+    told = f"{config.runtime}: {speedup.told()}"
+    if expected:
+        told += f"; {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
+        for record in report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
+            record.latency = (record.latency or 0.0) * (report.dense.latency or 0.0) / expected
+    if not speedup.settled:
+        sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
+        told += f"\ntime both again when the machine is idle: yolo-prune bench {sides} runtimes={config.runtime}"
+    return told, None
+
+
+def _held(report: Report, guard: Mapping[str, Any]) -> str:
+    """Return what ``max_drop`` came to, where there is something to say."""
+    floor = guard["dense"] * (1 - guard["max_drop"])
+    told = f"max_drop={guard['max_drop']:g} asks for fitness {floor:.4f}"
+    if guard["failures"]:
+        told += f": {'this is the smallest model that held' if report.cuts else 'no cut held, so this is dense'}"
+    if report.dense.finished is False:
+        return f"{told}; that is a low bar, since the dense model {report.dense.unfinished}"
+    return told if guard["failures"] else ""
+
+
+def _too_large(config: PruneConfig, report: Report, final: Stage) -> TargetError | None:
+    """Return what to say if the file is larger than was asked for; everything else is exact."""
+    limits = [t.limit(report.dense.bytes or 0) for t in config.targets if t.quantity == BYTES]
+    if not limits or (final.bytes or 0) <= min(limits):
+        return None
+    asked, has = in_units(BYTES, min(limits), digits=4), in_units(BYTES, final.bytes or 0, digits=4)
+    return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
+
+
+def _widths(dense: nn.Module, final: nn.Module) -> dict[str, dict[str, int]]:
+    """Return the report's ``layers``."""
+    after = dict(named_layers(final))
+    return {
+        path: {"before": sides["out"], "after": widths(after[path])["out"]}
+        for path, layer in named_layers(dense)
+        if "in" in (sides := widths(layer)) and path in after
+    }
+
+
+def _final_stage(network: nn.Module, best: Path, imgsz: int) -> Stage:
+    """Return the figures of a checkpoint; where nothing was cut, it may be of a kind that cannot be traced."""
+    stage = Stage(params=sum(p.numel() for p in network.parameters()), bytes=best.stat().st_size, checkpoint=str(best))
+    with suppress(UnsupportedError):
+        stage.macs = CostModel(trace(network, imgsz)).macs()
+    return stage

@@ -1,0 +1,238 @@
+"""One training step of the cut network before anything is cut: what reads its feature maps outside of its forward pass.
+
+A trace shows what a forward pass computes. An auxiliary layer that only the loss runs, or an adaptor that a trainer
+hangs on a feature map by a hook, shows in a training step alone. A layer of the network itself that takes what a known
+module makes is cut along; anything else that breaks is told before the first epoch, with the layers to leave whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune.blocks import flat
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.errors import UnsupportedError, told
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.graph.trace import makers
+from yolo_prune.host.distillation import student_of, wrapped_plan
+from yolo_prune.importance.statistics import calibrating
+from yolo_prune.plan import PrunePlan
+from yolo_prune.planning.allocation import plan_of
+from yolo_prune.surgery.slicing import cut
+
+if TYPE_CHECKING:
+    from ultralytics.engine.trainer import BaseTrainer
+
+SHARE = 0.25
+"""Of each group's channels that go in a rehearsal."""
+Batch = dict[str, Any]
+
+
+@dataclass
+class _Seen:
+    """What a training step ran.
+
+    Attributes:
+        made: Path of each module of the network, in the order in which they returned -> the feature map that it made.
+        taken: Path of each layer of the network -> what it took.
+        running: Modules that have begun and not returned, with what they took: at an error the last one broke.
+    """
+
+    made: dict[str, torch.Tensor] = field(default_factory=dict)
+    taken: dict[str, torch.Tensor] = field(default_factory=dict)
+    running: list[tuple[nn.Module, tuple[Any, ...]]] = field(default_factory=list)
+
+    def source(self, x: Any) -> str | None:
+        """Return the module that made a tensor, the outermost of them."""
+        return min((path for path, made in self.made.items() if made is x), key=len, default=None)
+
+
+def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> dict[str, str]:
+    """Return the layers of a network that only its training step runs, each with the module whose result it takes.
+
+    Args:
+        trainer: Its network is run as it trains, and left as it is.
+        graph: Its channel groups.
+        batch: Preprocessed, with labels.
+
+    Returns:
+        Path of a layer -> path of a module. Nothing where a training step fails here, as it then does without pruning.
+    """
+    traced = {path for group in graph.groups for path, side in group.members if side == "in"}
+    try:
+        seen = _step(trainer, batch)
+    except _StepError:
+        return {}
+    return {
+        path: source
+        for path, x in seen.taken.items()
+        if path in graph.layers and path not in traced and not path.startswith(tuple(graph.kept))
+        if graph.layers[path].inp and graph.layers[path].groups == 1 and (source := seen.source(x))
+    }
+
+
+def rehearse(trainer: BaseTrainer, graph: ChannelGraph, config: PruneConfig, batch: Batch) -> None:
+    """Run one training step of a network from which a little of each group is cut, and take the cut back.
+
+    Args:
+        trainer: Its network is as it was in the end.
+        graph: Its channel groups, with all readers.
+        config: Layers that may lose nothing keep their width here, too.
+        batch: Preprocessed, with labels.
+
+    Raises:
+        UnsupportedError: If the step fails, and did not before the cut; the message names what broke.
+    """
+    try:
+        _step(trainer, batch)
+    except _StepError:
+        return  # of the trainer's own making, or it needs what is there in its own loop only
+    plan = _small_plan(graph, config)
+    live = unwrap_model(trainer.model)
+    done = cut(wrapped_plan(plan, live), [live])
+    try:
+        _step(trainer, batch)
+    except _StepError as e:
+        done.undo()
+        raise UnsupportedError(_explained(trainer, graph, plan, e)) from e.cause
+    finally:
+        done.undo()
+
+
+def check_step(trainer: BaseTrainer, batch: Batch) -> None:
+    """Run one training step of a network that has just been cut, which is left as it is.
+
+    Raises:
+        UnsupportedError: If it fails.
+    """
+    try:
+        _step(trainer, batch)
+    except _StepError as e:
+        broken = _named(trainer, e.broken) if e.broken else "the loss"
+        raise UnsupportedError(f"a training step of the cut network fails in {broken} ({told(e.cause)})") from e.cause
+
+
+class _StepError(Exception):
+    def __init__(self, cause: Exception, seen: _Seen) -> None:
+        self.cause = cause
+        self.broken: nn.Module | None = seen.running[-1][0] if seen.running else None
+        self.taken: tuple[Any, ...] = seen.running[-1][1] if seen.running else ()
+        self.seen = seen
+
+
+def _step(trainer: BaseTrainer, batch: Batch) -> _Seen:
+    """Run forward pass, loss and backward pass of a trainer's network; weights, buffers and gradients stay as they are.
+
+    Random states do not: the caller puts them back.
+
+    Raises:
+        _StepError: If it fails.
+    """
+    live, seen = unwrap_model(trainer.model), _Seen()
+    student = student_of(trainer.model)
+    parameters = [p for p in live.parameters() if p.requires_grad]
+    with _left_as_it_is(live), calibrating(live), torch.enable_grad(), _watched(student, seen):
+        try:
+            loss = live(batch)[0]
+            torch.autograd.grad(loss.sum(), parameters, allow_unused=True)  # accumulates nothing
+        except Exception as e:  # whatever a loss of the user's raises
+            raise _StepError(e, seen) from e
+    return seen
+
+
+@contextmanager
+def _left_as_it_is(network: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass and a loss leave behind in a network: buffers, and the loss itself if it is new."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in network.buffers()]
+    losses = [(m, m.__dict__.get("criterion")) for m in network.modules() if "criterion" in m.__dict__]
+    without = [m for m in network.modules() if "criterion" not in m.__dict__]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for m, loss in losses:
+            m.__dict__["criterion"] = loss
+        for m in without:
+            m.__dict__.pop("criterion", None)
+
+
+@contextmanager
+def _watched(network: nn.Module, seen: _Seen) -> Iterator[None]:
+    """Note what every module of this process takes and makes; the network's by their paths."""
+    paths = {module: path for path, module in network.named_modules()}
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.running.append((module, inputs))
+        if (path := paths.get(module)) and inputs and torch.is_tensor(inputs[0]):
+            seen.taken.setdefault(path, inputs[0])
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        seen.running.pop()
+        if (path := paths.get(module)) and torch.is_tensor(output):
+            seen.made.setdefault(path, output)
+
+    hooks = [
+        torch_module.register_module_forward_pre_hook(before),
+        torch_module.register_module_forward_hook(after),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _small_plan(graph: ChannelGraph, config: PruneConfig) -> PrunePlan:
+    """Return a plan that takes a share of every group that may lose something."""
+    steps = []
+    for bundle in graph.bundles:
+        may_shrink = all(config.limit(graph.groups[g].name) > 0 for g in bundle.groups)
+        fewer = max(1, bundle.steps - max(1, round(bundle.steps * SHARE)))
+        steps.append(bundle.steps if bundle.locked or not may_shrink else fewer)
+    return plan_of(graph, steps, [np.arange(group.width) for group in graph.groups])
+
+
+def _explained(trainer: BaseTrainer, graph: ChannelGraph, plan: PrunePlan, error: _StepError) -> str:
+    """Return what broke, what it takes, and the layers to leave whole."""
+    student = student_of(trainer.model)
+    name = _named(trainer, error.broken) if error.broken else type(student).__name__
+    sources = [source for x in flat(error.taken) if (source := error.seen.source(x))]
+    if not sources:  # it takes something that was made of a feature map: one that has become narrower
+        sources = [
+            path
+            for path, made in error.seen.made.items()
+            if path.count(".") == 1 and made.ndim == 4 and any(p.startswith(f"{path}.") for p in plan.layers)
+        ]
+        takes = "reads a feature map"
+    else:
+        takes = f"takes what {' and '.join(sources)} makes"
+    whole = sorted({layer for source in sources for layer in makers(student, graph.imgsz, source)} & plan.layers.keys())
+    return (
+        f"{name} {takes} outside of the network's forward pass, in the loss or by a hook, and cannot follow a cut "
+        f"(a training step of the cut network ends in {told(error.cause)}): keep the width with "
+        f"ignored_layers={','.join(whole) or '…'}, or let it be a layer of the network that takes the map itself."
+    )
+
+
+def _named(trainer: BaseTrainer, module: nn.Module) -> str:
+    """Return where a module is: its path in the network, or the trainer's attribute, with its class."""
+    kind = type(module).__name__
+    for path, own in student_of(trainer.model).named_modules():
+        if own is module and path:
+            return f"{path} ({kind})"
+    for name, value in vars(trainer).items():
+        for path, own in value.named_modules(prefix=f"trainer.{name}") if isinstance(value, nn.Module) else ():
+            if own is module:
+                return f"{path} ({kind})"
+    return f"a {kind}"

@@ -1,0 +1,1 @@
+"""Files, folders, lines and bars, memory: what knows nothing of networks."""
