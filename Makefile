@@ -1,7 +1,7 @@
 .PHONY: check test bench docs
 
 check:
-	ruff check . && ruff format --check . && mypy
+	ruff check . && ruff format --check . && mypy && lint-imports
 
 test:
 	pytest -n 2

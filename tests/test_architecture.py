@@ -1,4 +1,4 @@
-"""Who may know whom: the promises of the house, read off the imports."""
+"""Who may know whom, read off the imports; the order of the packages is held by import-linter (`pyproject.toml`)."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def imports(room: str, *, only_at_import: bool) -> set[str]:
 @pytest.mark.parametrize(
     "room",
     [
-        "allocation",
-        "channels",
-        "config",
-        "coreml",
-        "cost",
+        "planning.allocation",
+        "graph.groups",
+        "config.settings",
+        "deploy.coreml",
+        "cost.model",
         "errors",
-        "folder",
-        "guard",
-        "host_names",
+        "utils.run_folder",
+        "training.guard",
+        "host.names",
         "plan",
-        "latency",
-        "pictures",
-        "report",
-        "schedule",
-        "startup",
-        "targets",
-        "usage",
+        "cost.latency_table",
+        "report.pictures",
+        "report.records",
+        "training.schedule",
+        "cli.startup",
+        "config.targets",
+        "cli.usage",
     ],
 )
 def test_plain_data_rooms_import_neither_torch_nor_ultralytics(room: str) -> None:
@@ -61,71 +61,27 @@ def test_plain_data_rooms_import_neither_torch_nor_ultralytics(room: str) -> Non
 
 
 def test_only_two_rooms_know_torch_pruning() -> None:
-    assert {r for r in ROOMS if "torch_pruning" in imports(r, only_at_import=False)} == {"graph", "importance"}
+    assert {r for r in ROOMS if "torch_pruning" in imports(r, only_at_import=False)} == {
+        "graph.trace",
+        "importance.scores",
+    }
 
 
 def test_only_named_rooms_touch_the_engine_of_the_host() -> None:
     engine = {r for r in ROOMS if any(n.startswith("ultralytics.engine") for n in imports(r, only_at_import=False))}
     assert engine <= {
-        "session",
-        "host",
-        "snapshot",
-        "distillation",
-        "quantization",
+        "training.session",
+        "host.trainer",
+        "training.snapshot",
+        "host.distillation",
+        "host.qat",
         "callback",
-        "export",
-        "state",
-        "handover",
-        "rehearsal",
-        "tuning",
+        "deploy.export",
+        "training.exact_state",
+        "training.finish",
+        "training.rehearsal",
+        "host.tuning",
     }
-
-
-ORDER = (
-    ("errors", "files", "folder", "targets", "latency", "channels", "coreml", "host_names", "console"),
-    ("config", "schedule", "guard", "cost", "report", "zoo"),
-    ("pictures", "predictions", "page"),
-    ("blocks.channelwise", "blocks.shadow", "blocks.registry", "blocks.reading"),
-    ("blocks.convolutions", "blocks.attention", "blocks.heads", "blocks"),
-    ("layers", "memory", "statistics", "plan", "allocation", "surgery", "graph"),
-    (
-        "importance",
-        "elimination",
-        "reconstruction",
-        "sparsity",
-        "sensitivity",
-        "search",
-        "budget",
-        "planner",
-        "runtimes",
-        "stopwatch",
-        "profiling",
-    ),
-    ("checkpoint", "verification", "rewinding", "ranks", "distillation", "snapshot", "host", "state"),
-    ("quantization", "export", "bench", "handover", "progress", "rehearsal"),
-    ("session", "oneshot", "tuning"),
-    ("callback",),
-    ("startup",),
-    ("demo", "usage"),
-    ("cli",),
-    ("__main__", "__init__"),
-)
-"""Each room may import rooms of earlier rows, and of its own row to the left."""
-
-
-def test_imports_go_one_way() -> None:
-    rank = {room: i for i, room in enumerate(r for row in ORDER for r in row)}
-    assert rank.keys() == ROOMS.keys()
-    lazily = {
-        ("plan", "surgery"),
-        ("plan", "checkpoint"),
-        ("cli", "__init__"),
-    }  # plans are plain data until they are applied; the version
-    for room in ROOMS:
-        for name in imports(room, only_at_import=False):
-            if name == "yolo_prune" or name.startswith("yolo_prune."):
-                other = name.partition(".")[2] or "__init__"
-                assert rank[other] < rank[room] or (room, other) in lazily or room == "__init__", (room, other)
 
 
 RUNS_CODE = {
@@ -135,14 +91,14 @@ RUNS_CODE = {
 """Calls that can run what they read; of torch.load only those without ``weights_only=True``."""
 FOREIGN_CODE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "subprocess", "runpy", "code"}
 """Modules that nothing here needs."""
-YAML_ROOMS = {"config", "page"}
+YAML_ROOMS = {"config.settings", "report.page"}
 SAFE_YAML = {"yaml.safe_load", "yaml.compose", "yaml.SafeLoader", "yaml.YAMLError"}
 ALLOWED = {
-    ("checkpoint", "load_checkpoint"): "Ultralytics' own loader, safe with ULTRALYTICS_SAFE_LOAD=1",
-    ("checkpoint", "torch_safe_load"): "the same, of a file that the run has just written",
-    ("snapshot", "torch_safe_load"): "the same: the file holds networks, which plain tensors cannot tell",
+    ("host.checkpoint", "load_checkpoint"): "Ultralytics' own loader, safe with ULTRALYTICS_SAFE_LOAD=1",
+    ("host.checkpoint", "torch_safe_load"): "the same, of a file that the run has just written",
+    ("training.snapshot", "torch_safe_load"): "the same: the file holds networks, which plain tensors cannot tell",
     ("oneshot", "load_checkpoint"): "the same, of a file that has just been written",
-    ("runtimes", "load_checkpoint"): "the same, of a file that is to be run",
+    ("deploy.runtimes", "load_checkpoint"): "the same, of a file that is to be run",
 }
 
 

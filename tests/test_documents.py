@@ -15,12 +15,18 @@ from typing import Any
 
 import pytest
 import yaml
-from test_architecture import HOUSE, ORDER
+from test_architecture import HOUSE, ROOMS
 from ultralytics import cfg
 
 import yolo_prune
-from yolo_prune import PruneCallback, PruneConfig, bench, cli, demo, oneshot, page, report, startup, targets, usage
-from yolo_prune.config import ALLOCATIONS, BY_DATA, IMPORTANCES, KNOBS, SCHEDULES
+from yolo_prune import PruneCallback, PruneConfig, oneshot
+from yolo_prune.cli import demo, startup, usage
+from yolo_prune.cli import main as cli
+from yolo_prune.config import targets
+from yolo_prune.config.settings import ALLOCATIONS, BY_DATA, IMPORTANCES, KNOBS, SCHEDULES
+from yolo_prune.deploy import bench
+from yolo_prune.report import page
+from yolo_prune.report import records as report
 
 REPOSITORY = Path(__file__).parent.parent
 README, MAP, DOCS = REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "docs"
@@ -245,14 +251,21 @@ def test_every_file_that_is_named_or_linked_exists(path: Path) -> None:
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
-def test_the_map_has_every_room_in_the_order_of_imports() -> None:
+def test_the_map_has_every_module_in_the_order_of_the_packages() -> None:
     rows = MAP.read_text().partition("[start:map]")[2].partition("[end:map]")[0].splitlines()
     named = [
         name for row in rows if row.startswith("| `") for name in re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])
     ]
-    files = {room: HOUSE.joinpath(*room.split(".")) for row in ORDER for room in row}
-    rooms = [f / "__init__.py" if f.is_dir() else f.with_suffix(".py") for f in files.values()]
-    assert named == [str(room.relative_to(HOUSE).as_posix()) for room in rooms]
+    empty = {f"{room}/__init__.py" for room, path in ROOMS.items() if path.name == "__init__.py"} - {
+        "blocks/__init__.py"
+    }
+    modules = {path.relative_to(HOUSE).as_posix() for path in ROOMS.values()} - empty
+    assert sorted(named) == sorted(modules)
+    layers = re.search(r"^layers = \[\n(.*?)^\]", (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert layers
+    order = [*reversed(re.findall(r'"(\w+)"', layers[1])), "__init__"]
+    ranks = [order.index(name.split("/")[0].removesuffix(".py")) for name in named]
+    assert ranks == sorted(ranks)
 
 
 def test_the_api_page_has_every_public_name() -> None:
@@ -264,7 +277,7 @@ def test_the_report_page_has_every_record_and_each_describes_its_fields() -> Non
     page = (DOCS / "report.md").read_text()
     records = (report.Report, report.Stage, report.Speedup, report.CutRecord, report.QuantizationRecord)
     for record in (*records, report.ExportRecord):
-        assert f"::: yolo_prune.report.{record.__name__}\n" in page
+        assert f"::: yolo_prune.report.records.{record.__name__}\n" in page
         described = re.findall(r"^ {4,8}(\w+): ", record.__doc__ or "", re.MULTILINE)
         assert described == [field.name for field in fields(record)], record
 
