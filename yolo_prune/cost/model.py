@@ -17,10 +17,7 @@ import numpy as np
 from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
 from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.graph.groups import ChannelGraph
-
-FP16 = 2
-"""Bytes of a number in half precision."""
+from yolo_prune.graph.groups import FP16, ChannelGraph
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import numpy as np
 
 from yolo_prune.cost.latency_table import LatencyTable
 
+FP16 = 2
+"""Bytes of a number in half precision, as in a checkpoint."""
 Side = str
 """``"out"`` for the channels that a layer makes, ``"in"`` for those that it takes."""
 

@@ -30,9 +30,8 @@ from yolo_prune.blocks import (
     shadow_of,
     simplify,
 )
-from yolo_prune.cost.model import FP16
 from yolo_prune.errors import ConfigError, UnsupportedError, listed, seen, told
-from yolo_prune.graph.groups import Bundle, ChannelGraph, ChannelGroup, Layer, Product, are_multiples
+from yolo_prune.graph.groups import FP16, Bundle, ChannelGraph, ChannelGroup, Layer, Product, are_multiples
 from yolo_prune.graph.layers import AnyLayer, group_count, is_quantized, named_layers, widths
 from yolo_prune.utils.console import waiting
 
