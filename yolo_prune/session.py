@@ -330,10 +330,10 @@ class Session:
     def before_epoch(self, trainer: BaseTrainer) -> None:
         """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
-        if self.progress.pending and not self._has_rehearsed:
-            self._has_rehearsed = True
-            self._rehearse(trainer)
         with talking(self.config.verbose):
+            if self.progress.pending and not self._has_rehearsed:
+                self._has_rehearsed = True
+                self._rehearse(trainer)
             waiting = self._restore(trainer) if self._resumed else None
             if self.progress.schedule:
                 self._follow_schedule(trainer)
