@@ -211,7 +211,7 @@ class Session:
         self._resumed: dict[str, Any] | None = None
         self._readers: dict[str, str] = {}
         """Layers that only a training step runs -> the modules whose results they take."""
-        self._has_rehearsed = False
+        self._has_rehearsed = self._can_rehearse = False
         if noted:
             self.progress = Progress.from_dict(noted)
             self.config, self.report = self.progress.config, self.progress.report
@@ -355,7 +355,7 @@ class Session:
             self._readers = outside_readers(trainer, graph, batch)
             if self._readers:
                 graph = trace(model, self.imgsz, self.config.is_ignored, self._readers, reid=self.config.reid)
-            rehearse(trainer, graph, self.config, batch)
+            self._can_rehearse = rehearse(trainer, graph, self.config, batch)
 
     def after_batch(self) -> None:
         """Count the batches since the last optimizer step."""
@@ -616,7 +616,8 @@ class Session:
                 done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
             if self.config.distill is True and not self.report.cuts:
                 distillation.begin(done, trainer, trainer.wdir / "dense.pt")
-            check_step(trainer, batches[0])
+            if self._can_rehearse:
+                check_step(trainer, batches[0])
             if trainer.args.compile:
                 torch.compiler.reset()  # what was compiled for the old widths
         if early is not None:
