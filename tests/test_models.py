@@ -68,7 +68,7 @@ def counted(network: tasks.BaseModel, imgsz: tuple[int, int], ch: int = 3) -> di
     }
 
 
-def fresh(kind: type[tasks.BaseModel], cfg: dict[str, Any], weights: None, verbose: bool) -> tasks.BaseModel:
+def fresh(kind: type[tasks.BaseModel], cfg: dict[str, Any], weights: None, verbose: bool = True) -> tasks.BaseModel:
     """Build a network as a trainer's ``get_model`` does."""
     torch.manual_seed(1)
     return kind(copy.deepcopy(cfg), ch=cfg["channels"], nc=cfg["nc"], verbose=verbose)

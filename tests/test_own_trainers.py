@@ -167,6 +167,28 @@ def test_a_trial_leaves_no_trace_in_the_run(run: Run) -> None:
     assert ends == [True, True]
 
 
+class OnlyInItsLoop(Counting):
+    """Its loss needs what the trainer's own loop sets."""
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {**super().preprocess_batch(batch), "epoch": self.epoch if EPOCHS else None}
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        model = unwrap_model(self.model)
+        stock = model.loss
+
+        def loss(batch: dict[str, Any], preds: Any = None) -> Any:
+            total, items = stock(batch, preds)
+            return total * (1 + 0 * batch["epoch"]), items
+
+        model.loss = loss
+
+
+def test_a_loss_that_works_in_its_own_loop_only_is_no_reason_to_refuse(run: Run) -> None:
+    assert len(report_of(run(prune=soon(), trainer=OnlyInItsLoop, epochs=3))["cuts"]) == 2
+
+
 def test_without_data_a_layer_that_no_forward_pass_runs_is_refused(own_folder: Path) -> None:
     model = Auxiliary(narrow_yaml("yolov8n", own_folder), nc=3, verbose=False)
     with pytest.raises(UnsupportedError, match=r"aux belongs to the network.*give data="):

@@ -80,7 +80,7 @@ def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> 
     }
 
 
-def rehearse(trainer: BaseTrainer, graph: ChannelGraph, config: PruneConfig, batch: Batch) -> None:
+def rehearse(trainer: BaseTrainer, graph: ChannelGraph, config: PruneConfig, batch: Batch) -> bool:
     """Run one training step of a network from which a little of each group is cut, and take the cut back.
 
     Args:
@@ -89,13 +89,16 @@ def rehearse(trainer: BaseTrainer, graph: ChannelGraph, config: PruneConfig, bat
         config: Layers that may lose nothing keep their width here, too.
         batch: Preprocessed, with labels.
 
+    Returns:
+        Whether a step can be tried here at all: one that fails without a cut needs what is in the trainer's loop only.
+
     Raises:
         UnsupportedError: If the step fails, and did not before the cut; the message names what broke.
     """
     try:
         _step(trainer, batch)
     except _StepError:
-        return  # of the trainer's own making, or it needs what is there in its own loop only
+        return False
     plan = _small_plan(graph, config)
     live = unwrap_model(trainer.model)
     done = cut(wrapped_plan(plan, live), [live])
@@ -106,6 +109,7 @@ def rehearse(trainer: BaseTrainer, graph: ChannelGraph, config: PruneConfig, bat
         raise UnsupportedError(_explained(trainer, graph, plan, e)) from e.cause
     finally:
         done.undo()
+    return True
 
 
 def check_step(trainer: BaseTrainer, batch: Batch) -> None:
@@ -118,7 +122,10 @@ def check_step(trainer: BaseTrainer, batch: Batch) -> None:
         _step(trainer, batch)
     except _StepError as e:
         broken = _named(trainer, e.broken) if e.broken else "the loss"
-        raise UnsupportedError(f"a training step of the cut network fails in {broken} ({told(e.cause)})") from e.cause
+        raise UnsupportedError(
+            f"a training step of the cut network fails in {broken} ({told(e.cause)}); keep the width of what it reads "
+            "with ignored_layers."
+        ) from e.cause
 
 
 class _StepError(Exception):
@@ -207,21 +214,24 @@ def _explained(trainer: BaseTrainer, graph: ChannelGraph, plan: PrunePlan, error
     """Return what broke, what it takes, and the layers to leave whole."""
     student = student_of(trainer.model)
     name = _named(trainer, error.broken) if error.broken else type(student).__name__
-    sources = [source for x in flat(error.taken) if (source := error.seen.source(x))]
-    if not sources:  # it takes something that was made of a feature map: one that has become narrower
+    maps = [x for x in flat(error.taken) if x.ndim == 4]
+    sources = [source for x in maps if (source := error.seen.source(x))]
+    takes = f"takes what {' and '.join(sources)} makes" if sources else "reads a feature map"
+    if not sources:  # it takes something that was made of a row's result: one as wide that has become narrower
+        widths = {x.shape[1] for x in maps}
         sources = [
             path
             for path, made in error.seen.made.items()
-            if path.count(".") == 1 and made.ndim == 4 and any(p.startswith(f"{path}.") for p in plan.layers)
+            if path.count(".") == 1 and made.ndim == 4 and (made.shape[1] in widths or not widths)
         ]
-        takes = "reads a feature map"
-    else:
-        takes = f"takes what {' and '.join(sources)} makes"
-    whole = sorted({layer for source in sources for layer in makers(student, graph.imgsz, source)} & plan.layers.keys())
+    whole = {layer for source in sources for layer in makers(student, graph.imgsz, source)} & plan.layers.keys()
+    narrower = [
+        path for path in plan.layers if path in whole and len(plan.layers[path]["out"]) < plan.widths[path]["out"]
+    ]
     return (
         f"{name} {takes} outside of the network's forward pass, in the loss or by a hook, and cannot follow a cut "
         f"(a training step of the cut network ends in {told(error.cause)}): keep the width with "
-        f"ignored_layers={','.join(whole) or '…'}, or let it be a layer of the network that takes the map itself."
+        f"ignored_layers={','.join(narrower) or '…'}, or let it be a layer of the network that takes the map itself."
     )
 
 

@@ -214,7 +214,7 @@ class Session:
         self._resumed: dict[str, Any] | None = None
         self._readers: dict[str, str] = {}
         """Layers that only a training step runs -> the modules whose results they take."""
-        self._has_rehearsed = False
+        self._has_rehearsed = self._can_rehearse = False
         if noted:
             self.progress = Progress.from_dict(noted)
             self.config, self.report = self.progress.config, self.progress.report
@@ -333,10 +333,10 @@ class Session:
     def before_epoch(self, trainer: BaseTrainer) -> None:
         """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         self._in_epoch = True
-        if self.progress.pending and not self._has_rehearsed:
-            self._has_rehearsed = True
-            self._rehearse(trainer)
         with talking(self.config.verbose):
+            if self.progress.pending and not self._has_rehearsed:
+                self._has_rehearsed = True
+                self._rehearse(trainer)
             waiting = self._restore(trainer) if self._resumed else None
             if self.progress.schedule:
                 self._follow_schedule(trainer)
@@ -358,7 +358,7 @@ class Session:
             self._readers = outside_readers(trainer, graph, batch)
             if self._readers:
                 graph = trace(model, self.imgsz, self.config.is_ignored, self._readers, reid=self.config.reid)
-            rehearse(trainer, graph, self.config, batch)
+            self._can_rehearse = rehearse(trainer, graph, self.config, batch)
 
     def after_batch(self) -> None:
         """Count the batches since the last optimizer step."""
@@ -619,7 +619,8 @@ class Session:
                 done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
             if self.config.distill is True and not self.report.cuts:
                 distillation.begin(done, trainer, trainer.wdir / "dense.pt")
-            check_step(trainer, batches[0])
+            if self._can_rehearse:
+                check_step(trainer, batches[0])
             if trainer.args.compile:
                 torch.compiler.reset()  # what was compiled for the old widths
         if early is not None:
