@@ -57,7 +57,7 @@ def test_int8_is_put_off_only_where_something_is_to_be_cut(monkeypatch: pytest.M
             {"target": "2 MB"},
             "target=2 MB with quantize=8: size and latency are predicted for float networks; give MACs",
         ),
-        ({"target": "50%, 8 ms"}, "target=50% macs, 8 ms with quantize=8"),
+        ({"target": "50%, 8 ms"}, "target=50%, 8 ms with quantize=8"),
     ],
 )
 def test_what_int8_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any], message: str) -> None:
