@@ -10,6 +10,9 @@ from conftest import Python
 import yolo_prune
 
 
+LIGHT = (".cli.main", ".cli.startup", ".config", ".errors", ".plan", ".report.records", ".training.schedule")
+
+
 def test_all_is_the_sorted_public_names_and_each_resolves() -> None:
     assert yolo_prune.__all__ == sorted(yolo_prune.__all__) == dir(yolo_prune)
     for name in yolo_prune.__all__:
@@ -21,7 +24,7 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
         yolo_prune.prune_modle  # noqa: B018  # looking it up is the test
 
 
-@pytest.mark.parametrize("module", ["", ".cli", ".config", ".errors", ".plan", ".report", ".schedule", ".startup"])
+@pytest.mark.parametrize("module", ["", *LIGHT])
 def test_light_modules_load_neither_torch_nor_ultralytics(python: Python, module: str) -> None:
     heavy = "{'torch', 'ultralytics', 'torch_pruning', 'cv2', 'matplotlib'}"
     done = python("-c", f"import sys, yolo_prune{module}; print({heavy} & set(sys.modules))")
