@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -123,8 +124,10 @@ def test_a_run_on_several_gpus_reaches_our_callbacks_in_every_process() -> None:
 
 
 def test_a_rank_that_was_not_told_says_what_to_do() -> None:
+    prune = PruneCallback(0.5)
+    trainer: Any = SimpleNamespace(callbacks={event: [function] for event, function in prune.events.items()})
     with pytest.raises(PruneError, match=r"use PruneCallback\(...\)\.attach\(model\)"):
-        PruneCallback(0.5).on_pretrain_routine_end(None)
+        prune.on_pretrain_routine_end(trainer)
 
 
 def test_tensors_of_any_type_are_digested() -> None:
