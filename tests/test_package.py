@@ -9,7 +9,6 @@ from conftest import Python
 
 import yolo_prune
 
-
 LIGHT = (".cli.main", ".cli.startup", ".config", ".errors", ".plan", ".report.records", ".training.schedule")
 
 
