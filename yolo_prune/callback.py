@@ -155,10 +155,9 @@ def _listen(model: YOLO, prune: PruneCallback | PruneConfig) -> None:
 def _train(stock: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
     """Stand in for a model's ``train``: refuse to train without pruning where the callbacks were removed."""
     callbacks = stock.__self__.callbacks  # type: ignore[attr-defined]  # a method of the model
-    owners = {getattr(f, "__self__", None) for functions in callbacks.values() for f in functions}
-    listening = [owner for owner in owners if isinstance(owner, PruneCallback)]
-    for prune in listening or [PruneCallback(0)]:
-        prune.check_events(callbacks)
+    owners = [getattr(function, "__self__", None) for functions in callbacks.values() for function in functions]
+    prune = next((owner for owner in owners if isinstance(owner, PruneCallback)), None) or PruneCallback(0)
+    prune.check_events(callbacks)
     return stock(*arguments, **settings)
 
 
