@@ -181,7 +181,7 @@ def test_another_program_with_a_prune_argument_keeps_it(python: Python, own_fold
 
 
 def test_start_up_survives_an_interpreter_without_arguments(python: Python) -> None:
-    line = (Path(startup.__file__).parents[1] / "yolo_prune_startup.pth").read_text()
+    line = (Path(startup.__file__).parents[2] / "yolo_prune_startup.pth").read_text()
     done = python("-c", f"import sys; del sys.argv; exec({line!r})", YOLO_PRUNE_ARGS="{}")
     assert (done.returncode, done.stderr) == (0, "")
 
