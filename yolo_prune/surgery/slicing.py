@@ -225,7 +225,10 @@ def _cut_optimizer(
     for old in [p for p in optimizer.state if p in replaced]:
         new, slices = replaced[old]
         _check_state(optimizer, optimizer.state[old], old)
-        state = mapped(optimizer.state[old], lambda t: _sliced(t, slices) if t.shape == old.shape else t)  # noqa: B023
+        state = mapped(
+            optimizer.state[old],
+            lambda t: _sliced(t, slices) if t.shape == old.shape else t,  # noqa: B023  # it is called here and now
+        )
         done.set(optimizer.state, new, state)
         done.delete(optimizer.state, old)
 

@@ -56,7 +56,7 @@ class _Seen:
         return min((path for path, made in self.made.items() if made is x), key=len, default=None)
 
 
-def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> dict[str, str]:
+def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> dict[str, str] | None:
     """Return the layers of a network that only its training step runs, each with the module whose result it takes.
 
     Args:
@@ -65,13 +65,14 @@ def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> 
         batch: Preprocessed, with labels.
 
     Returns:
-        Path of a layer -> path of a module. Nothing where a training step fails here, as it then does without pruning.
+        Path of a layer -> path of a module; None where no step can be tried here: one that fails without a cut needs
+        what is in the trainer's loop only.
     """
     traced = {path for group in graph.groups for path, side in group.members if side == "in"}
     try:
         seen = _step(trainer, batch)
     except _StepError:
-        return {}
+        return None
     return {
         path: source
         for path, x in seen.taken.items()
@@ -80,36 +81,28 @@ def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> 
     }
 
 
-def rehearse(trainer: BaseTrainer, graph: ChannelGraph, config: PruneConfig, batch: Batch) -> bool:
+def rehearse(trainer: BaseTrainer, graph: ChannelGraph, config: PruneConfig, batch: Batch) -> None:
     """Run one training step of a network from which a little of each group is cut, and take the cut back.
 
     Args:
-        trainer: Its network is as it was in the end.
+        trainer: Its network is as it was in the end; a step of it has been tried without a cut.
         graph: Its channel groups, with all readers.
         config: Layers that may lose nothing keep their width here, too.
         batch: Preprocessed, with labels.
 
-    Returns:
-        Whether a step can be tried here at all: one that fails without a cut needs what is in the trainer's loop only.
-
     Raises:
-        UnsupportedError: If the step fails, and did not before the cut; the message names what broke.
+        UnsupportedError: If the step fails; the message names what broke.
     """
-    try:
-        _step(trainer, batch)
-    except _StepError:
-        return False
-    plan = _small_plan(graph, config)
-    live = unwrap_model(trainer.model)
-    done = cut(wrapped_plan(plan, live), [live])
+    plan, live = _small_plan(graph, config), unwrap_model(trainer.model)
+    done, failed = cut(wrapped_plan(plan, live), [live]), None
     try:
         _step(trainer, batch)
     except _StepError as e:
-        done.undo()
-        raise UnsupportedError(_explained(trainer, graph, plan, e)) from e.cause
+        failed = e
     finally:
         done.undo()
-    return True
+    if failed:
+        raise UnsupportedError(_explained(trainer, graph, plan, failed)) from failed.cause
 
 
 def check_step(trainer: BaseTrainer, batch: Batch) -> None:

@@ -212,9 +212,9 @@ class Session:
         self._good: Snapshot | None = None
         self._doomed: dict[str, dict[str, list[int]]] | None = None
         self._resumed: dict[str, Any] | None = None
-        self._readers: dict[str, str] = {}
-        """Layers that only a training step runs -> the modules whose results they take."""
-        self._has_rehearsed = self._can_rehearse = False
+        self._readers: dict[str, str] | None = None
+        """Layers that only a training step runs -> the modules whose results they take; None if none can be tried."""
+        self._has_rehearsed = False
         if noted:
             self.progress = Progress.from_dict(noted)
             self.config, self.report = self.progress.config, self.progress.report
@@ -356,9 +356,11 @@ class Session:
             batch, model = calibration_batches(trainer, REHEARSED)[0], student_of(trainer.model)
             graph = trace(model, self.imgsz, self.config.is_ignored, reid=self.config.reid)
             self._readers = outside_readers(trainer, graph, batch)
+            if self._readers is None:
+                return
             if self._readers:
                 graph = trace(model, self.imgsz, self.config.is_ignored, self._readers, reid=self.config.reid)
-            self._can_rehearse = rehearse(trainer, graph, self.config, batch)
+            rehearse(trainer, graph, self.config, batch)
 
     def after_batch(self) -> None:
         """Count the batches since the last optimizer step."""
@@ -563,7 +565,7 @@ class Session:
 
     def _plan(self, trainer: BaseTrainer, way: float, batches: list[dict[str, Any]]) -> PrunePlan:
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
-        evidence = Evidence(ema, batches, self._gradients.of(model, ema), self._readers)
+        evidence = Evidence(ema, batches, self._gradients.of(model, ema), self._readers or {})
         return plan_cut(
             ema,  # what is saved is judged
             self.config,
@@ -619,7 +621,7 @@ class Session:
                 done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
             if self.config.distill is True and not self.report.cuts:
                 distillation.begin(done, trainer, trainer.wdir / "dense.pt")
-            if self._can_rehearse:
+            if self._readers is not None:
                 check_step(trainer, batches[0])
             if trainer.args.compile:
                 torch.compiler.reset()  # what was compiled for the old widths
