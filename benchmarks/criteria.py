@@ -16,7 +16,7 @@ from typing import Any
 from accuracy import Case
 from training import data_yaml, parser_of, write
 
-from yolo_prune.config.settings import IMPORTANCES
+from yolo_prune.config.choices import IMPORTANCES
 
 RESULTS = Path(__file__).parent / "results" / "criteria.json"
 MODELS = ("yolov8n", "yolo11n")

@@ -30,7 +30,8 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolo_prune import PruneCallback, prune_model
 from yolo_prune.cli.demo import make_dataset, use_private_settings
-from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.config.choices import DATA_FREE
+from yolo_prune.config.settings import PruneConfig
 from yolo_prune.deploy.bench import bench
 from yolo_prune.deploy.runtimes import Runner, alternating
 from yolo_prune.errors import TargetError

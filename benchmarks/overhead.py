@@ -30,7 +30,8 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_prune.cli.demo import make_dataset
-from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.config.choices import DATA_FREE
+from yolo_prune.config.settings import PruneConfig
 from yolo_prune.importance.statistics import Gradients
 from yolo_prune.planning.planner import Evidence, plan_cut
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct

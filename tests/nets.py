@@ -17,7 +17,8 @@ from ultralytics.nn.modules import conv
 from ultralytics.utils import YAML
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.config.choices import DATA_FREE
+from yolo_prune.config.settings import PruneConfig
 from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
 from yolo_prune.graph.groups import ChannelGraph

@@ -12,16 +12,8 @@ from fuzz import PLAIN, SCALARS, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolo_prune.config.settings import (
-    ALLOCATIONS,
-    IMPORTANCES,
-    KNOBS,
-    LEARNING_RATES,
-    NORMALIZERS,
-    SCHEDULES,
-    SPARSITIES,
-    PruneConfig,
-)
+from yolo_prune.config.choices import ALLOCATIONS, IMPORTANCES, LEARNING_RATES, NORMALIZERS, SCHEDULES, SPARSITIES
+from yolo_prune.config.settings import KNOBS, PruneConfig
 from yolo_prune.errors import ConfigError
 
 NAMES = st.lists(st.text(min_size=1), max_size=3).map(tuple)
@@ -43,7 +35,6 @@ CONFIGS = st.builds(
     layer_limits=st.dictionaries(st.text(min_size=1), st.floats(0, 0.99), max_size=2),
     calibration=st.integers(4, 1000),
     reconstruction=st.booleans(),
-    bn_recalibration=st.booleans(),
     lr_after_cut=st.sampled_from(LEARNING_RATES),
     max_drop=st.none() | st.floats(0, 0.99),
     distill=st.booleans() | st.just("teacher.pt"),
@@ -59,6 +50,12 @@ CONFIGS = st.builds(
 @given(CONFIGS)
 def test_a_config_survives_the_way_through_a_dict(config: PruneConfig) -> None:
     assert PruneConfig.from_dict(config.to_dict()) == config
+
+
+def test_options_of_earlier_versions_that_did_nothing_are_read() -> None:
+    old = {**PruneConfig(target=0.3).to_dict(), "bn_recalibration": False}
+    assert PruneConfig.from_dict(old) == PruneConfig(target=0.3)
+    assert PruneConfig.from_cli({"prune": "0.3", "prune_bn_recalibration": "False"}) == PruneConfig(target=0.3)
 
 
 def test_a_config_survives_the_way_through_yaml(own_folder: Path) -> None:

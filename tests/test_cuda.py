@@ -14,7 +14,8 @@ from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 
 from yolo_prune import PruneCallback, prune_model
-from yolo_prune.config.settings import DATA_FREE, PruneConfig
+from yolo_prune.config.choices import DATA_FREE
+from yolo_prune.config.settings import PruneConfig
 from yolo_prune.deploy.runtimes import alternating, described, module_runner
 from yolo_prune.planning.planner import plan_cut
 

@@ -23,7 +23,8 @@ from yolo_prune import PruneCallback, PruneConfig, oneshot
 from yolo_prune.cli import demo, startup, usage
 from yolo_prune.cli import main as cli
 from yolo_prune.config import targets
-from yolo_prune.config.settings import ALLOCATIONS, BY_DATA, IMPORTANCES, KNOBS, SCHEDULES
+from yolo_prune.config.choices import ALLOCATIONS, BY_DATA, IMPORTANCES, SCHEDULES
+from yolo_prune.config.settings import KNOBS
 from yolo_prune.deploy import bench
 from yolo_prune.report import page
 from yolo_prune.report import records as report

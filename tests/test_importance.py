@@ -5,7 +5,7 @@ import pytest
 import torch
 from nets import build, graph_of, labelled_batches
 
-from yolo_prune.config.settings import IMPORTANCES
+from yolo_prune.config.choices import IMPORTANCES
 from yolo_prune.importance.scores import importance_scores
 from yolo_prune.importance.statistics import gradients, layer_statistics
 

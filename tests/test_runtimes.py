@@ -11,7 +11,7 @@ import torch
 from nets import build
 from torch import nn
 
-from yolo_prune.config.settings import RUNTIMES
+from yolo_prune.config.choices import RUNTIMES
 from yolo_prune.deploy import runtimes
 from yolo_prune.deploy.latency_profile import export
 from yolo_prune.deploy.runtimes import (

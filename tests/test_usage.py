@@ -11,7 +11,9 @@ from ultralytics.cfg import DEFAULT_CFG_DICT
 
 from yolo_prune.cli import demo, usage
 from yolo_prune.cli import main as cli
-from yolo_prune.config.settings import BY_DATA, BY_WEIGHTS, CLI_PREFIX, KNOBS, PruneConfig
+from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS
+from yolo_prune.config.settings import KNOBS, PruneConfig
+from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.deploy import bench
 
 ALL = [usage.of_all(), *map(usage.of_command, usage.USAGES)]

@@ -14,8 +14,10 @@ from ultralytics import RTDETR, YOLO
 from ultralytics.nn.modules import conv
 from ultralytics.nn.tasks import load_checkpoint
 
-from yolo_prune.config.settings import BY_DATA, BY_WEIGHTS, CLI_PREFIX, DATA_FREE, KNOBS, PruneConfig
+from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE
+from yolo_prune.config.settings import KNOBS, PruneConfig
 from yolo_prune.config.targets import QUANTITIES, in_units
+from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.export import check_formats
 from yolo_prune.deploy.latency_profile import measure

@@ -25,7 +25,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
-from yolo_prune.config.settings import PruneConfig, is_argument
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.text import is_argument
 from yolo_prune.errors import ConfigError, PruneError
 
 SWITCH = "YOLO_PRUNE"

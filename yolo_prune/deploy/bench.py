@@ -14,7 +14,7 @@ from torch import nn
 from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import guess_model_task
 
-from yolo_prune.config.settings import RUNTIMES
+from yolo_prune.config.choices import RUNTIMES
 from yolo_prune.config.targets import BYTES, MACS, PARAMS, in_units
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.export import exports_of, file_size, fitness, form_of

@@ -21,7 +21,8 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg, smart_value
 from ultralytics.engine import trainer as engine
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.config.settings import CLI_PREFIX, KNOBS
+from yolo_prune.config.settings import KNOBS
+from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.errors import CheckpointError, ConfigError, told
 from yolo_prune.utils.files import replacing
 

@@ -16,7 +16,8 @@ from ultralytics.engine import tuner
 from ultralytics.utils import tuner as ray_tuner
 from ultralytics.utils.checks import check_version
 
-from yolo_prune.config.settings import CLI_PREFIX, PruneConfig, is_argument
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.text import CLI_PREFIX, is_argument
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host.trainer import kept
 

@@ -1,0 +1,43 @@
+"""The values that options can have, and where which options mean something."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from yolo_prune.errors import ConfigError, seen
+
+IMPORTANCES = (
+    *("l1", "l2", "bn_scale", "lamp", "fpgm", "random"),
+    *("taylor", "hessian", "activation", "reconstruction"),
+)
+ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
+NORMALIZERS = ("mean", "sum", "max", "gaussian", "none")
+SPARSITIES = ("none", "bn_scale", "group_lasso")
+RUNTIMES = ("onnx", "openvino", "pytorch", "tensorrt")
+LEARNING_RATES = ("keep", "rewind")
+SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
+BY_WEIGHTS = (
+    *("target", "importance", "allocation", "normalizer", "per_cost"),
+    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "reid", "verbose"),
+)
+"""The options that mean something without training and without data."""
+BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "benchmark", "export")
+"""The options that mean something without training."""
+DATA_FREE = {"importance": "l2", "allocation": "uniform"}
+"""Defaults where there is no data to look at."""
+REMOVED = {"bn_recalibration": (False, "reconstruction, which is on by default, matches what BatchNorms take")}
+"""Options of earlier versions -> the value that did nothing, which files may still have, and what does its work."""
+
+
+def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options without those of earlier versions that did nothing.
+
+    Raises:
+        ConfigError: If one did something.
+    """
+    for name in options.keys() & REMOVED.keys():
+        idle, instead = REMOVED[name]
+        if options[name] != idle:
+            raise ConfigError(f"{name}={seen(options[name])}: {name} was removed in 0.2.0: {instead}; leave it out.")
+    return {name: value for name, value in options.items() if name not in REMOVED}

@@ -1,0 +1,181 @@
+"""What a value of an option may be: each kind of option checks values, and reads them from command-line text."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from yolo_prune.config.targets import canonical, read_targets
+from yolo_prune.errors import ConfigError, seen
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The kind of an option.
+
+    Attributes:
+        check: (name, value, help) -> the value as it is stored; raises a ConfigError if it is wrong.
+        read: (name, text, default) -> the value that a text on the command line stands for, not checked yet.
+    """
+
+    check: Callable[[str, Any, str], Any]
+    read: Callable[[str, str, Any], Any]
+
+    def or_none(self) -> Rule:
+        """Return the rule of an option that can be left open."""
+
+        def check(name: str, value: Any, help: str) -> Any:
+            return None if value is None else self.check(name, value, help)
+
+        def read(name: str, text: str, default: Any) -> Any:
+            return None if text.lower() == "none" else self.read(name, text, default)
+
+        return Rule(check, read)
+
+
+def target() -> Rule:
+    """What goes or stays: see `targets`."""
+    return Rule(lambda name, value, help: canonical(read_targets(value)), lambda name, text, default: text)
+
+
+def choice(*allowed: str, removed: Mapping[str, str] | None = None) -> Rule:
+    """One of several words.
+
+    Args:
+        *allowed: The words.
+        removed: Words of earlier versions -> what to use instead.
+    """
+
+    def check(name: str, value: Any, help: str) -> Any:
+        if removed and isinstance(value, str) and value in removed:
+            raise ConfigError(f"{name}={value} was removed in 0.2.0: {removed[value]}.")
+        if value not in allowed:
+            near = difflib.get_close_matches(seen(value), allowed, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{name}={seen(value)} is not one of {', '.join(allowed)}.{hint}")
+        return value
+
+    return Rule(check, lambda name, text, default: text.strip("'\""))
+
+
+def whole(low: int) -> Rule:
+    """A whole number from ``low`` on."""
+
+    def check(name: str, value: Any, help: str) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1e9:
+            raise ConfigError(f"{name}={seen(value)} is not a whole number >= {low}; {help}.")
+        return value
+
+    def read(name: str, text: str, default: Any) -> Any:
+        try:
+            return int(text)
+        except ValueError:
+            _refuse_text(name, text, "whole number", default)
+
+    return Rule(check, read)
+
+
+def number(is_valid: Callable[[float], bool] = lambda x: True, why: str = "") -> Rule:
+    """A finite number.
+
+    Args:
+        is_valid: Whether it may have a value.
+        why: What to say after ``name=value`` if it may not; ``{name}`` stands for the option's name.
+    """
+
+    def check(name: str, value: Any, help: str) -> float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not abs(value) < 1e9:  # nor infinite, nor NaN
+            raise ConfigError(f"{name}={seen(value)} is not a number; {help}.")
+        if not is_valid(value):
+            raise ConfigError(f"{name}={value:g} {why.format(name=name)}")
+        return float(value)
+
+    def read(name: str, text: str, default: Any) -> Any:
+        try:
+            return float(text)
+        except ValueError:
+            _refuse_text(name, text, "number", default)
+
+    return Rule(check, read)
+
+
+def flag() -> Rule:
+    """True or False."""
+
+    def check(name: str, value: Any, help: str) -> Any:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={seen(value)} is not a bool; use True or False.")
+        return value
+
+    def read(name: str, text: str, default: Any) -> Any:
+        if text.lower() not in {"true", "false"}:
+            raise ConfigError(f"{name}={text} is not a bool; use True or False.")
+        return text.lower() == "true"
+
+    return Rule(check, read)
+
+
+def flag_or_path() -> Rule:
+    """True, False or the path of a checkpoint."""
+
+    def check(name: str, value: Any, help: str) -> Any:
+        if not isinstance(value, (bool, str)) or not str(value):
+            raise ConfigError(f"{name}={seen(value)} is neither True, False nor the path of a checkpoint.")
+        return value
+
+    return Rule(check, lambda name, text, default: flag_or_text(text))
+
+
+def names() -> Rule:
+    """A tuple of names; a text is read as ``a,b`` or ``[a, b]``."""
+
+    def check(name: str, value: Any, help: str) -> tuple[str, ...]:
+        values = _split_names(value) if isinstance(value, str) else value
+        if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
+            raise ConfigError(f"{name}={seen(value)} is not a list of names; {help}.")
+        return tuple(values)
+
+    return Rule(check, lambda name, text, default: _split_names(text))
+
+
+def shares() -> Rule:
+    """Name pattern -> share in 0 <= x < 1; a text is read as ``a:0.5,b:0.2``."""
+
+    def check(name: str, value: Any, help: str) -> dict[str, float]:
+        value = read(name, value, None) if isinstance(value, str) else value
+        if not isinstance(value, Mapping) or not all(isinstance(k, str) and k for k in value):
+            raise ConfigError(f"{name}={seen(value)} does not map name patterns to shares; {help}.")
+        for pattern, share in value.items():
+            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+                raise ConfigError(f"{name}: {pattern} has {seen(share)}, not a share in 0 <= x < 1; {help}.")
+        return {pattern: float(share) for pattern, share in value.items()}
+
+    def read(name: str, text: str, default: Any) -> Any:
+        pairs = (part.partition(":") for part in _split_names(text.strip("{}")))
+        return {pattern.strip(" '\""): _number_or_text(share) for pattern, _, share in pairs}
+
+    return Rule(check, read)
+
+
+def flag_or_text(text: str) -> Any:
+    """Return what a user may type for yes or no as a bool, and any other text as it is."""
+    return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
+
+
+def _refuse_text(name: str, text: str, kind: str, default: Any) -> NoReturn:
+    raise ConfigError(f"{name}={text} is not a {kind}; the default is {default}.") from None
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _split_names(text: str) -> tuple[str, ...]:
+    """Read ``a,b`` or ``[a, b]``."""
+    return tuple(part for part in (p.strip(" '\"") for p in text.strip("[]()").split(",")) if part)

@@ -1,0 +1,49 @@
+"""Options as text: their names on the command line, their values as they are typed, and YAML files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from yolo_prune.errors import ConfigError, told
+
+CLI_PREFIX = "prune_"
+"""The option ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
+
+
+def is_argument(name: str) -> bool:
+    """Whether a command-line argument is one of ours."""
+    return name == "prune" or name.startswith(CLI_PREFIX)
+
+
+def as_text(value: object) -> str:
+    """Return the value of an option as it would be typed."""
+    if isinstance(value, dict):
+        return ",".join(f"{pattern}:{share}" for pattern, share in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return what a YAML file holds, with a loader that cannot run code.
+
+    Raises:
+        ConfigError: If there is no such file, or it holds something else than options.
+    """
+    import yaml  # only where a file is read: start-up must stay cheap
+
+    lines = "'option: value' lines such as 'target: 0.5'"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        options, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"prune={path}: there is no such file; give a number such as prune=0.5 or a path.") from None
+    except yaml.YAMLError as e:
+        raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}; write {lines}.") from e
+    except Exception as e:  # yaml raises whatever a tag such as !!bool finds in its text
+        raise ConfigError(f"prune={path} cannot be read ({told(e)}); write {lines}.") from e
+    if not isinstance(options, dict):
+        raise ConfigError(f"prune={path} holds a {type(options).__name__}, not {lines}.")
+    names = [key.value for key, _ in tree.value] if tree else []
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"prune={path} has {twice} twice; leave one of them.")
+    return options
