@@ -264,8 +264,8 @@ def listening() -> YOLO:
 
 SHARE = "0.5 and 50% remove half of the MACs"
 FORMS = "give 0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 8 ms or 2x"
-LINES = "'knob: value' lines such as 'target: 0.5'"
-KNOB_YAML = "write 'knob: value' lines such as 'target: 0.5'"
+LINES = "'option: value' lines such as 'target: 0.5'"
+KNOB_YAML = "write 'option: value' lines such as 'target: 0.5'"
 FINISH = "an epoch left after the last cut"
 PLAN_AGAIN = "make it anew"
 ANY_PLAN = "give the path of a plan-<n>.json"
@@ -331,11 +331,16 @@ WRONGS: dict[str, list[Wrong]] = {
         (
             Act(lambda: PruneConfig.from_dict([("target", 0.5)])),
             "[('target', 0.5)] is a list",
-            "not a dict of knobs such as {'target': 0.5, 'steps': 3}",
+            "not a dict of options such as {'target': 0.5, 'steps': 3}",
         ),
         (knobs(steps=1.5), "steps=1.5 is not a whole number >= 1", "number of cuts"),
         (knobs(steps=True), "steps=True is not a whole number >= 1", "number of cuts"),
-        (knobs(bn_recalibration=16), "bn_recalibration=16 is not", "True or False"),
+        (knobs(bn_recalibration=True), "bn_recalibration was removed in 0.2.0: reconstruction", "leave it out"),
+        (typed(bn_recalibration="True"), "bn_recalibration was removed in 0.2.0", "leave it out"),
+        (knobs(allocation="search"), "allocation=search was removed in 0.2.0", "use global"),
+        (knobs(sparsity="growing"), "sparsity=growing was removed in 0.2.0", "use group_lasso"),
+        (knobs(lr_after_cut="rewarm"), "lr_after_cut=rewarm was removed in 0.2.0", "use keep"),
+        (knobs(reconstruction=16), "reconstruction=16 is not", "True or False"),
         (knobs(per_cost=None), "per_cost=None is not a bool", "use True or False"),
         (knobs(verbose=1), "verbose=1 is not a bool", "use True or False"),
         (knobs(max_drop="1%"), "max_drop='1%' is not a number", "e.g. 0.01"),
@@ -358,10 +363,10 @@ WRONGS: dict[str, list[Wrong]] = {
     ),
     "names of knobs": refused(
         ConfigError,
-        (knobs(stpes=2), "unknown knob stpes", "did you mean steps? Valid: target,"),
-        (knobs(zzzzzzzz=2), "unknown knob zzzzzzzz", "see the list. Valid: target,"),
-        (Act(lambda: PruneConfig.load({3: 2})), "unknown knob 3", "Valid: target,"),
-        (Act(lambda: PruneCallback(0.5, step=3)), "unknown knob step", "mean steps?"),
+        (knobs(stpes=2), "unknown option stpes", "did you mean steps? Valid: target,"),
+        (knobs(zzzzzzzz=2), "unknown option zzzzzzzz", "see the list. Valid: target,"),
+        (Act(lambda: PruneConfig.load({3: 2})), "unknown option 3", "Valid: target,"),
+        (Act(lambda: PruneCallback(0.5, step=3)), "unknown option step", "mean steps?"),
     ),
     "YAML files": refused(
         ConfigError,
@@ -382,12 +387,12 @@ WRONGS: dict[str, list[Wrong]] = {
         (in_yaml("target: 2001-99-99"), "cannot be read (ValueError: month", KNOB_YAML),
         (in_yaml("target: 2001-02-03"), "is a date", FORMS),
         (in_yaml("steps: 2\nsteps: 3"), "my.yaml has steps twice", "leave one of them"),
-        (in_yaml("prune_steps: 3"), "unknown knob prune_steps", "did you mean"),
+        (in_yaml("prune_steps: 3"), "unknown option prune_steps", "did you mean"),
         (in_yaml("target: 0.5\nsteps: many"), "steps='many' is not", "number of cuts"),
     ),
     "texts of a command line": refused(
         ConfigError,
-        (typed(stpes="3"), "unknown knob prune_stpes", "did you mean prune_steps?"),
+        (typed(stpes="3"), "unknown option prune_stpes", "did you mean prune_steps?"),
         (typed(None, steps="3"), "prune_steps without prune", "e.g. prune=0.5"),
         (typed("True"), "prune=True does not say how much to remove", "use prune=0.5"),
         (typed("false"), "prune=False does not say how much", "use prune=0.5"),
@@ -399,7 +404,7 @@ WRONGS: dict[str, list[Wrong]] = {
     ),
     "yolo ...": refused(
         2,
-        (yolo("train", "prune=0.5", "prune_stpes=3"), "unknown knob prune_stpes", "prune_steps?"),
+        (yolo("train", "prune=0.5", "prune_stpes=3"), "unknown option prune_stpes", "prune_steps?"),
         (yolo("train", "prune=1.5"), "target=1.5 is not a share to remove", SHARE),
         (yolo("train", "prune=none.yaml"), "prune=none.yaml: there is no such file", "a path"),
         (yolo("train", "prune"), "prune=True does not say how much to remove", "use prune=0.5"),

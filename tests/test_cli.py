@@ -154,4 +154,4 @@ def test_train_hands_over_to_the_host_with_the_prune_arguments_taken(python: Pyt
 def test_train_refuses_a_wrong_knob_before_the_host_is_imported(python: Python) -> None:
     done = python("-m", "yolo_prune", "train", "prune=0.3", "prune_stpes=3")
     assert done.returncode == 2
-    assert done.stderr.startswith("yolo-prune: unknown knob prune_stpes: did you mean prune_steps?")
+    assert done.stderr.startswith("yolo-prune: unknown option prune_stpes: did you mean prune_steps?")

@@ -53,7 +53,7 @@ def test_settings_of_the_user_stay_untouched(own_folder: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune_stpes=2"], "unknown knob prune_stpes: did you mean prune_steps?"),
+        (["prune_stpes=2"], "unknown option prune_stpes: did you mean prune_steps?"),
         (["epochs=2", "fast"], "demo takes key=value arguments such as epochs=20, not fast."),
     ],
     ids=str,

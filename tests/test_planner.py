@@ -217,7 +217,7 @@ def test_limits_and_multiples_hold_over_all_strides(monkeypatch: pytest.MonkeyPa
             assert kept >= math.floor(width * 0.4) and (kept % 4 == 0 or kept == width), path
 
 
-@pytest.mark.parametrize("knobs", [{"importance": "l2"}, {"importance": "taylor"}, {"allocation": "search"}])
+@pytest.mark.parametrize("knobs", [{"importance": "l2"}, {"importance": "taylor"}, {"allocation": "sensitivity"}])
 def test_what_does_not_look_again_takes_one_stride(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, str]) -> None:
     if "allocation" in knobs:
         monkeypatch.setattr(planner, "_measured", lambda *_: lambda bundle, share: share)

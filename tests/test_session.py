@@ -263,7 +263,7 @@ def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
 
     expected = final_weights(run(optimizer=optimizer))
     monkeypatch.setattr(session, "plan_cut", keep_everything)
-    trainer = run(prune=soon(bn_recalibration=False, reconstruction=False), optimizer=optimizer)
+    trainer = run(prune=soon(reconstruction=False), optimizer=optimizer)
     assert len(report_of(trainer)["cuts"]) == 2
     for a, b in zip(expected, final_weights(trainer), strict=True):
         assert_same_tensors(a, b)

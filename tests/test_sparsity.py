@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import IMGSZ, Chain, assert_same_tensors, build, graph_of, make, state
+from nets import IMGSZ, Chain, assert_same_tensors, build, graph_of, state
 from torch import nn
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.modules import block, conv
@@ -17,7 +17,6 @@ from ultralytics.optim import MuSGD
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.groups import ChannelGraph, ChannelGroup
 from yolo_prune.graph.trace import trace
-from yolo_prune.plan import PrunePlan
 from yolo_prune.training.sparsity import KINDS, Sparsity
 
 
@@ -37,24 +36,12 @@ def chain_graph() -> ChannelGraph:
     return trace(chain(), IMGSZ)
 
 
-@lru_cache
-def chain_doomed() -> dict[str, dict[str, list[int]]]:
-    return doomed_by(make(chain()))
-
-
 def chain_sparsity(model: nn.Module, kind: str, strength: float = 0.1) -> Sparsity:
-    return Sparsity(model, chain_graph(), kind, strength, chain_doomed())
+    return Sparsity(model, chain_graph(), kind, strength)
 
 
 def keeping(*kept: str) -> Callable[[str], str | None]:
     return lambda path: "kept" if path in kept else None
-
-
-def doomed_by(plan: PrunePlan) -> dict[str, dict[str, list[int]]]:
-    return {
-        path: {side: sorted(set(range(plan.widths[path][side])) - set(kept)) for side, kept in sides.items()}
-        for path, sides in plan.layers.items()
-    }
 
 
 # The penalties, written out ---------------------------------------------------------------------------------------
@@ -98,22 +85,6 @@ def bn_scale(model: nn.Module, graph: ChannelGraph) -> torch.Tensor:
     return torch.cat(scales).abs().sum()
 
 
-def growing(model: nn.Module, doomed: dict[str, dict[str, list[int]]]) -> torch.Tensor:
-    total = torch.zeros(())
-    for name, p in model.named_parameters():
-        path, _, kind = name.rpartition(".")
-        if kind == "weight" and path in doomed:
-            layer, marked = model.get_submodule(path), torch.zeros(p.shape)
-            rows, columns = doomed[path]["out"], doomed[path].get("in", [])
-            if isinstance(layer, nn.ConvTranspose2d):
-                rows, columns = columns, rows
-            marked[rows] = 1
-            if getattr(layer, "groups", 1) == 1 and columns:
-                marked[:, columns] = 1
-            total = total + (p[marked > 0] ** 2).sum() / 2
-    return total
-
-
 # What is added ----------------------------------------------------------------------------------------------------
 
 
@@ -154,28 +125,11 @@ def test_in_a_network_with_locked_groups_it_is_so_too(kind: str) -> None:
     assert_is_gradient_of(PENALTIES[kind](model, graph), model, added(model, Sparsity(model, graph, kind, 1)))
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_growing_adds_the_gradient_of_its_penalty_on_the_channels_that_a_plan_removes(net: str) -> None:
-    model = NETS[net]()
-    doomed = doomed_by(make(model))
-    model = model.double()
-    sparsity = Sparsity(model, trace(model, IMGSZ), "growing", 0.3, doomed)
-    sparsity.progress = 0.25
-    assert_is_gradient_of(0.3 * 0.25 * growing(model, doomed), model, added(model, sparsity))
-    sparsity.progress = 0.0
-    assert not any(g.any() for g in added(model, sparsity).values())
-
-
 def test_a_unit_without_weights_gets_no_gradient_and_no_nan() -> None:
     model = chain()
     for p in model.parameters():
         nn.init.zeros_(p)
     assert all((g == 0).all() for g in added(model, chain_sparsity(model, "group_lasso")).values())
-
-
-def test_a_plan_that_removes_nothing_lets_nothing_grow() -> None:
-    model = chain()
-    assert not any(g.any() for g in added(model, Sparsity(model, chain_graph(), "growing", 0.1, {})).values())
 
 
 # In the host's step -----------------------------------------------------------------------------------------------
@@ -335,12 +289,11 @@ def test_it_acts_in_every_optimizer_until_it_is_detached(optimizer: Callable[...
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("lasso", 1e-4), "'lasso', is unknown; use one of bn_scale, group_lasso, growing"),
+        (("lasso", 1e-4), "'lasso', is unknown; use one of bn_scale, group_lasso"),
         (("bn_scale", 0.0), "0.0, is not positive and finite; try 1e-4"),
         (("bn_scale", -1e-4), "-0.0001, is not positive and finite"),
         (("group_lasso", math.inf), "inf, is not positive and finite"),
         (("group_lasso", math.nan), "nan, is not positive and finite"),
-        (("growing", 1e-4), "doomed=None; pass the channels that a plan would remove"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments: tuple[str, float], message: str) -> None:

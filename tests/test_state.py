@@ -36,8 +36,8 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
     "steps across epochs": ({"nbs": 12, "warmup_epochs": 1}, {}),
     "gradients": ({"optimizer": "AdamW", "nbs": 4}, {"importance": "taylor"}),
-    "sparsity": ({"optimizer": "SGD", "nbs": 4}, {"sparsity": "growing", "sparsity_strength": 0.01}),
-    "two optimizers in one": ({"optimizer": "MuSGD", "nbs": 4, "close_mosaic": 2}, {"lr_after_cut": "rewarm"}),
+    "sparsity": ({"optimizer": "SGD", "nbs": 4}, {"sparsity": "group_lasso", "sparsity_strength": 0.01}),
+    "two optimizers in one": ({"optimizer": "MuSGD", "nbs": 4, "close_mosaic": 2}, {"lr_after_cut": "rewind"}),
     "guard": ({"nbs": 4, "optimizer": "AdamW"}, {"max_drop": 0.99}),
 }
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from yolo_prune.config.settings import BY_DATA, BY_WEIGHTS, CLI_PREFIX, DATA_FREE, KNOBS, RUNTIMES, PruneConfig, as_text
+from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE, RUNTIMES
+from yolo_prune.config.settings import KNOBS, PruneConfig
+from yolo_prune.config.text import CLI_PREFIX, as_text
 
 _MODEL = {"model=best.pt": "a checkpoint, or a model's YAML for random weights, e.g. yolo11n.yaml"}
 _DATA = {"data=my.yaml": "a data set as Ultralytics takes it, labelled, of the model's classes"}
@@ -65,7 +67,7 @@ USAGES = {
             **_IMGSZ,
             "batch=8 device=cpu ...": "any other argument of 'yolo train', where data is given",
         },
-        (*BY_WEIGHTS, "calibration", "reconstruction", "bn_recalibration"),
+        (*BY_WEIGHTS, "calibration", "reconstruction"),
         f"Without data {' and '.join(f'{CLI_PREFIX}{name}={value}' for name, value in DATA_FREE.items())} are the "
         f"defaults, and nothing is calibrated or solved.\nWith {CLI_PREFIX}runtime given the latency is told, too.",
     ),

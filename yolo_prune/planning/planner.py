@@ -36,7 +36,6 @@ from yolo_prune.importance.statistics import (
 )
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import Budget, ByScore, Ranking, check_reachable, make_plan, units_of
-from yolo_prune.planning.search import search
 from yolo_prune.planning.sensitivity import Judge, scan
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.surgery.slicing import cut
@@ -46,7 +45,7 @@ DATA_FREE = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
 """Criteria that need nothing but weights."""
 BY_GRADIENT = ("taylor", "hessian")
 """Criteria that need gradients of the parameters, which a run can collect while it trains."""
-MEASURED = ("sensitivity", "search")
+MEASURED = ("sensitivity",)
 """Allocations that hold images back to judge by."""
 PRICED = ("global", "isomorphic")
 """Allocations that weigh what channels are worth against what they save."""
@@ -94,7 +93,7 @@ class Evidence:
         if middle == len(self._data):
             images = len(self._data[0]["img"])
             raise ConfigError(
-                f"calibration: {images} images make one batch, but the allocations {' and '.join(MEASURED)} need two, "
+                f"calibration: {images} images make one batch, but the allocation {' and '.join(MEASURED)} needs two, "
                 f"one to calibrate on and one to judge by; raise calibration above {images}, lower batch or use "
                 "allocation=global."
             )
@@ -104,7 +103,7 @@ class Evidence:
         """Return what is known of the network that a cut would leave."""
         network, images = trainable_copy(self.model), [batch["img"] for batch in self._data]
         dense, done = DenseOutputs(network, images), cut(plan, [network])
-        reconstruct(done, network, plan, dense, weights=config.reconstruction, norms=config.bn_recalibration)
+        reconstruct(done, network, plan, dense, weights=config.reconstruction)
         return Evidence(network, self.batches, readers=self.readers)
 
     @property
@@ -323,12 +322,7 @@ def _measured(graph: ChannelGraph, wish: _Wish, evidence: Evidence) -> Callable[
     """Return how much cuts of a bundle hurt, by what half of the images make of the other half's choices."""
     model, config, (calibration, held_out) = evidence.model, wish.config, evidence.halves()
     fresh = rankings(graph, config, Evidence(model, calibration, evidence.collected))
-    if config.allocation == "sensitivity":
-        return scan(model, graph, fresh, calibration, held_out).tolerance
-    found = search(
-        model, graph, fresh, wish.budget, calibration, held_out, weights=config.reconstruction, **wish.options()
-    )
-    return found.tolerance
+    return scan(model, graph, fresh, calibration, held_out).tolerance
 
 
 def rankings(graph: ChannelGraph, config: PruneConfig, evidence: Evidence) -> Callable[[], Ranking]:

@@ -83,7 +83,6 @@ def save(
     waiting: int,
     gradients: Gradients,
     randomness: Randomness,
-    extra: dict[str, Any],
 ) -> None:
     """Write the state of a run, so that no reader ever sees half of it.
 
@@ -93,7 +92,6 @@ def save(
         waiting: See `StepCount`.
         gradients: What has been collected of the live network's.
         randomness: Of this moment, or of one before something that is not part of the run.
-        extra: Plain data to find again.
     """
     live, averaged = unwrap_model(trainer.model), trainer.ema.ema
     parameters = list(live.parameters())
@@ -112,7 +110,6 @@ def save(
         "randomness": randomness.to_dict(),
         "sampler": getattr(loader, "generator", None) and loader.generator.get_state(),
         "buffers": [list(dataset.buffer) for dataset in _datasets(loader.dataset)],
-        "extra": extra,
     }
     with replacing(path) as draft:
         torch.save(state, draft)
@@ -126,7 +123,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not {"networks", "extra"} <= state.keys():
+        if not isinstance(state, dict) or not {"networks", "waiting"} <= state.keys():
             raise ValueError("it holds something else")
     except Exception as e:  # torch names no common class for what a damaged file raises
         raise CheckpointError(f"{path} cannot be read ({told(e)}); last.pt alone is enough to resume.") from e

@@ -90,23 +90,16 @@ def quantization(*, epochs: int, at: float, cuts: Sequence[Cut]) -> int:
     return epoch
 
 
-def learning_rate_epoch(epoch: int, epochs: int, last_cut: int | None, mode: str) -> tuple[float, float]:
+def learning_rate_epoch(epoch: int, epochs: int, last_cut: int | None, mode: str) -> float:
     """Return where in the run's own learning-rate curve an epoch is, after cuts.
 
     Args:
         epoch: Counted from 0.
         epochs: Length of the run.
         last_cut: Epoch of the latest cut, or None.
-        mode: ``keep`` follows the run's curve; ``rewarm`` does too, but takes two epochs to come back to it after a
-            cut; ``rewind`` runs through the whole curve once more from the latest cut to the end (Renda et al. 2020,
-            "Comparing Rewinding and Fine-tuning in Neural Network Pruning", section 3).
-
-    Returns:
-        The epoch at which the run's curve is read, and a factor.
+        mode: ``keep`` follows the run's curve; ``rewind`` runs through the whole curve once more from the latest cut to
+            the end (Renda et al. 2020, "Comparing Rewinding and Fine-tuning in Neural Network Pruning", section 3).
     """
     if last_cut is None or mode == "keep":
-        return float(epoch), 1.0
-    since = epoch - last_cut
-    if mode == "rewind":
-        return since * epochs / (epochs - last_cut), 1.0
-    return float(epoch), min(1.0, (since + 1) / 3)
+        return float(epoch)
+    return (epoch - last_cut) * epochs / (epochs - last_cut)

@@ -52,7 +52,7 @@ from yolo_prune.host.trainer import (
 from yolo_prune.importance.statistics import Gradients, copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import check_reachable
-from yolo_prune.planning.planner import BY_GRADIENT, EXACT, MEASURED, Evidence, plan_cut, plan_traced
+from yolo_prune.planning.planner import BY_GRADIENT, EXACT, MEASURED, Evidence, plan_cut
 from yolo_prune.report.records import CutRecord, EpochRecord, QuantizationRecord, Report, Stage, count
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.surgery.rewinding import recall, remember, rewind
@@ -210,7 +210,6 @@ class Session:
         self._gradients = Gradients()
         self._sparsity: Sparsity | None = None
         self._good: Snapshot | None = None
-        self._doomed: dict[str, dict[str, list[int]]] | None = None
         self._resumed: dict[str, Any] | None = None
         self._readers: dict[str, str] | None = None
         """Layers that only a training step runs -> the modules whose results they take; None if none can be tried."""
@@ -305,10 +304,7 @@ class Session:
             trainer.optimizer.register_step_pre_hook(collect)
         if self.config.sparsity != "none" and not self.report.cuts:
             graph = trace(model, self.imgsz, self.config.is_ignored, reid=self.config.reid)
-            if self.config.sparsity == "growing" and self._doomed is None:
-                by_norm = self.config.replace(importance="l2", allocation="uniform")
-                self._doomed = plan_traced(model, replace(graph, latency=self.latency), by_norm).removed()
-            self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength, self._doomed)
+            self._sparsity = Sparsity(model, graph, self.config.sparsity, self.config.sparsity_strength)
             self._sparsity.attach(trainer.optimizer)
 
     def _take_up(self, trainer: BaseTrainer) -> None:
@@ -319,7 +315,6 @@ class Session:
             quantization.check_available()
         try:
             self._resumed = state.load(self.folder.state(trainer.start_epoch - 1, self.progress.changes))
-            self._doomed = self._resumed["extra"]["doomed"]
         except CheckpointError as e:
             LOGGER.warning(f"{PREFIX}resuming from {trainer.last.name} alone, so later cuts will differ a little: {e}")
         if self.progress.deadline is not None:
@@ -402,14 +397,11 @@ class Session:
         self._prepare_epoch(trainer)
 
     def _prepare_epoch(self, trainer: BaseTrainer) -> None:
-        """Set what depends on the epoch: the learning rate, what the next cut needs, and the penalty."""
+        """Set what depends on the epoch: the learning rate, and what the next cut needs."""
         if self.config.lr_after_cut != "keep":
             last = self.report.cuts[-1].epoch if self.report.cuts else None
             _bend_learning_rate(trainer, last, self.config.lr_after_cut)
         self._gradients.clear()  # the epoch before a cut is what counts
-        if self._sparsity:
-            first = self.progress.schedule[0].epoch
-            self._sparsity.progress = min(1.0, (self._now(trainer) + 1) / max(first, 1))
 
     def after_epoch(self, trainer: BaseTrainer) -> None:
         """Note the fitness of the stage, and do not let early stopping end the run before its last step."""
@@ -598,14 +590,14 @@ class Session:
         """Slice, reconstruct and validate."""
         model, ema = student_of(trainer.model), student_of(trainer.ema.ema)
         early = None
-        weights, norms = self.config.reconstruction, self.config.bn_recalibration
+        weights = self.config.reconstruction
         if self.config.rewind is not None:
             early = recall(ema, self.folder.early(len(self.report.cuts)))
-            weights = norms = False  # early weights make of their inputs what they made then
+            weights = False  # early weights make of their inputs what they made then
         images = [batch["img"] for batch in batches]
         live, averaged, wrapper = unwrap_model(trainer.model), trainer.ema.ema, trainer.model
         with ranks.together("cutting"):
-            networks = (model, ema) if weights or norms else ()
+            networks = (model, ema) if weights else ()
             before = [copy_of(ema) for _ in networks]  # the live one may hold graphs of its last batch
             for copy, network in zip(before, networks, strict=True):
                 copy.load_state_dict(network.state_dict())
@@ -614,7 +606,7 @@ class Session:
             for network, dense in zip(networks, before, strict=True):
                 frozen = trainer.freeze_layer_names
                 outputs = DenseOutputs(dense, images)  # of one network at a time: they are large
-                reconstruct(done, network, plan, outputs, weights=weights, norms=norms, frozen=frozen)
+                reconstruct(done, network, plan, outputs, frozen=frozen)
             if early is not None:
                 cut(plan, [early])
                 rewind(done, (model, ema), early)
@@ -697,8 +689,8 @@ class Session:
         return is_saved
 
     def _save_state(self, trainer: BaseTrainer, finished: int, randomness: Randomness) -> Path:
-        path, extra = self.folder.state(finished, self.progress.changes), {"doomed": self._doomed}
-        state.save(trainer, path, self._steps.waiting, self._gradients, randomness, extra)
+        path = self.folder.state(finished, self.progress.changes)
+        state.save(trainer, path, self._steps.waiting, self._gradients, randomness)
         return path
 
     def _validate(self, trainer: BaseTrainer, stock: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -775,8 +767,7 @@ def _bend_learning_rate(trainer: BaseTrainer, last_cut: int | None, mode: str) -
     stock = getattr(curve, "stock", curve)
 
     def bent(epoch: float) -> float:
-        at, factor = learning_rate_epoch(int(epoch), trainer.epochs, last_cut, mode)
-        return float(factor * stock(at))
+        return float(stock(learning_rate_epoch(int(epoch), trainer.epochs, last_cut, mode)))
 
     bent.stock = stock  # type: ignore[attr-defined]  # the next cut bends the run's own curve, not this one
     trainer.lf, scheduler.lr_lambdas = bent, [bent] * len(scheduler.lr_lambdas)

@@ -9,7 +9,7 @@ many batches a step accumulates, and a step that the scaler skips, for gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.layers import named_layers, tensors, widths
 
-KINDS = ("bn_scale", "group_lasso", "growing")
+KINDS = ("bn_scale", "group_lasso")
 
 _Units = dict[str, dict[str, np.ndarray]]
 """Layer path -> side -> number of each channel's unit; 0 for none."""
@@ -38,13 +38,11 @@ class Sparsity:
     - ``group_lasso``: strength * sum over units of sqrt(number of weights) * norm of the weights (Yuan & Lin 2006,
       "Model selection and estimation in regression with grouped variables"; Wen et al. 2016, "Learning Structured
       Sparsity", section 3).
-    - ``growing``: strength * progress / 2 * sum of the squared weights of doomed channels (Wang et al. 2021, "Neural
-      Pruning via Growing Regularization", section 3.1).
 
     The weights of a unit are rows of the layers that make its channels, scales of their normalisations, and columns of
     the layers that take them (of a grouped convolution only rows), but no biases, and no parameters of blocks with one
     value per channel. A weight in the row of one unit and the column of another counts in both, and twice where they
-    are the same unit; a doomed weight counts once. Locked units, frozen weights and weights without a gradient get
+    are the same unit. Locked units, frozen weights and weights without a gradient get
     nothing. Whatever an optimizer does with gradients (momentum, moments, orthogonalisation) it does with the sum.
 
     Args:
@@ -52,36 +50,21 @@ class Sparsity:
         graph: Its channel groups.
         kind: One of `KINDS`.
         strength: Factor of the penalty, > 0.
-        doomed: For ``growing``: layer path -> side -> channels that a plan would remove.
-
-    Attributes:
-        progress: How far ``growing`` has grown, 0 to 1; the run sets it.
 
     Raises:
-        ConfigError: If the kind is unknown or finds nothing to act on, if the strength is not positive and finite, or
-            if ``growing`` has no ``doomed``.
+        ConfigError: If the kind is unknown or finds nothing to act on, or if the strength is not positive and finite.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        kind: str,
-        strength: float,
-        doomed: Mapping[str, Mapping[str, Sequence[int]]] | None = None,
-    ) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, kind: str, strength: float) -> None:
         if kind not in KINDS:
             raise ConfigError(f"the kind of sparsity, {kind!r}, is unknown; use one of {', '.join(KINDS)}.")
         if not 0 < strength < math.inf:
             raise ConfigError(f"the strength of sparsity, {strength!r}, is not positive and finite; try 1e-4.")
-        if kind == "growing" and doomed is None:
-            raise ConfigError("growing sparsity has doomed=None; pass the channels that a plan would remove.")
-        self.progress = 1.0
         self._kind, self._strength = kind, strength
         self._handle: Any = None
-        units = _doomed_units(model, doomed or {}) if kind == "growing" else _free_units(model, graph)
-        self._weights = list(_weights(model, units, nn.BatchNorm2d if kind == "bn_scale" else nn.Module))
-        if not self._weights and kind != "growing":  # a plan may well remove nothing
+        of = nn.BatchNorm2d if kind == "bn_scale" else nn.Module
+        self._weights = list(_weights(model, _free_units(model, graph), of))
+        if not self._weights:
             raise ConfigError(
                 f"{kind} sparsity finds nothing to act on beside {len(graph.locked())} locked layers; use another kind."
             )
@@ -107,11 +90,10 @@ class Sparsity:
     @torch.no_grad()
     def _add(self, *_: Any) -> None:
         factors = self._shrinkage() if self._kind == "group_lasso" else self._masks
-        strength = self._strength * (self.progress if self._kind == "growing" else 1)
         for w, factor in zip(self._weights, factors, strict=True):
             p = w.tensor
             if p.grad is not None and p.requires_grad:
-                p.grad.addcmul_(p.sign() if self._kind == "bn_scale" else p, factor, value=strength)
+                p.grad.addcmul_(p.sign() if self._kind == "bn_scale" else p, factor, value=self._strength)
 
     def _shrinkage(self) -> Iterator[torch.Tensor]:
         """Yield for every weight what to multiply it with: sqrt(size) / norm of its units."""
@@ -158,24 +140,12 @@ def _weights(model: nn.Module, units: _Units, kind: type[nn.Module]) -> Iterator
                     yield _Weight(tensor, {dim: u.to(tensor.device) for dim, u in by_dim.items()})
 
 
-def _no_units(model: nn.Module) -> _Units:
-    return {path: {side: np.zeros(n, int) for side, n in widths(layer).items()} for path, layer in named_layers(model)}
-
-
 def _free_units(model: nn.Module, graph: ChannelGraph) -> _Units:
     """Number the units of all groups that can be cut, from 1."""
-    units, last = _no_units(model), 0
+    layers, last = named_layers(model), 0
+    units = {path: {side: np.zeros(n, int) for side, n in widths(layer).items()} for path, layer in layers}
     for group in (graph.groups[i] for bundle in graph.bundles if not bundle.locked for i in bundle.groups):
         for (path, side), table in group.members.items():
             units[path][side][table] = last + 1 + np.arange(group.width)[:, None]
         last += group.width
-    return units
-
-
-def _doomed_units(model: nn.Module, doomed: Mapping[str, Mapping[str, Sequence[int]]]) -> _Units:
-    """Make one unit of all doomed channels."""
-    units = _no_units(model)
-    for path, sides in doomed.items():
-        for side, channels in sides.items():
-            units[path][side][list(channels)] = 1
     return units
