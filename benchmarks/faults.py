@@ -156,7 +156,7 @@ def kill_at(moment: str, occurrence: int) -> None:
     from yolo_prune.host import trainer as host
     from yolo_prune.plan import PrunePlan
     from yolo_prune.training import exact_state as state
-    from yolo_prune.training import session, snapshot
+    from yolo_prune.training import run_files, snapshot, steps
     from yolo_prune.utils import files
 
     left = occurrence
@@ -200,14 +200,14 @@ def kill_at(moment: str, occurrence: int) -> None:
         return lambda path: path.name.startswith(start) and path.name.endswith(".part")
 
     at: dict[str, Callable[[], None]] = {
-        "before the dense network is noted": lambda: around(session.Session, "_note_dense", "before"),
-        "after the dense network is noted": lambda: around(session.Session, "_note_dense", "after"),
-        "before a plan is made": lambda: around(session, "plan_cut", "before"),
-        "after a plan is made": lambda: around(session, "plan_cut", "after"),
-        "after the networks are sliced": lambda: around(session, "cut", "after"),
-        "after the weights are reconstructed": lambda: around(session, "reconstruct", "after"),
-        "before the cut network is validated": lambda: around(session, "validate", "before"),
-        "after the cut network is validated": lambda: around(session, "validate", "after"),
+        "before the dense network is noted": lambda: around(steps, "note_dense", "before"),
+        "after the dense network is noted": lambda: around(steps, "note_dense", "after"),
+        "before a plan is made": lambda: around(steps, "plan_traced", "before"),
+        "after a plan is made": lambda: around(steps, "plan_traced", "after"),
+        "after the networks are sliced": lambda: around(steps, "cut", "after"),
+        "after the weights are reconstructed": lambda: around(steps, "reconstruct", "after"),
+        "before the cut network is validated": lambda: around(steps, "validate", "before"),
+        "after the cut network is validated": lambda: around(steps, "validate", "after"),
         "before a plan is written": lambda: around(PrunePlan, "save", "before"),
         "after a plan is written": lambda: around(PrunePlan, "save", "after"),
         "half-way through the state before a cut": lambda: half_way(snapshot.torch, "save", is_part("before-cut")),
@@ -218,7 +218,7 @@ def kill_at(moment: str, occurrence: int) -> None:
         ),
         "half-way through best.pt": lambda: half_way(Path, "write_bytes", is_part("best.pt")),
         "before the old best.pt goes": lambda: around(Path, "unlink", "before", lambda path: path.name == "best.pt"),
-        "after an epoch is saved": lambda: around(session, "save_epoch", "after"),
+        "after an epoch is saved": lambda: around(run_files, "save_epoch", "after"),
         "before the last epoch's checkpoints are stripped": lambda: around(BaseTrainer, "final_eval", "before"),
         "half-way through stripping": lambda: half_way(
             torch, "save", lambda path: path.name in ("last.pt.part", "best.pt.part")

@@ -33,11 +33,14 @@ from yolo_prune.cli.demo import make_dataset
 from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.importance.statistics import Gradients
-from yolo_prune.planning.planner import Evidence, plan_cut
+from yolo_prune.planning.calibration import CalibrationData
+from yolo_prune.planning.planner import plan_cut
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.surgery.slicing import cut
 from yolo_prune.training.progress import Progress
+from yolo_prune.training.run import Run
 from yolo_prune.training.session import Session
+from yolo_prune.utils.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 REPEATS = 3
@@ -80,22 +83,19 @@ def plan_and_cut(name: str) -> dict[str, float]:
 def hooks() -> float:
     """Return the seconds that the hooks of one epoch take when no cut is due."""
     session = Session.__new__(Session)  # a session in the middle of a run, without the run
-    session._resumed = None
-    session.report = SimpleNamespace(  # type: ignore[assignment]
-        cuts=[SimpleNamespace(fitness_recovered=None)], quantization=None
-    )
-    session.config = PruneConfig()
-    session.progress = Progress(session.config, session.report, epochs=10)
-    trainer = SimpleNamespace(
+    report: Any = SimpleNamespace(cuts=[SimpleNamespace(fitness_recovered=None)], quantization=None)
+    trainer: Any = SimpleNamespace(
         epoch=3, epochs=10, best_fitness=0.5, stop=False, args=SimpleNamespace(time=None),
         stopper=SimpleNamespace(best_epoch=3, patience=100),
     )  # fmt: skip
+    steps: Any = None
+    session.run = Run(trainer, Progress(PruneConfig(), report, epochs=10), RunFolder(Path()), steps)
     rounds = 10_000
 
     def epochs() -> None:
         for _ in range(rounds):
-            session.before_epoch(trainer)
-            session.after_epoch(trainer)
+            session.before_epoch()
+            session.after_epoch()
 
     return timed(epochs)[0] / rounds
 
@@ -115,7 +115,7 @@ def on_data() -> dict[str, float]:
     model = DetectionModel("yolov8n.yaml", verbose=False)
     model.args = get_cfg()
     batches = [noise(16) for _ in range(4)]
-    plan_seconds, plan = timed(lambda: plan_cut(model, PruneConfig(target=0.5), 224, evidence=Evidence(model, batches)))
+    plan_seconds, plan = timed(lambda: plan_cut(model, PruneConfig(target=0.5), 224, CalibrationData(model, batches)))
     observed, dense = timed(lambda: DenseOutputs(model, [batch["img"] for batch in batches]))
     done = cut(plan, [model])
     solved, _ = timed(lambda: reconstruct(done, model, plan, dense))

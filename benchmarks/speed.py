@@ -240,8 +240,8 @@ def measure_multiples(case: Case, runs: Path) -> None:
     dense, graph, table = timed(case.start(runs), RUNTIMES[0])
     networks = [dense]
     for multiple, seed in product(MULTIPLES, range(PLANS_PER_MULTIPLE)):
-        of_multiple = replace(graph, latency=replace(table, multiple=multiple))
-        networks.append(cut_at_random(dense, of_multiple, 0.5, seed=200 + seed))
+        of_multiple = replace(table, multiple=multiple)
+        networks.append(cut_at_random(dense, graph, of_multiple, 0.5, seed=200 + seed))
     seconds = {runtime: profiling.time_networks(networks, runtime, SIZES[0]) for runtime in RUNTIMES}
     speedups = {
         runtime: {
@@ -269,9 +269,7 @@ def measure_recovery(case: Case, shared: Path, runs: Path) -> None:
 
 
 def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, LatencyTable]:
-    """Return a network, its channel groups with what has been measured of it in a runtime, and the latter alone."""
-    from dataclasses import replace
-
+    """Return a network, its channel groups, and what has been measured of it in a runtime."""
     from ultralytics.nn.tasks import load_checkpoint
 
     from yolo_prune.deploy.latency_profile import measure
@@ -280,23 +278,21 @@ def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, Late
     network = load_checkpoint(checkpoint)[0]
     graph = trace(network, SIZES[0])
     table = measure(network, graph, runtime)
-    return network, replace(graph, latency=table), table
+    return network, graph, table
 
 
-def cut_at_random(network: nn.Module, graph: ChannelGraph, share: float, seed: int) -> nn.Module:
+def cut_at_random(network: nn.Module, graph: ChannelGraph, table: LatencyTable, share: float, seed: int) -> nn.Module:
     """Return a copy that keeps a share of the multiply-adds, spread over the layers at random."""
     from yolo_prune.deploy.latency_profile import random_plan
     from yolo_prune.importance.statistics import copy_of
 
     pruned = copy_of(network)
-    random_plan(graph, share, seed).apply(pruned)
+    random_plan(graph, table, share, seed).apply(pruned)
     return pruned
 
 
 def errors(checkpoint: Path, runtime: str) -> list[float]:
     """Return the relative errors of the predicted speed-up over dense, for networks of random widths."""
-    from dataclasses import replace
-
     from yolo_prune.cost.model import CostModel
     from yolo_prune.deploy import latency_profile as profiling
     from yolo_prune.graph.trace import trace
@@ -305,8 +301,8 @@ def errors(checkpoint: Path, runtime: str) -> list[float]:
     draw = np.random.default_rng(0)
     networks = [network]
     for seed in range(RANDOM_PLANS):  # other seeds than those of the networks that the table was weighed with
-        networks.append(cut_at_random(network, graph, draw.uniform(0.25, 0.9), seed=100 + seed))
-    costs = [CostModel(replace(trace(n, SIZES[0]), latency=table)) for n in networks[1:]]
+        networks.append(cut_at_random(network, graph, table, draw.uniform(0.25, 0.9), seed=100 + seed))
+    costs = [CostModel(trace(n, SIZES[0]), table) for n in networks[1:]]
     measured = profiling.time_networks(networks, runtime, SIZES[0])
     return [c.seconds() / table.dense / (m / measured[0]) - 1 for c, m in zip(costs, measured[1:], strict=True)]
 

@@ -71,7 +71,7 @@ def train(job: dict[str, Any], data: str, folder: Path) -> list[Any]:
     seen: list[Any] = []
 
     def look(trainer: Any) -> None:
-        cuts = callback._session.report.cuts
+        cuts = callback._session.run.report.cuts
         plan = cuts[-1].plan_sha256 if cuts else ""
         wrapper = type(trainer.model).__name__
         seen.append(

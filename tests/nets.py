@@ -149,4 +149,4 @@ def assert_same(a: Any, b: Any) -> None:
 
 def dense_as_predicted(table: LatencyTable, graph: ChannelGraph) -> LatencyTable:
     """Return the table of a machine on which a dense network takes as long as is predicted."""
-    return replace(table, dense=CostModel(replace(graph, latency=table)).seconds())
+    return replace(table, dense=CostModel(graph, table).seconds())

@@ -8,7 +8,7 @@ from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.trace import trace
 from yolo_prune.importance.scores import importance_scores
-from yolo_prune.planning.allocation import ByScore, check_reachable, make_plan, plan_of, units_of
+from yolo_prune.planning.allocation import ByScore, PlanRequest, check_reachable, make_plan, plan_of, units_of
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -23,9 +23,7 @@ def test_a_plan_lands_on_its_target_from_below(
     plan = make_plan(
         graph,
         ByScore(graph, scores),
-        {"macs": CostModel(graph).macs() * (1 - target)},
-        allocation=allocation,
-        round_to=round_to,
+        PlanRequest({"macs": CostModel(graph).macs() * (1 - target)}, allocation=allocation, round_to=round_to),
     )
     kept = plan.macs["after"] / plan.macs["before"]
     assert 1 - target - 0.02 <= kept <= 1 - target
@@ -73,10 +71,7 @@ def test_global_allocation_takes_the_least_important_units_first() -> None:
     plan = make_plan(
         graph,
         ByScore(graph, scores),
-        {"macs": CostModel(graph).macs() * 0.9},
-        allocation="global",
-        limits=lambda layer: 0.5,
-        round_to=1,
+        PlanRequest({"macs": CostModel(graph).macs() * 0.9}, allocation="global", limits=lambda layer: 0.5, round_to=1),
     )
     assert plan.layers["model.5.conv"]["out"] == list(range(64, 128))
 
@@ -84,7 +79,7 @@ def test_global_allocation_takes_the_least_important_units_first() -> None:
 def test_what_stays_is_what_scores_highest() -> None:
     graph = graph_of("yolov8n")
     scores = [np.arange(g.width, dtype=float) for g in graph.groups]
-    plan = make_plan(graph, ByScore(graph, scores), {"macs": CostModel(graph).macs() * 0.5})
+    plan = make_plan(graph, ByScore(graph, scores), PlanRequest({"macs": CostModel(graph).macs() * 0.5}))
     kept = plan.layers["model.5.conv"]["out"]
     assert kept == list(range(128 - len(kept), 128))
 
@@ -108,10 +103,7 @@ def test_no_group_loses_more_than_the_largest_ratio_over_several_cuts() -> None:
         make_plan(
             graph,
             ByScore(graph, scores),
-            {"macs": start * share},
-            allocation="global",
-            limits=lambda layer: 0.6,
-            dense_widths=dense,
+            PlanRequest({"macs": start * share}, allocation="global", limits=lambda layer: 0.6, dense_widths=dense),
         ).apply(model)
     assert all(layer.out >= np.floor(dense[p] * 0.4) for p, layer in trace(model, IMGSZ).layers.items())
 
@@ -129,8 +121,7 @@ def test_a_target_already_met_removes_nothing(allocation: str) -> None:
     plan = make_plan(
         graph,
         ByScore(graph, [np.ones(g.width) for g in graph.groups]),
-        {"macs": CostModel(graph).macs()},
-        allocation=allocation,
+        PlanRequest({"macs": CostModel(graph).macs()}, allocation=allocation),
     )
     assert plan.layers == {} and plan.macs["before"] == plan.macs["after"]
 
@@ -141,7 +132,7 @@ def test_a_plan_lands_on_a_target_for_another_quantity(quantity: str, allocation
     model, graph = build("yolo11n"), graph_of("yolo11n")
     asked = CostModel(graph).amount(quantity) * 0.5
     ranking = ByScore(graph, importance_scores(model, graph, "l2"))
-    make_plan(graph, ranking, {quantity: asked}, allocation=allocation).apply(model)
+    make_plan(graph, ranking, PlanRequest({quantity: asked}, allocation=allocation)).apply(model)
     assert 0.98 * asked <= CostModel(trace(model, IMGSZ)).amount(quantity) <= asked
 
 
@@ -149,7 +140,7 @@ def test_several_targets_hold_together_and_none_is_missed_by_far() -> None:
     model, graph = build("yolov8n"), graph_of("yolov8n")
     budget = {"macs": CostModel(graph).macs() * 0.6, "params": CostModel(graph).params() * 0.6}
     ranking = ByScore(graph, importance_scores(model, graph, "l2"))
-    make_plan(graph, ranking, budget, allocation="global").apply(model)
+    make_plan(graph, ranking, PlanRequest(budget, allocation="global")).apply(model)
     cost = CostModel(trace(model, IMGSZ))
     shares = [cost.amount(q) / most for q, most in budget.items()]
     assert all(0.8 <= share <= 1 for share in shares) and max(shares) > 0.98
@@ -161,7 +152,7 @@ def test_global_allocation_cuts_where_the_asked_quantity_is() -> None:
         model = build("yolov8n")
         ranking = ByScore(graph, [np.ones(g.width) for g in graph.groups])
         asked = {quantity: CostModel(graph).amount(quantity) * 0.6}
-        make_plan(graph, ranking, asked, allocation="global").apply(model)
+        make_plan(graph, ranking, PlanRequest(asked, allocation="global")).apply(model)
         left[quantity] = CostModel(trace(model, IMGSZ))
     assert left["params"].params() < left["macs"].params()
     assert left["macs"].macs() < left["params"].macs()
@@ -178,4 +169,4 @@ def test_global_allocation_cuts_where_the_asked_quantity_is() -> None:
 def test_each_unreachable_quantity_is_told_in_its_unit(budget: dict[str, float], message: str) -> None:
     graph = graph_of("yolov8n")
     with pytest.raises(TargetError, match=message):
-        check_reachable(graph, budget, 1, lambda layer: 0.9)
+        check_reachable(graph, PlanRequest(budget, round_to=1, limits=lambda layer: 0.9))

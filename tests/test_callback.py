@@ -11,7 +11,7 @@ from ultralytics import YOLO
 from ultralytics.utils.callbacks import default_callbacks
 
 from yolo_prune import PruneCallback
-from yolo_prune.training import session
+from yolo_prune.training import session, setup
 
 
 class FakeSession:
@@ -19,7 +19,7 @@ class FakeSession:
 
     calls: list[str] = []  # noqa: RUF012  # one list for all, emptied by the fixture
 
-    def __init__(self, trainer: Any, config: Any, prepared: session.Prepared) -> None:
+    def __init__(self, trainer: Any, config: Any, prepared: setup.Prepared) -> None:
         self.calls.append("start")
 
     def __getattr__(self, name: str) -> Any:
@@ -30,7 +30,7 @@ class FakeSession:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     FakeSession.calls = []
     monkeypatch.setattr(session, "Session", FakeSession)
-    monkeypatch.setattr(session, "prepare", lambda *_: FakeSession.calls.append("prepare") or session.Prepared())
+    monkeypatch.setattr(setup, "prepare", lambda *_: FakeSession.calls.append("prepare") or setup.Prepared())
     return FakeSession.calls
 
 

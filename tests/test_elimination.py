@@ -8,7 +8,7 @@ from nets import build, graph_of, labelled_batches
 from yolo_prune.cost.model import CostModel
 from yolo_prune.importance.reconstruction_error import Elimination, _Consumer
 from yolo_prune.importance.statistics import layer_statistics
-from yolo_prune.planning.allocation import make_plan
+from yolo_prune.planning.allocation import PlanRequest, make_plan
 
 
 def consumer(
@@ -83,6 +83,9 @@ def test_a_plan_by_reconstruction_error_lands_on_its_target_and_is_repeatable(fa
     model, graph = build(family), graph_of(family)
     statistics = layer_statistics(model, labelled_batches())
     target = {"macs": CostModel(graph).macs() * 0.5}
-    plans = [make_plan(graph, Elimination(model, graph, statistics), target, allocation=allocation) for _ in range(2)]
+    plans = [
+        make_plan(graph, Elimination(model, graph, statistics), PlanRequest(target, allocation=allocation))
+        for _ in range(2)
+    ]
     assert 0.48 <= plans[0].macs["after"] / plans[0].macs["before"] <= 0.5
     assert plans[0].sha256 == plans[1].sha256

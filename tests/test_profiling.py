@@ -15,7 +15,7 @@ from yolo_prune.deploy import latency_profile as profiling
 from yolo_prune.deploy.latency_profile import compare_networks, measure, random_plan, time_networks
 from yolo_prune.errors import TargetError, UnsupportedError
 from yolo_prune.graph.trace import trace
-from yolo_prune.planning.allocation import ByScore, make_plan
+from yolo_prune.planning.allocation import ByScore, PlanRequest, make_plan
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def test_with_a_clock_that_tells_multiply_adds_the_prediction_is_the_cost(
 ) -> None:
     graph = graph_of(family)
     table = measure(build(family), graph, "pytorch", 1, tmp_path)
-    cost = CostModel(replace(graph, latency=table))
+    cost = CostModel(graph, table)
     assert cost.dense("latency") == cost.dense("macs") == cost.macs()
     assert cost.seconds() == pytest.approx(cost.macs())
     layers_only = replace(table, per_layer=1.0, per_value=0.0, per_mac=0.0, fixed=0.0)
-    unseen = cost.macs() - CostModel(replace(graph, latency=layers_only)).seconds()  # products without weights
-    cost = CostModel(replace(graph, latency=replace(layers_only, fixed=unseen)))
+    unseen = cost.macs() - CostModel(graph, layers_only).seconds()  # products without weights
+    cost = CostModel(graph, replace(layers_only, fixed=unseen))
     draw = np.random.default_rng(0)
     for _ in range(20):
         kept = np.maximum((cost.widths * draw.uniform(0.3, 1, len(cost.widths))).astype(int), 1)
@@ -69,7 +69,7 @@ def test_with_a_clock_that_tells_multiply_adds_the_prediction_is_the_cost(
 def test_multiply_adds_count_in_the_prediction_as_they_are_weighed(stopwatch: list[int], tmp_path: Path) -> None:
     graph = graph_of("yolo11n")
     table = replace(measure(build("yolo11n"), graph, "pytorch", 1, tmp_path), per_layer=0.0, per_value=0.0, fixed=0.0)
-    cost = CostModel(replace(graph, latency=replace(table, per_mac=2.0)))
+    cost = CostModel(graph, replace(table, per_mac=2.0))
     kept = np.maximum(cost.widths // 2, 1)
     assert cost.seconds(kept) == pytest.approx(2 * cost.macs(kept))
     assert cost.savings("latency", kept) == pytest.approx(2 * cost.savings("macs", kept))
@@ -110,13 +110,13 @@ def test_a_latency_budget_cuts_where_time_is_spent(stopwatch: list[int], tmp_pat
         path: s if int(path.split(".")[1]) < 12 else replace(s, seconds=nothing[path])
         for path, s in table.layers.items()
     }
-    timed = replace(graph, latency=LatencyTable(slow, table.positions, dense=table.dense))
-    cost = CostModel(timed)
-    ranking = ByScore(timed, [np.ones(g.width) for g in timed.groups])
-    plan = make_plan(timed, ranking, {"latency": cost.seconds() * 0.6}, allocation="global")
+    table = LatencyTable(slow, table.positions, dense=table.dense)
+    cost = CostModel(graph, table)
+    ranking = ByScore(graph, [np.ones(g.width) for g in graph.groups])
+    plan = make_plan(graph, ranking, PlanRequest({"latency": cost.seconds() * 0.6}, allocation="global", latency=table))
     model = build("yolov8n")
     plan.apply(model)
-    after = CostModel(replace(trace(model, IMGSZ), latency=timed.latency))
+    after = CostModel(trace(model, IMGSZ), table)
     assert after.seconds() <= 0.6 * cost.seconds()
     kept = {path: len(sides["out"]) for path, sides in plan.layers.items()}
     assert all(n % SIMD == 0 or SIMD % n == 0 for path, n in kept.items() if n < plan.widths[path]["out"])
@@ -125,8 +125,8 @@ def test_a_latency_budget_cuts_where_time_is_spent(stopwatch: list[int], tmp_pat
     }
     assert narrower and max(narrower) <= 12  # the first of the second half may be tied to the first half
     with pytest.raises(TargetError, match=r"ms asked, but .* ms is the least that can be reached"):
-        ranking = ByScore(timed, [np.ones(g.width) for g in timed.groups])
-        make_plan(timed, ranking, {"latency": cost.seconds() * 1e-4})
+        ranking = ByScore(graph, [np.ones(g.width) for g in graph.groups])
+        make_plan(graph, ranking, PlanRequest({"latency": cost.seconds() * 1e-4}, latency=table))
 
 
 def test_a_latency_needs_a_measurement() -> None:
@@ -138,8 +138,8 @@ def test_a_latency_needs_a_measurement() -> None:
 def test_random_plans_land_on_their_share_and_differ(multiple: int, stopwatch: list[int], tmp_path: Path) -> None:
     graph = graph_of("yolo11n")
     table = measure(build("yolo11n"), graph, "pytorch", 1, tmp_path)
-    graph = replace(graph, latency=replace(table, multiple=multiple))
-    plans = [random_plan(graph, 0.6, seed) for seed in (0, 0, 1)]
+    table = replace(table, multiple=multiple)
+    plans = [random_plan(graph, table, 0.6, seed) for seed in (0, 0, 1)]
     assert plans[0].sha256 == plans[1].sha256 != plans[2].sha256
     assert all(0.57 <= plan.macs["after"] / plan.macs["before"] <= 0.6 for plan in plans)
     for plan in plans:

@@ -25,7 +25,7 @@ from yolo_prune.graph.layers import is_quantized
 from yolo_prune.graph.trace import trace
 from yolo_prune.host import qat as quantization
 from yolo_prune.host.distillation import student_of
-from yolo_prune.training import session
+from yolo_prune.training import run_files
 
 needs_modelopt = pytest.mark.skipif(
     find_spec("modelopt") is None, reason='INT8 training needs NVIDIA ModelOpt: pip install "yolo-prune[qat]"'
@@ -209,7 +209,7 @@ def test_an_interrupted_run_goes_on_in_int8(own_folder: Path, tiny_data: Path) -
 
 
 @needs_modelopt
-@pytest.mark.parametrize(("owner", "stage"), [(quantization, "restore_qat"), (session, "save_checkpoint")])
+@pytest.mark.parametrize(("owner", "stage"), [(quantization, "restore_qat"), (run_files, "save_checkpoint")])
 def test_a_step_to_int8_that_fails_leaves_the_trainer_as_it_was(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, stage: str
 ) -> None:

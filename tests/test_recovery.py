@@ -16,8 +16,8 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune import PruneCallback
 from yolo_prune.errors import ConfigError
-from yolo_prune.planning.planner import Evidence
-from yolo_prune.training import session
+from yolo_prune.planning.calibration import CalibrationData
+from yolo_prune.training import steps
 
 
 def train(own_folder: Path, data: Path, prune: PruneCallback, *watch: tuple[str, Any], **arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, holds: float) -> None:
         return {**trainer.metrics}, fitness
 
     monkeypatch.setattr(BaseTrainer, "validate", validate)
-    monkeypatch.setattr(session, "validate", validate)
+    monkeypatch.setattr(steps, "validate", validate)
 
 
 @pytest.mark.parametrize(("holds", "failures"), [(1.0, 3), (0.7, 1)])
@@ -153,19 +153,19 @@ def test_a_penalty_acts_until_the_first_cut(own_folder: Path, tiny_data: Path, k
 def test_gradients_of_the_epoch_before_a_cut_are_collected_for_free(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, importance: str
 ) -> None:
-    steps: list[int] = []
-    stock = session.plan_cut
+    taken: list[int] = []
+    stock = steps.plan_traced
 
-    def plan_cut(model: Any, *asked: Any, **options: Any) -> Any:
-        (evidence,) = (of for of in asked if isinstance(of, Evidence))
-        assert evidence.collected
-        steps.append(evidence.collected.steps)
-        assert evidence.gradients is evidence.collected
-        assert set(evidence.collected.first) <= set(model.parameters())
-        return stock(model, *asked, **options)
+    def plan_traced(model: Any, *asked: Any) -> Any:
+        (data,) = (of for of in asked if isinstance(of, CalibrationData))
+        assert data.collected
+        taken.append(data.collected.steps)
+        assert data.gradients is data.collected
+        assert set(data.collected.first) <= set(model.parameters())
+        return stock(model, *asked)
 
-    monkeypatch.setattr(session, "plan_cut", plan_cut)
+    monkeypatch.setattr(steps, "plan_traced", plan_traced)
     prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, importance=importance)
     trainer = train(own_folder, tiny_data, prune, warmup_epochs=0)
-    assert steps == [2, 2]  # eight images in batches of four
+    assert taken == [2, 2]  # eight images in batches of four
     assert report_of(trainer)["final"]["macs"] <= 0.5 * report_of(trainer)["dense"]["macs"]

@@ -17,7 +17,7 @@ from nets import FAMILIES, IMGSZ, build, make, narrow_yaml
 from trainings import soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import YAML
+from ultralytics.utils import LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 
 from yolo_prune import prune_model
@@ -28,7 +28,6 @@ from yolo_prune.graph.trace import trace
 from yolo_prune.planning.allocation import plan_of
 from yolo_prune.planning.verification import verify_cut
 from yolo_prune.surgery.slicing import cut
-from yolo_prune.training import session
 from yolo_prune.training.finish import reid_hint
 
 NAMES = (*FAMILIES, "yolov8n-seg", "yolo11n-pose", "yolov8n-obb", "yolov10n", "yolo12n", "yolo26n-p2", "yolov8n-p6")
@@ -161,7 +160,7 @@ def test_of_an_end_to_end_head_ultralytics_takes_no_features_so_nobody_is_warned
 
 
 def test_a_cut_by_weights_alone_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(session.LOGGER, "propagate", True)
+    monkeypatch.setattr(LOGGER, "propagate", True)
     network = untied()
     prune_model(network, 0.1, imgsz=64)
     assert "tracking with with_reid and model: auto needs multiples" in caplog.text
@@ -180,7 +179,7 @@ def test_a_run_keeps_the_promise_and_its_report_has_the_widths(run: Callable[...
 def test_a_run_without_it_says_at_its_end_what_does_not_work(
     run: Callable[..., Any], own_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session.LOGGER, "propagate", True)
+    monkeypatch.setattr(LOGGER, "propagate", True)
     network = YOLO(narrow_yaml("yolov8n", own_folder))
     limits = {"model.15.*": 0.01, "model.18.*": 0.7, "model.21.*": 0.7}
     trainer = run(network, soon(0.5, allocation="uniform", layer_limits=limits, round_to=1))

@@ -22,10 +22,10 @@ from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import trace
 from yolo_prune.importance.scores import importance_scores
 from yolo_prune.importance.statistics import calibrating
-from yolo_prune.planning import planner
-from yolo_prune.planning.allocation import ByScore, make_plan, plan_of
-from yolo_prune.planning.planner import Evidence, plan_cut
-from yolo_prune.planning.sensitivity import Judge, Measurement, Sensitivity, scan
+from yolo_prune.planning.allocation import ByScore, PlanRequest, make_plan, plan_of
+from yolo_prune.planning.calibration import HELD_OUT, CalibrationData
+from yolo_prune.planning.planner import plan_cut
+from yolo_prune.planning.sensitivity import HeldOutLoss, Measurement, Sensitivity, scan
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.surgery.slicing import cut
 
@@ -196,8 +196,8 @@ def test_json_and_picture_are_written_whole(tmp_path: Path) -> None:
 def test_a_judge_is_as_strict_the_second_time() -> None:
     model, batches = imitation(Guesser)
     graph = traced(model)
-    judge = Judge(model, batches[:2], batches[2:])
-    plan = make_plan(graph, by_l2(model, graph), {"macs": CostModel(graph).macs() * 0.5})
+    judge = HeldOutLoss(model, batches[:2], batches[2:])
+    plan = make_plan(graph, by_l2(model, graph), PlanRequest({"macs": CostModel(graph).macs() * 0.5}))
     dense = judge.loss()
     cut_with_norms, solved = judge.loss(plan, weights=False), judge.loss(plan)
     assert dense < solved < cut_with_norms
@@ -207,25 +207,27 @@ def test_a_judge_is_as_strict_the_second_time() -> None:
 def test_a_loss_that_is_not_a_number_is_the_worst() -> None:
     model, batches = imitation()
     broken = {"img": batches[2]["img"], "made": batches[2]["made"] * torch.nan}
-    assert Judge(model, batches[:2], [broken]).loss() == np.inf
+    assert HeldOutLoss(model, batches[:2], [broken]).loss() == np.inf
 
 
 def test_a_plan_by_sensitivity_lands_on_the_target_and_spares_the_sensitive() -> None:
     model, batches = detection()
     graph = traced(model)
-    plan = plan_cut(model, PruneConfig(allocation="sensitivity", **BY_L2), IMGSZ, evidence=Evidence(model, batches))
+    plan = plan_cut(model, PruneConfig(allocation="sensitivity", **BY_L2), IMGSZ, CalibrationData(model, batches))
     assert 0.58 <= plan.macs["after"] / plan.macs["before"] <= 0.6
     found = scan(model, graph, lambda: by_l2(model, graph), batches[:2], batches[2:])
     target = {"macs": CostModel(graph).macs() * 0.6}
-    assert plan == make_plan(graph, by_l2(model, graph), target, allocation="tolerance", tolerance=found.tolerance)
+    assert plan == make_plan(
+        graph, by_l2(model, graph), PlanRequest(target, allocation="tolerance", tolerance=found.tolerance)
+    )
 
 
-@pytest.mark.parametrize("allocation", planner.MEASURED)
+@pytest.mark.parametrize("allocation", HELD_OUT)
 def test_half_of_the_images_is_held_back_or_the_way_out_is_told(allocation: str) -> None:
     model, batches = imitation()
     config = PruneConfig(allocation=allocation, **BY_L2)
-    assert Evidence(model, batches[:3]).halves() == (batches[:2], batches[2:3])
+    assert CalibrationData(model, batches[:3]).halves() == (batches[:2], batches[2:3])
     with pytest.raises(ConfigError, match="give data"):
         plan_cut(model, config, IMGSZ)
     with pytest.raises(ConfigError, match=r"^calibration: 2 images make one batch.* raise calibration above 2"):
-        plan_cut(model, config, IMGSZ, evidence=Evidence(model, batches[:1]))
+        plan_cut(model, config, IMGSZ, CalibrationData(model, batches[:1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from trainings import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune import PruneCallback
-from yolo_prune.config.settings import PruneConfig
 from yolo_prune.cost import budget
 from yolo_prune.cost.latency_table import LatencyTable, Surface
 from yolo_prune.cost.model import CostModel
@@ -27,10 +27,12 @@ from yolo_prune.deploy.stopwatch import Timing
 from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError
 from yolo_prune.graph.layers import named_layers
 from yolo_prune.graph.trace import trace
-from yolo_prune.host import checkpoint
+from yolo_prune.host import checkpoint, qat
 from yolo_prune.plan import PrunePlan
+from yolo_prune.planning.latency_fit import PlannedCut
 from yolo_prune.report import page
-from yolo_prune.training import session
+from yolo_prune.report.records import Report
+from yolo_prune.training import latency_feedback, run_files, setup, steps
 from yolo_prune.training.guard import Guard
 
 
@@ -114,7 +116,7 @@ def test_a_page_that_cannot_be_made_costs_nothing_else(
         raise RuntimeError("no ink")
 
     monkeypatch.setattr(page, "render", fail)
-    monkeypatch.setattr(session.LOGGER, "propagate", True)
+    monkeypatch.setattr(LOGGER, "propagate", True)
     trainer = run(prune=soon())
     assert report_of(trainer)["final"] and trainer.best.exists()
     assert not (trainer.save_dir / "pruning" / "report.html").exists()
@@ -166,16 +168,27 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
         table = LatencyTable(times, dict.fromkeys(paths, 1), dense=0.0, fixed=1e-3, multiple=1)
         return dense_as_predicted(table, graph)
 
-    monkeypatch.setattr(session, "measure", measure)
+    monkeypatch.setattr(setup, "measure", measure)
 
-    def as_predicted(networks: Any, runtime: str, imgsz: Any) -> list[float]:
+    exported: list[Any] = []
+
+    def export(network: Any, *_: Any) -> Any:
+        exported.append(network)
+        return network
+
+    def as_predicted(networks: Any) -> list[float]:
         """Stand in for a stopwatch that agrees with the table, on a machine that is busy for now."""
-        graph = trace(networks[0], imgsz)
+        graph = trace(networks[0], 64)
         table = measure(networks[0], graph, "")
-        return [1.25 * CostModel(replace(trace(n, imgsz), latency=table)).seconds() for n in networks]
+        return [1.25 * CostModel(trace(n, 64), table).seconds() for n in networks]
 
-    monkeypatch.setattr(session, "time_networks", as_predicted)
-    monkeypatch.setattr(session.LOGGER, "propagate", True)
+    def watch(seconds: Callable[[Any], list[float]]) -> None:
+        monkeypatch.setattr(latency_feedback, "alternating", lambda networks, _: np.array(seconds(networks))[:, None])
+
+    monkeypatch.setattr(latency_feedback, "exported_runner", export)
+    monkeypatch.setattr(latency_feedback, "rounds_for", lambda networks: 1)
+    watch(as_predicted)
+    monkeypatch.setattr(LOGGER, "propagate", True)
     timing = Timing.of(np.array([[0.03] * 8, [0.02] * 8]), share=0.99)
     monkeypatch.setattr(bench, "compare_networks", lambda networks, runtime, imgsz: timing)
     trainer = run(prune=soon("1.4x", runtime="pytorch"))
@@ -184,7 +197,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert [runtime for runtime in asked if runtime] == ["pytorch"]
     table = LatencyTable.load(trainer.save_dir / "pruning" / "latency.json")
     predicted = [
-        CostModel(replace(trace(load_checkpoint(path)[0], 64), latency=table)).seconds()
+        CostModel(trace(load_checkpoint(path)[0], 64), table).seconds()
         for path in (trainer.wdir / "dense.pt", trainer.best)
     ]
     assert report["cuts"][-1]["latency"] == pytest.approx(0.03 * predicted[1] / predicted[0])
@@ -192,30 +205,32 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert (report["dense"]["latency"], report["final"]["latency"]) == (0.03, 0.02)
     assert report["final"]["speedup"] == {"low": 1.5, "value": 1.5, "high": 1.5, "share": 0.99, "settled": True}
 
-    def slower(networks: Any, runtime: str, imgsz: Any) -> list[float]:
+    def slower(networks: Any) -> list[float]:
         """Stand in for a stopwatch by which what is pruned takes a tenth longer than the table says."""
-        dense, pruned = as_predicted(networks, runtime, imgsz)
+        dense, pruned = as_predicted(networks)
         return [dense, 1.1 * pruned]
 
-    monkeypatch.setattr(session, "time_networks", slower)
+    watch(slower)
     trainer = run(prune=soon("1.4x"), name="corrected")
-    dense, pruned = slower([load_checkpoint(path)[0] for path in (trainer.wdir / "dense.pt", trainer.best)], "", 64)
+    dense, pruned = slower([load_checkpoint(path)[0] for path in (trainer.wdir / "dense.pt", trainer.best)])
     assert 1.37 <= dense / pruned <= 1.47
     assert report_of(trainer)["cuts"][-1]["latency"] == pytest.approx(0.03 * pruned / dense)
 
     errors = 2 * [1.1, 0.95, 1.04]
 
-    def swinging(networks: Any, runtime: str, imgsz: Any) -> list[float]:
+    def swinging(networks: Any) -> list[float]:
         """Stand in for a stopwatch by which a plan is too slow, the next too fast, one between them right; twice."""
-        dense, pruned = as_predicted(networks, runtime, imgsz)
+        dense, pruned = as_predicted(networks)
         return [dense, errors.pop(0) * pruned]
 
-    monkeypatch.setattr(session, "time_networks", swinging)
+    exported.clear()
+    watch(swinging)
     trainer = run(prune=soon("1.4x"), name="swinging")
-    dense, pruned = as_predicted([load_checkpoint(p)[0] for p in (trainer.wdir / "dense.pt", trainer.best)], "", 64)
+    dense, pruned = as_predicted([load_checkpoint(p)[0] for p in (trainer.wdir / "dense.pt", trainer.best)])
+    assert len(exported) == 1 + 6  # the dense network once, and what each measurement is of
     assert not errors and 1.4 * 1.1**0.5 <= dense / pruned <= 1.4 * 1.1**0.5 * 1.03
 
-    monkeypatch.setattr(session, "time_networks", as_predicted)
+    watch(as_predicted)
     monkeypatch.setattr(bench, "compare_networks", lambda networks, runtime, imgsz: 1 / 0)
     with pytest.raises(ExportError, match="the result could not be timed: ZeroDivisionError"):
         run(prune=soon("1.4x"), name="untimed")
@@ -251,18 +266,14 @@ def test_a_file_that_is_larger_than_asked_is_an_error_after_saving(
 def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
     run: Run, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keep_everything(model: Any, config: PruneConfig, imgsz: int, *_: Any, **__: Any) -> PrunePlan:
-        plan = session.trace(model, imgsz)
-        widths = {
-            p: {"out": x.out} if x.kind == "BatchNorm2d" else {"out": x.out, "in": x.inp}
-            for p, x in plan.layers.items()
-        }
+    def keep_everything(model: Any, graph: Any, *_: Any) -> PlannedCut:
+        widths = {p: layer.sides for p, layer in graph.layers.items()}
         kept = {p: {s: list(range(n)) for s, n in w.items()} for p, w in widths.items()}
         same = {"before": 1, "after": 1}
-        return PrunePlan(kept, widths, same, same, plan.imgsz)
+        return PlannedCut(PrunePlan(kept, widths, same, same, graph.imgsz))
 
     expected = final_weights(run(optimizer=optimizer))
-    monkeypatch.setattr(session, "plan_cut", keep_everything)
+    monkeypatch.setattr(steps, "plan_traced", keep_everything)
     trainer = run(prune=soon(reconstruction=False), optimizer=optimizer)
     assert len(report_of(trainer)["cuts"]) == 2
     for a, b in zip(expected, final_weights(trainer), strict=True):
@@ -270,18 +281,18 @@ def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
 
 
 STAGES = (
-    (session, "strip_optimizer"),
-    (session, "plan_cut"),
-    (session, "cut"),
-    (session, "calibration_batches"),
-    (session, "DenseOutputs"),
-    (session, "reconstruct"),
-    (session, "validate"),
-    (session, "file_bytes"),
-    (session.checkpoint, "marked"),
+    (run_files, "strip_optimizer"),
+    (steps, "plan_traced"),
+    (steps, "cut"),
+    (steps, "calibration_batches"),
+    (steps, "DenseOutputs"),
+    (steps, "reconstruct"),
+    (steps, "validate"),
+    (steps, "file_bytes"),
+    (checkpoint, "marked"),
     (PrunePlan, "save"),
-    (session.Report, "save"),
-    (session, "save_checkpoint"),
+    (Report, "save"),
+    (run_files, "save_checkpoint"),
 )
 
 
@@ -325,7 +336,7 @@ def test_a_failure_after_reconstruction_leaves_even_uncut_layers_as_they_were(
             trainers.append(trainer)
             before.update(snapshot(trainer))
             monkeypatch.setattr(
-                session, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+                run_files, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
             )
 
     yolo = YOLO(narrow_yaml("yolov8n", own_folder))
@@ -347,7 +358,7 @@ def test_an_interrupt_during_a_cut_leaves_the_trainer_as_it_was(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "validate", interrupt)
+    monkeypatch.setattr(steps, "validate", interrupt)
     yolo = YOLO(narrow_yaml("yolov8n", own_folder))
     yolo.add_callback("on_train_epoch_start", look)
     with pytest.raises(KeyboardInterrupt):
@@ -432,8 +443,8 @@ def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(run: 
 def turned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Epochs at which runs turn to INT8; where ModelOpt is missing, the schedule can be tested without it."""
     epochs: list[int] = []
-    monkeypatch.setattr(session.quantization, "check_available", lambda: None)
-    monkeypatch.setattr(session.quantization, "begin", lambda done, trainer: epochs.append(trainer.epoch))
+    monkeypatch.setattr(qat, "check_available", lambda: None)
+    monkeypatch.setattr(qat, "begin", lambda done, trainer: epochs.append(trainer.epoch))
     return epochs
 
 

@@ -32,6 +32,7 @@ _HOME = {
     "Shadow": "blocks",
     "UnsupportedError": "errors",
     "WriteError": "errors",
+    "apply_plan": "oneshot",
     "prune_model": "oneshot",
     "register_block": "blocks",
     "verify_cut": "planning.verification",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         WriteError,
     )
-    from yolo_prune.oneshot import prune_model
+    from yolo_prune.oneshot import apply_plan, prune_model
     from yolo_prune.plan import PrunePlan
     from yolo_prune.planning.verification import verify_cut
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.host.names import check_host
+from yolo_prune.host.patches import patch
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
     from ultralytics.engine.trainer import BaseTrainer
 
-    from yolo_prune.training.session import Prepared, Session
+    from yolo_prune.training.session import Session
+    from yolo_prune.training.setup import Prepared
 
 
 class PruneCallback:
@@ -87,7 +89,7 @@ class PruneCallback:
         ):
             before = vars(model).get(name)  # of a callback that was removed since
             stock = before.args[0] if isinstance(before, partial) else getattr(model, name)
-            setattr(model, name, partial(stand_in, stock))
+            patch(model, name, partial(stand_in, stock))
         return self
 
     def check_events(self, callbacks: Mapping[str, Sequence[Callable[..., Any]]]) -> None:
@@ -102,7 +104,7 @@ class PruneCallback:
         """Refuse what cannot work, and let a pruned checkpoint be rebuilt pruned."""
         check_host()
         self.check_events(trainer.callbacks)
-        from yolo_prune.training.session import prepare
+        from yolo_prune.training.setup import prepare
 
         self._prepared = prepare(trainer, self.config)
 
@@ -121,7 +123,7 @@ class PruneCallback:
     def on_train_epoch_start(self, trainer: BaseTrainer) -> None:
         """Cut, if it is time."""
         if self._session:
-            self._session.before_epoch(trainer)
+            self._session.before_epoch()
 
     def on_train_batch_end(self, trainer: BaseTrainer) -> None:
         """Count."""
@@ -131,12 +133,12 @@ class PruneCallback:
     def on_fit_epoch_end(self, trainer: BaseTrainer) -> None:
         """Note the epoch's fitness."""
         if self._session:
-            self._session.after_epoch(trainer)
+            self._session.after_epoch()
 
     def on_train_end(self, trainer: BaseTrainer) -> None:
         """Hand over."""
         if self._session:
-            self._session.finish(trainer)
+            self._session.finish()
 
     def teardown(self, trainer: BaseTrainer) -> None:
         """Raise what went wrong at the end, last of all."""

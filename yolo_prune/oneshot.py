@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,23 @@ from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE
 from yolo_prune.config.settings import KNOBS, PruneConfig
 from yolo_prune.config.targets import QUANTITIES, in_units
 from yolo_prune.config.text import CLI_PREFIX
+from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.export import check_formats
 from yolo_prune.deploy.latency_profile import measure
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import image_size, trace
+from yolo_prune.host.checkpoint import mark
 from yolo_prune.host.trainer import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
 from yolo_prune.importance.statistics import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import units_of
-from yolo_prune.planning.planner import Evidence, plan_traced, rankings
+from yolo_prune.planning.calibration import CalibrationData, ranking_factory
+from yolo_prune.planning.planner import plan_traced, request_for
 from yolo_prune.planning.sensitivity import Sensitivity, scan
 from yolo_prune.report.records import Report, aligned
-from yolo_prune.surgery.slicing import network_of
+from yolo_prune.surgery.slicing import cut, network_of
 from yolo_prune.training.finish import reid_hint
 from yolo_prune.training.session import Session
 from yolo_prune.utils.console import say, talking
@@ -50,6 +53,23 @@ class PruneResult:
     plan: PrunePlan
     report: Report | None = None
     save_dir: Path | None = None
+
+
+def apply_plan(plan: PrunePlan, model: YOLO | nn.Module) -> None:
+    """Cut a model in place, all or nothing, and let its checkpoints say that it was pruned.
+
+    Args:
+        plan: The cut.
+        model: A ``YOLO`` or its network, with the widths that the plan was made for.
+
+    Raises:
+        PlanError: If the plan was made for another network; nothing has been changed.
+        UnsupportedError: If the model has no network to cut.
+    """
+    network = network_of(model)
+    cut(plan, [network])
+    if plan.layers:
+        mark(network)
 
 
 def prune_model(
@@ -102,8 +122,9 @@ def prune_model(
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     with talking(config.verbose):
-        plan = plan_traced(network, _traced(network, config, imgsz, config.is_timed), config)
-        plan.apply(network)
+        graph, latency = _traced(network, config, imgsz, config.is_timed)
+        plan = plan_traced(network, graph, config, request_for(network, graph, config, latency)).plan
+        apply_plan(plan, network)
         torch.compiler.reset()  # what was compiled for the old widths
         if hint := reid_hint(network):
             say(hint)
@@ -135,8 +156,8 @@ def sensitivity(
     arguments = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}
     with talking(arguments.get("verbose", True)), _never_training(model, arguments) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
-        evidence = Evidence(network, calibration_batches(trainer, calibration))
-        measured = scan(network, graph, rankings(graph, config, evidence), *evidence.halves())
+        known = CalibrationData(network, calibration_batches(trainer, calibration))
+        measured = scan(network, graph, ranking_factory(graph, config, known), *known.halves())
         measured.save(Path(trainer.save_dir))
         return measured, Path(trainer.save_dir)
 
@@ -194,20 +215,21 @@ def dry_run(
     network = network_of(model)
     size = image_size(network, imgsz)
     with talking(config.verbose):
-        graph = _traced(network, config, size, timed or config.is_timed)
+        graph, latency = _traced(network, config, size, timed or config.is_timed)
+        request = request_for(network, graph, config, latency)
         if data is None:
-            plan = plan_traced(network, graph, config)
+            plan = plan_traced(network, graph, config, request).plan
         else:
             with _never_training(model, {**arguments, "data": data, "imgsz": size}) as trainer:
-                evidence = Evidence(network, calibration_batches(trainer, config.calibration))
-                plan = plan_traced(network, graph, config, evidence=evidence)
-    cost, units = CostModel(graph), units_of(graph, plan)
+                known = CalibrationData(network, calibration_batches(trainer, config.calibration))
+                plan = plan_traced(network, graph, config, request, known).plan
+    cost, units = CostModel(graph, latency), units_of(graph, plan)
     rows: list[tuple[str, ...]] = [("layer", "channels", "kept")]
     for path, sides in plan.layers.items():
         if (kept := len(sides["out"])) < (width := plan.widths[path]["out"]) and "in" in sides:
             rows.append((path, str(width), f"{kept} ({kept / width:.0%})"))
     amounts = []
-    for q in QUANTITIES if graph.latency else QUANTITIES[:-1]:
+    for q in QUANTITIES if latency else QUANTITIES[:-1]:
         before, after = cost.dense(q), cost.amount(q, units)
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
@@ -269,8 +291,10 @@ def is_fused(network: nn.Module) -> bool:
     )
 
 
-def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool) -> ChannelGraph:
-    """Return the channel groups of a network, with what has been measured of it where that is needed."""
+def _traced(
+    network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool
+) -> tuple[ChannelGraph, LatencyTable | None]:
+    """Return the channel groups of a network, and what has been measured of it where that is needed."""
     graph = trace(network, imgsz, config.is_ignored, reid=config.reid)
     config.check_patterns(graph.layers)
     if unread := [p for p, layer in graph.layers.items() if not (p.startswith("model.") or layer.positions)]:
@@ -278,7 +302,7 @@ def _traced(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int
             f"{unread[0]} belongs to the network, but no forward pass runs it, so that nobody knows which feature map "
             "it takes: give data=…, with which a training step shows it, or prune in a training."
         )
-    return replace(graph, latency=measure(network, graph, config.runtime)) if timed else graph
+    return graph, measure(network, graph, config.runtime) if timed else None
 
 
 @contextmanager
@@ -301,12 +325,12 @@ def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -
     whole = config.replace(schedule="one-shot", start=0.0)
     with _never_training(model, arguments) as trainer:
         session = Session(trainer, whole)
-        session.before_epoch(trainer)
+        session.before_epoch()
         save_checkpoint(trainer, trainer.best, epoch=0)
         trainer.final_eval()
-        session.finish(trainer)
+        session.finish()
     model.model, model.ckpt = load_checkpoint(trainer.best)
     model.predictor, model.ckpt_path = None, str(trainer.best)
-    plan = PrunePlan.load(session.folder.plan(1))
+    plan = PrunePlan.load(session.run.folder.plan(1))
     session.close()
-    return PruneResult(plan, session.report, Path(trainer.save_dir))
+    return PruneResult(plan, session.run.report, Path(trainer.save_dir))

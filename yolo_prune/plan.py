@@ -69,22 +69,10 @@ class PrunePlan:
         return PrunePlan(layers, widths, macs, params, self.imgsz, self.locked)
 
     def apply(self, model: nn.Module) -> None:
-        """Cut a model in place, all or nothing, and let its checkpoints say that it was pruned.
+        """Cut a model in place: see `yolo_prune.apply_plan`."""
+        from yolo_prune import apply_plan  # type: ignore[attr-defined]  # a short form of the public function
 
-        Args:
-            model: A ``YOLO`` or its network, with the widths that the plan was made for.
-
-        Raises:
-            PlanError: If the plan was made for another network; nothing has been changed.
-            UnsupportedError: If the model has no network to cut.
-        """
-        from yolo_prune.host.checkpoint import mark  # plans are plain data until they are applied
-        from yolo_prune.surgery.slicing import cut, network_of
-
-        network = network_of(model)
-        cut(self, [network])
-        if self.layers:
-            mark(network)
+        apply_plan(self, model)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.text import is_argument
 from yolo_prune.errors import ConfigError, PruneError
+from yolo_prune.host.patches import patch
 
 SWITCH = "YOLO_PRUNE"
 CHILD_ARGUMENTS = "YOLO_PRUNE_ARGS"
@@ -169,7 +170,7 @@ def wrap_train(model_class: Any, config: PruneConfig | None) -> None:
         except PruneError as e:
             refuse(e)
 
-    model_class.train = train
+    patch(model_class, "train", train)
 
 
 def refuse(error: PruneError) -> NoReturn:

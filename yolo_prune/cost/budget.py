@@ -51,9 +51,9 @@ class Goal:
                 amounts[target.quantity] = (dense, strictest)
         return cls(amounts)
 
-    def at(self, way: float) -> dict[str, float]:
-        """Return the budget after a share of the way to the goal, 0 <= way <= 1."""
-        return {quantity: dense + way * (limit - dense) for quantity, (dense, limit) in self.amounts.items()}
+    def at(self, fraction: float) -> dict[str, float]:
+        """Return the budget that reaches a fraction of the goal, 0 <= fraction <= 1."""
+        return {quantity: dense + fraction * (limit - dense) for quantity, (dense, limit) in self.amounts.items()}
 
     @property
     def removed(self) -> float:

@@ -51,9 +51,13 @@ class CostModel:
 
     Each layer's width is linear in the kept units and each layer's cost is a product of two widths. So an amount of the
     whole network is a quadratic form, and one evaluation is one small matrix-vector product.
+
+    Args:
+        graph: The network's channel groups.
+        latency: What has been measured of the network; without it there are no seconds.
     """
 
-    def __init__(self, graph: ChannelGraph) -> None:
+    def __init__(self, graph: ChannelGraph, latency: LatencyTable | None = None) -> None:
         layers = list(graph.layers.values())
         row = {layer.path: i for i, layer in enumerate(layers)}
         self.widths = np.array([g.width for g in graph.groups], dtype=np.int64)
@@ -87,8 +91,8 @@ class CostModel:
             PARAMS: form(kernel, params, 0.0, graph.other_params),
             BYTES: form(FP16 * kernel, FP16 * (params + buffers), 0.0, FP16 * graph.other_params + graph.other_bytes),
         }
-        self._latency = graph.latency
-        self._timed = np.array([row[path] for path in graph.latency.layers] if graph.latency else [], dtype=np.int64)
+        self._latency = latency
+        self._timed = np.array([row[path] for path in latency.layers] if latency else [], dtype=np.int64)
 
     def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
         per_unit, fixed = np.zeros(len(graph.groups)), float(graph.other_macs)

@@ -38,7 +38,7 @@ from ultralytics.utils import checks
 from yolo_prune.deploy.coreml import disagreement, inspect
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.layers import is_quantized
-from yolo_prune.host.trainer import kept
+from yolo_prune.host.patches import patched
 from yolo_prune.report.records import ExportRecord
 from yolo_prune.utils.console import waiting
 
@@ -143,8 +143,7 @@ def export_all(
 def _nothing_installed() -> Iterator[None]:
     """Let neither Ultralytics nor MNN's converter install packages."""
     reporter = "MNN.tools.utils.log"  # MNN's converter goes on without it; with it, its SDK comes by pip
-    with kept(checks, "AUTOINSTALL"):
-        checks.AUTOINSTALL = False
+    with patched(checks, "AUTOINSTALL", False):
         is_loaded = sys.modules.setdefault(reporter, None) is not None  # type: ignore[arg-type]  # None: not importable
         try:
             yield

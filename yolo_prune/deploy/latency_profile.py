@@ -46,7 +46,8 @@ from yolo_prune.graph.layers import named_layers, resized, widths
 from yolo_prune.graph.trace import height_and_width, image_channels
 from yolo_prune.importance.statistics import copy_of
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planning.allocation import ByScore, make_plan
+from yolo_prune.planning.allocation import ByScore, PlanRequest, make_plan
+from yolo_prune.surgery.slicing import cut
 from yolo_prune.utils.console import PREFIX, quiet, waiting
 from yolo_prune.utils.files import replacing
 
@@ -97,7 +98,7 @@ def measure(
     )
     weights = known.networks.get(key := _digest([sorted(map(str, graph.layers.values())), graph.imgsz, SHARES]))
     if weights is None or weights.keys() != set(WEIGHTS):
-        weights = known.networks[key] = _weigh(network, replace(graph, latency=table), runtime, threads)
+        weights = known.networks[key] = _weigh(network, graph, table, runtime, threads)
         known.save()
     numbers: dict[str, Any] = dict(weights)
     return replace(table, **numbers)
@@ -139,12 +140,13 @@ def compare_networks(
         return settle(runners, rounds, None if is_on_gpu(runtime) else threads)
 
 
-def random_plan(graph: ChannelGraph, share: float, seed: int) -> PrunePlan:
-    """Return a plan that keeps a share of the multiply-adds, spread over the layers of a timed graph at random."""
+def random_plan(graph: ChannelGraph, table: LatencyTable, share: float, seed: int) -> PrunePlan:
+    """Return a plan that keeps a share of the multiply-adds, spread over the layers of a timed network at random."""
     draw = np.random.default_rng(seed)
     scores = [draw.random(group.width) * draw.uniform(0.3, 3) for group in graph.groups]
     budget = {MACS: CostModel(graph).macs() * share, LATENCY: np.inf}  # in widths that latency targets choose
-    return make_plan(graph, ByScore(graph, scores), budget, allocation="global", per_cost=False)
+    request = PlanRequest(budget, allocation="global", per_cost=False, latency=table)
+    return make_plan(graph, ByScore(graph, scores), request)
 
 
 class _Known:
@@ -239,27 +241,28 @@ def _marks(width: int, step: int) -> tuple[int, ...]:
     return tuple(sorted({int(-(-w // step) * step) for w in even}))
 
 
-def _weigh(network: nn.Module, graph: ChannelGraph, runtime: str, threads: int) -> dict[str, float]:
+def _weigh(
+    network: nn.Module, graph: ChannelGraph, table: LatencyTable, runtime: str, threads: int
+) -> dict[str, float]:
     """Return the time of a network, and the weights of its layers' times, values, multiply-adds, and of itself.
 
     The latter are least squares over networks of random widths. A layer alone also pays for being called and fed, which
     does not get less with its widths and which a network pays once: what is fixed may be less than nothing.
     """
-    plans = [random_plan(graph, share, seed) for seed, share in enumerate(SHARES)]
+    plans = [random_plan(graph, table, share, seed) for seed, share in enumerate(SHARES)]
     networks = [copy_of(network).cpu().float() for _ in plans]
     for plan, pruned in zip(plans, networks, strict=True):
-        plan.apply(pruned)
-    features = [[*_features(graph, n), plan.macs["after"], 1.0] for n, plan in zip(networks, plans, strict=True)]
+        cut(plan, [pruned])
+    features = [[*_features(table, n), plan.macs["after"], 1.0] for n, plan in zip(networks, plans, strict=True)]
     dense, *seconds = time_networks([network, *networks], runtime, graph.imgsz, threads)
     weights = least_squares(np.array(features) / np.array(seconds)[:, None], np.ones(len(plans)))
     return dict(zip(WEIGHTS, (dense, *weights), strict=True))
 
 
-def _features(graph: ChannelGraph, network: nn.Module) -> tuple[float, float]:
-    assert graph.latency is not None
-    sides = {path: widths(layer) for path, layer in named_layers(network) if path in graph.latency.layers}
+def _features(table: LatencyTable, network: nn.Module) -> tuple[float, float]:
+    sides = {path: widths(layer) for path, layer in named_layers(network) if path in table.layers}
     out, inp = ({path: of[side] for path, of in sides.items()} for side in ("out", "in"))
-    return graph.latency.features(out, inp)
+    return table.features(out, inp)
 
 
 def _exported(
@@ -269,14 +272,19 @@ def _exported(
     size, runners = height_and_width(imgsz), []
     with waiting("exporting networks", len(networks)) as step:
         for i, network in enumerate(networks):
-            runners.append(_whole(network, runtime, size, folder / str(i), threads))
+            runners.append(exported_runner(network, runtime, size, folder / str(i), threads))
             step()
+    return runners, rounds_for(runners)
+
+
+def rounds_for(runners: Sequence[Runner]) -> int:
+    """Return the rounds in which runners fill `NETWORK_SECONDS`."""
     per_round = alternating(runners, rounds=2).sum()  # each runs twice in its turn, and one time counts
-    return runners, int(np.clip(NETWORK_SECONDS / per_round, *NETWORK_ROUNDS))
+    return int(np.clip(NETWORK_SECONDS / per_round, *NETWORK_ROUNDS))
 
 
-def _whole(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> Runner:
-    """Return what runs an exported network."""
+def exported_runner(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> Runner:
+    """Export a network into a new folder and return what runs it."""
     folder.mkdir()
     return file_runner(export(network, runtime, imgsz, folder), (1, image_channels(network), *imgsz), threads)
 

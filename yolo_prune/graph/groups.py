@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from yolo_prune.cost.latency_table import LatencyTable
-
 FP16 = 2
 """Bytes of a number in half precision, as in a checkpoint."""
 Side = str
@@ -115,7 +113,7 @@ class Bundle:
     narrow: bool = False
 
     @property
-    def stride(self) -> int:
+    def units_per_step(self) -> int:
         """Units that one step removes of the group that is rounded."""
         return min(self.per_step) if self.narrow else max(self.per_step)
 
@@ -133,7 +131,6 @@ class ChannelGraph:
         kept: Path of a block -> why nothing in it was traced, so that its widths stay.
         other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
         other_params: Parameters that belong to no layer, such as embeddings and layer normalisations.
-        latency: What has been measured of the network's layers, or None.
         other_bytes: Bytes of an FP16 checkpoint's tensors beside parameters and ``buffers_per_out``, such as counters.
     """
 
@@ -146,7 +143,6 @@ class ChannelGraph:
     other_macs: int = 0
     other_params: int = 0
     other_bytes: int = 0
-    latency: LatencyTable | None = None
 
     def locked(self) -> list[dict[str, str]]:
         """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""

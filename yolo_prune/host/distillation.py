@@ -22,6 +22,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host.checkpoint import load_network
+from yolo_prune.host.patches import patch
 from yolo_prune.plan import PrunePlan
 from yolo_prune.surgery.slicing import Cut
 
@@ -137,7 +138,7 @@ def begin(done: Cut, trainer: BaseTrainer, teacher: Path) -> None:
 
 def keep_columns(trainer: BaseTrainer) -> None:
     """Let ``results.csv`` have the columns of the additional loss from the first epoch on."""
-    trainer.save_metrics = partial(_save_metrics, trainer.save_metrics)
+    patch(trainer, "save_metrics", partial(_save_metrics, trainer.save_metrics))
 
 
 def _save_metrics(stock: Callable[[dict[str, Any]], None], metrics: Mapping[str, Any]) -> None:

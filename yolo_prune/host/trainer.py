@@ -1,6 +1,6 @@
 """Small acts on an Ultralytics trainer: save, validate, take images, and leave no trace.
 
-`session` says when; what the trainer is made of is known here.
+`training` says when; what the trainer is made of is known here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import difflib
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune.config.settings import KNOBS
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.errors import CheckpointError, ConfigError, told
+from yolo_prune.host.patches import patch, patched
 from yolo_prune.utils.files import replacing
 
 if TYPE_CHECKING:
@@ -138,9 +139,25 @@ def evaluate_finally(trainer: BaseTrainer) -> None:
             stripped: dict[str, Any] = stock(file, str(draft), updates)
         return stripped
 
-    with kept(engine, "strip_optimizer"):
-        engine.strip_optimizer = strip
+    with patched(engine, "strip_optimizer", strip):
         type(trainer).final_eval(trainer)
+
+
+def read_learning_rate_at(trainer: BaseTrainer, place: Callable[[float], float]) -> None:
+    """Let the run's scheduler read its own curve elsewhere.
+
+    Args:
+        trainer: With Ultralytics' own scheduler.
+        place: Epoch -> epoch at which the curve is read.
+    """
+    stock = getattr(trainer.lf, "stock", trainer.lf)  # the next cut bends the run's own curve, not this one
+
+    def bent(epoch: float) -> float:
+        return float(stock(place(epoch)))
+
+    bent.stock = stock  # type: ignore[attr-defined]
+    patch(trainer, "lf", bent)
+    patch(trainer.scheduler, "lr_lambdas", [bent] * len(trainer.scheduler.lr_lambdas))
 
 
 def forget_later_results(trainer: BaseTrainer) -> None:

@@ -19,7 +19,7 @@ from ultralytics.utils.checks import check_version
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.text import CLI_PREFIX, is_argument
 from yolo_prune.errors import ConfigError, UnsupportedError
-from yolo_prune.host.trainer import kept
+from yolo_prune.host.patches import patched
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -65,8 +65,7 @@ def tune(
         if use_ray
         else (tuner, "Tuner", partial(Trials, config))
     )
-    with kept(owner, name):
-        setattr(owner, name, stand_in)
+    with patched(owner, name, stand_in):
         return stock(use_ray, *arguments, **settings)
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
+from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import LATENCY, in_units
 from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
@@ -81,49 +83,70 @@ class ByScore:
         return self._order
 
 
-def make_plan(
-    graph: ChannelGraph,
-    ranking: Ranking,
-    budget: Budget,
-    *,
-    allocation: str = "uniform",
-    per_cost: bool = True,
-    currency: str | None = None,
-    tolerance: Callable[[int, float], float] | None = None,
-    round_to: int | None = None,
-    limits: Limits = lambda layer: 0.9,
-    dense_widths: Mapping[str, int] | None = None,
-) -> PrunePlan:
-    """Choose the units that stay, so that the network lands on the target.
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan is asked for.
 
-    Args:
-        graph: The network's channel groups.
-        ranking: The order of the units; it is used up.
+    Attributes:
         budget: What to land on, from below and as close as whole channels allow.
         allocation: ``uniform`` gives every bundle the same ratio, ``global`` takes what costs least wherever it lies,
             ``isomorphic`` does so among bundles of the same structure and takes the same ratio of every structure (Fang
             et al. 2024, "Isomorphic Pruning for Vision Models", section 3), ``tolerance`` follows ``tolerance``.
         per_cost: Whether what a unit is worth is divided by what it saves, or by its channels.
-        currency: The quantity of which savings count (default: those of the budget that are still beyond it).
+        cost_metric: The quantity of which savings count, or None for those of the budget that are still beyond it.
         tolerance: (bundle, share of its steps that is gone) -> how much that hurts; where it hurts least goes next.
         round_to: Kept widths are multiples of this (default: see `HARDWARE`).
         limits: Largest share of its dense width that each layer may lose.
-        dense_widths: Output width of each layer before the run's first cut (default: as it is now).
+        dense_widths: Output width of each layer before the run's first cut; those that are missing are as they are now.
+        latency: What has been measured of the network, for a budget with a latency.
+    """
+
+    budget: Budget
+    allocation: str = "uniform"
+    per_cost: bool = True
+    cost_metric: str | None = None
+    tolerance: Callable[[int, float], float] | None = None
+    round_to: int | None = None
+    limits: Limits = lambda layer: 0.9
+    dense_widths: Mapping[str, int] = field(default_factory=dict)
+    latency: LatencyTable | None = None
+
+    @classmethod
+    def of(
+        cls, config: PruneConfig, budget: Budget, dense_widths: Mapping[str, int], latency: LatencyTable | None
+    ) -> PlanRequest:
+        """Return a request with the options of a configuration."""
+        return cls(
+            budget=budget,
+            allocation=config.allocation,
+            per_cost=config.per_cost,
+            round_to=config.round_to,
+            limits=config.limit,
+            dense_widths=dense_widths,
+            latency=latency,
+        )
+
+
+def make_plan(graph: ChannelGraph, ranking: Ranking, request: PlanRequest) -> PrunePlan:
+    """Choose the units that stay, so that the network lands on the target.
+
+    Args:
+        graph: The network's channel groups.
+        ranking: The order of the units; it is used up.
+        request: What to land on, and how.
 
     Raises:
         TargetError: If the target lies below what the free channels allow; the message names what is locked.
     """
-    cost = CostModel(graph)
-    options = check_reachable(graph, budget, round_to, limits, dense_widths)
-    kept = _Allocation(graph, cost, options, ranking, per_cost, currency)
+    allocation = _Allocation(graph, check_reachable(graph, request), ranking, request)
     rules: dict[str, Rule] = {
-        "uniform": kept.share,
-        "global": kept.price,
-        "isomorphic": kept.price_in_class,
-        "tolerance": lambda b, steps: (tolerance or (lambda b, share: share))(b, kept.share(b, steps)),
+        "uniform": allocation.share,
+        "global": allocation.price,
+        "isomorphic": allocation.price_in_class,
+        "tolerance": lambda b, steps: (request.tolerance or (lambda b, share: share))(b, allocation.share(b, steps)),
     }
-    kept.shrink(budget, rules[allocation])
-    return plan_of(graph, kept.steps, ranking.order())
+    allocation.shrink(request.budget, rules[request.allocation])
+    return plan_of(graph, allocation.steps, ranking.order())
 
 
 def plan_of(graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.ndarray]) -> PrunePlan:
@@ -167,36 +190,37 @@ def units_of(graph: ChannelGraph, plan: PrunePlan) -> np.ndarray:
     return np.array(kept, dtype=np.int64)
 
 
-def check_reachable(
-    graph: ChannelGraph,
-    budget: Budget,
-    round_to: int | None,
-    limits: Limits,
-    dense_widths: Mapping[str, int] | None = None,
-) -> list[np.ndarray]:
-    """Return per bundle the numbers of steps that may be kept, ascending; a locked bundle has one.
+def check_reachable(graph: ChannelGraph, request: PlanRequest) -> list[np.ndarray]:
+    """Return the `width_options` of a request that the network can meet.
 
     Raises:
         TargetError: If the network costs more than the target even at the lowest of them.
     """
-    timed = graph.latency if LATENCY in budget else None
+    options = width_options(graph, request)
+    cost, lowest = CostModel(graph, request.latency), _units(graph, [o[0] for o in options])
+    for quantity, most in request.budget.items():
+        if (least := cost.amount(quantity, lowest)) > most:
+            raise TargetError(_unreachable(graph, quantity, cost.amount(quantity), least, most))
+    return options
+
+
+def width_options(graph: ChannelGraph, request: PlanRequest) -> list[np.ndarray]:
+    """Return per bundle the numbers of steps that may be kept, ascending; a locked bundle has one."""
+    timed = request.latency if LATENCY in request.budget else None
     options = []
     for bundle in graph.bundles:
         layer = graph.layers[graph.groups[bundle.groups[0]].name]
-        dense = (dense_widths or {}).get(layer.path, layer.out) / layer.out
+        dense = request.dense_widths.get(layer.path, layer.out) / layer.out
         makers = [path for g in bundle.groups for path, side in graph.groups[g].members if side == "out"]
-        limit = min(map(limits, makers), default=0.0)
+        limit = min(map(request.limits, makers), default=0.0)
         fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
         steps = np.arange(1, bundle.steps + 1)
-        widths = steps * bundle.stride
+        widths = steps * bundle.units_per_step
+        round_to = request.round_to
         is_fast = widths % round_to == 0 if round_to else _fast(widths, round(widths[-1] * dense), timed)
         allowed = steps[(steps >= fewest) & is_fast]
         everything = np.array([bundle.steps])
         options.append(everything if bundle.locked else np.union1d(allowed, everything))
-    cost, lowest = CostModel(graph), _units(graph, [o[0] for o in options])
-    for quantity, most in budget.items():
-        if (least := cost.amount(quantity, lowest)) > most:
-            raise TargetError(_unreachable(graph, quantity, cost.amount(quantity), least, most))
     return options
 
 
@@ -217,17 +241,9 @@ def _fast(widths: np.ndarray, dense: int, timed: LatencyTable | None) -> np.ndar
 class _Allocation:
     """How many steps each bundle keeps, from all to as few as the target asks."""
 
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        cost: CostModel,
-        options: list[np.ndarray],
-        ranking: Ranking,
-        per_cost: bool,
-        currency: str | None,
-    ) -> None:
-        self._graph, self._cost, self._ranking = graph, cost, ranking
-        self._per_cost, self._currency = per_cost, currency
+    def __init__(self, graph: ChannelGraph, options: list[np.ndarray], ranking: Ranking, request: PlanRequest) -> None:
+        self._graph, self._cost, self._ranking = graph, CostModel(graph, request.latency), ranking
+        self._per_cost, self._cost_metric = request.per_cost, request.cost_metric
         self.steps = [int(o[-1]) for o in options]
         self._moves = [_moves(o.tolist()) for o in options]
         classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -242,7 +258,7 @@ class _Allocation:
         """Move by move, let the bundle go that the rule names, until the budget holds."""
         history: list[tuple[int, int]] = []
         while excess := self._excess(units := _units(self._graph, self.steps), budget):
-            counted = {self._currency: 1.0} if self._currency else excess
+            counted = {self._cost_metric: 1.0} if self._cost_metric else excess
             savings = [self._cost.savings(q, units) / amount for q, amount in counted.items()]
             self._savings = np.sum(savings, axis=0)
             moves = {b: move[n] for b, (n, move) in enumerate(zip(self.steps, self._moves, strict=True)) if n in move}

@@ -41,8 +41,8 @@ Batches = Sequence[dict[str, Any]]
 """Preprocessed batches with labels, on the network's device."""
 
 
-class Judge:
-    """Tells the loss of cut networks, on images that they were not calibrated on.
+class HeldOutLoss:
+    """The loss of cut networks on images that they were not calibrated on.
 
     Args:
         model: The dense network; a copy of it is cut, and each cut is taken back.
@@ -215,8 +215,8 @@ def scan(
         ratios: Shares of channels to remove, between 0 and 1; of those that make the same widths one is measured.
         images: So many of the images of either are looked at, in whole batches from the first on.
     """
-    judge = Judge(model, _first(calibration, images), _first(held_out, images))
-    dense_loss, rows = judge.loss(), []
+    loss_of_cut = HeldOutLoss(model, _first(calibration, images), _first(held_out, images))
+    dense_loss, rows = loss_of_cut.loss(), []
     free = [b for b, bundle in enumerate(graph.bundles) if not bundle.locked and bundle.steps > 1]
     with waiting("trying layers", len(free)) as step:
         for b in free:
@@ -233,7 +233,7 @@ def scan(
                     order.remove(b, move)
                     steps[b] -= move
                 plan = plan_of(graph, steps, order.order())
-                loss = judge.loss(plan, weights=False)
+                loss = loss_of_cut.loss(plan, weights=False)
                 rows.append(
                     Measurement(
                         bundle=b,

@@ -21,6 +21,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune.errors import CheckpointError, told
 from yolo_prune.host.ddp import is_first
 from yolo_prune.host.distillation import TEACHER
+from yolo_prune.host.patches import patch
 from yolo_prune.host.trainer import Randomness
 from yolo_prune.importance.statistics import Gradients
 from yolo_prune.utils.console import say
@@ -48,7 +49,7 @@ class StepCount:
             self.waiting = -1  # the batch that steps is not over yet
             step()
 
-        trainer.optimizer_step = counted
+        patch(trainer, "optimizer_step", counted)
 
     def after_batch(self) -> None:
         """Count a batch."""
@@ -71,10 +72,10 @@ class StepCount:
             is_due = self.waiting + 1 >= nominal
             trainer.accumulate = nominal if is_due else NEVER
             if is_due:
-                trainer.preprocess_batch = preprocess
+                patch(trainer, "preprocess_batch", preprocess)
             return preprocess(batch)
 
-        trainer.preprocess_batch = first
+        patch(trainer, "preprocess_batch", first)
 
 
 def save(
@@ -189,7 +190,7 @@ def _restore_data(trainer: BaseTrainer, state: dict[str, Any]) -> None:
             del loader.__dict__["_get_iterator"]
             return iterator
 
-        object.__setattr__(loader, "_get_iterator", begin)
+        patch(loader, "_get_iterator", begin)
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -16,13 +16,13 @@ ATTEMPTS = 2
 
 @dataclass
 class Guard:
-    """Decides after each cut; `session` carries it out.
+    """Decides after each cut; `steps` carries it out.
 
     Attributes:
         max_drop: Largest loss, as a share of the dense fitness.
         dense: The dense fitness.
-        held: Share of the way to the target that is known to hold.
-        failures: Cuts that were taken back, in order: the way that was tried, the epoch,
+        held: Fraction of the target that is known to hold.
+        failures: Cuts that were taken back, in order: the fraction of the target that was tried (``way``), the epoch,
             the multiply-adds, and the fitness reached.
     """
 
@@ -50,18 +50,18 @@ class Guard:
         """
         return next_epoch if next_epoch is not None else epoch + max(1, (epochs - epoch + 1) // 2)
 
-    def accept(self, way: float) -> None:
+    def accept(self, fraction: float) -> None:
         """Note that a cut holds."""
-        self.held = max(self.held, way)
+        self.held = max(self.held, fraction)
 
-    def reject(self, way: float, epoch: int, macs: int, fitness: float | None) -> float | None:
+    def reject(self, fraction: float, epoch: int, macs: int, fitness: float | None) -> float | None:
         """Note that a cut does not hold.
 
         Returns:
-            The way to try instead, or None to stop cutting.
+            The fraction of the target to try instead, or None to stop cutting.
         """
-        self.failures.append({"way": way, "epoch": epoch, "macs": macs, "fitness": fitness})
-        return self.held + (way - self.held) / 2 if len(self.failures) <= ATTEMPTS else None
+        self.failures.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness})
+        return self.held + (fraction - self.held) / 2 if len(self.failures) <= ATTEMPTS else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data, for the report and to continue after an interruption."""

@@ -11,7 +11,7 @@ from yolo_prune.cost.budget import Goal
 from yolo_prune.errors import CheckpointError, told
 from yolo_prune.report.records import Report
 from yolo_prune.training.guard import Guard
-from yolo_prune.training.schedule import Cut
+from yolo_prune.training.schedule import ScheduledCut
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Progress:
     epochs: int
     goal: Goal = field(default_factory=lambda: Goal({}))
     dense_widths: dict[str, int] = field(default_factory=dict)
-    schedule: list[Cut] = field(default_factory=list)
+    schedule: list[ScheduledCut] = field(default_factory=list)
     quantize_epoch: int | None = None
     guard: Guard | None = None
     deadline: int | None = None
@@ -46,7 +46,7 @@ class Progress:
         return bool(self.schedule) or self.quantize_epoch is not None
 
     @property
-    def pending(self) -> list[Cut]:
+    def pending(self) -> list[ScheduledCut]:
         """Cuts that have not been made yet."""
         return self.schedule[len(self.report.cuts) :]
 
@@ -74,7 +74,7 @@ class Progress:
             "epochs": self.epochs,
             "goal": self.goal.to_dict(),
             "dense_widths": self.dense_widths,
-            "schedule": [[cut.epoch, cut.way] for cut in self.schedule],
+            "schedule": [[cut.epoch, cut.fraction] for cut in self.schedule],
             "quantize_epoch": self.quantize_epoch,
             "guard": self.guard.to_dict() if self.guard else None,
             "deadline": self.deadline,
@@ -94,7 +94,7 @@ class Progress:
                 epochs=int(data["epochs"]),
                 goal=Goal.from_dict(data["goal"]),
                 dense_widths=dict(data["dense_widths"]),
-                schedule=[Cut(*cut) for cut in data["schedule"]],
+                schedule=[ScheduledCut(*cut) for cut in data["schedule"]],
                 quantize_epoch=data["quantize_epoch"],
                 guard=Guard(**data["guard"]) if data["guard"] else None,
                 deadline=data["deadline"],

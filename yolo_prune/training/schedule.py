@@ -1,7 +1,7 @@
-"""At which epochs to cut and what share of the way to the target each cut goes: pure functions.
+"""At which epochs to cut, and which fraction of the target each cut reaches: pure functions.
 
 With 60 epochs, ``start=0.1``, ``end=0.4``, ``steps=3`` and ``schedule="cubic"``, the defaults for a model that knows
-the data's classes, the cuts fall before epochs 6, 15 and 24 (counted from 0) and go 70 %, 96 % and 100 % of the way:
+the data's classes, the cuts fall before epochs 6, 15 and 24 (counted from 0) and reach 70 %, 96 % and 100 % of it:
 most of the removal happens early, while the learning rate is high, and the last 60 % of the run is recovery.
 """
 
@@ -15,20 +15,20 @@ from yolo_prune.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Cut:
+class ScheduledCut:
     """One scheduled cut.
 
     Attributes:
         epoch: The cut falls before the batches of this epoch, counted from 0.
-        way: Share of the way from the dense model to the target that is gone after this cut, 0 < way <= 1.
+        fraction: Of the target, which is reached after this cut, 0 < fraction <= 1.
     """
 
     epoch: int
-    way: float
+    fraction: float
 
 
-def cuts(*, epochs: int, removed: float, start: float, end: float, steps: int, schedule: str) -> list[Cut]:
-    """Return the cuts of a run in order; the last one goes the whole way.
+def cuts(*, epochs: int, removed: float, start: float, end: float, steps: int, schedule: str) -> list[ScheduledCut]:
+    """Return the cuts of a run in order; the last one reaches the target.
 
     Args:
         epochs: Length of the run.
@@ -55,11 +55,11 @@ def cuts(*, epochs: int, removed: float, start: float, end: float, steps: int, s
             f"epochs {', '.join(map(str, at))}): use more epochs, fewer steps or a wider span, with an epoch left "
             "after the last cut."
         )
-    return [Cut(epoch, _way(schedule, (i + 1) / n, removed)) for i, epoch in enumerate(at)]
+    return [ScheduledCut(epoch, _fraction(schedule, (i + 1) / n, removed)) for i, epoch in enumerate(at)]
 
 
-def _way(schedule: str, x: float, removed: float) -> float:
-    """Share of the way after a share ``x`` of the cuts."""
+def _fraction(schedule: str, x: float, removed: float) -> float:
+    """Fraction of the target after a share ``x`` of the cuts."""
     if x == 1:
         return 1.0
     if schedule == "cubic":
@@ -69,7 +69,7 @@ def _way(schedule: str, x: float, removed: float) -> float:
     return x
 
 
-def quantization(*, epochs: int, at: float, cuts: Sequence[Cut]) -> int:
+def quantization(*, epochs: int, at: float, cuts: Sequence[ScheduledCut]) -> int:
     """Return the epoch, counted from 0, before whose batches a run turns to INT8.
 
     Args:

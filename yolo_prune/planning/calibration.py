@@ -1,0 +1,104 @@
+"""What is known of a network beside its weights, and what the criteria make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.errors import ConfigError
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.importance.reconstruction_error import Elimination
+from yolo_prune.importance.scores import importance_scores
+from yolo_prune.importance.statistics import Gradients, LayerStatistics, gradients, layer_statistics, trainable_copy
+from yolo_prune.plan import PrunePlan
+from yolo_prune.planning.allocation import ByScore, Ranking
+from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.slicing import cut
+
+DATA_FREE = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
+"""Criteria that need nothing but weights."""
+BY_GRADIENT = ("taylor", "hessian")
+"""Criteria that need gradients of the parameters, which a run can collect while it trains."""
+HELD_OUT = ("sensitivity",)
+"""Allocations that need held-out images."""
+
+
+@dataclass
+class CalibrationData:
+    """What is known of a network beside its weights.
+
+    Attributes:
+        model: The network.
+        batches: Preprocessed batches of training images with labels, without augmentation.
+        collected: Gradients that the run has collected already, or None.
+        readers: Layers that only a training step runs -> the modules whose results they take.
+    """
+
+    model: nn.Module
+    batches: list[dict[str, Any]] = field(default_factory=list)
+    collected: Gradients | None = None
+    readers: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Moments of activations, and how much the loss cares."""
+        return layer_statistics(self.model, self._data)
+
+    @cached_property
+    def gradients(self) -> Gradients:
+        """Gradients of the parameters: the run's own, else those of the batches."""
+        return self.collected if self.collected and self.collected.steps else gradients(self.model, self._data)
+
+    def halves(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return the first half of the batches, to calibrate on, and the second half, which is held out.
+
+        Raises:
+            ConfigError: If there are no two batches.
+        """
+        middle = (len(self._data) + 1) // 2
+        if middle == len(self._data):
+            images = len(self._data[0]["img"])
+            raise ConfigError(
+                f"calibration: {images} images make one batch, but allocation={' and '.join(HELD_OUT)} needs two, "
+                f"one to calibrate on and one to judge by; raise calibration above {images}, lower batch or use "
+                "allocation=global."
+            )
+        return self._data[:middle], self._data[middle:]
+
+    def after(self, plan: PrunePlan, config: PruneConfig) -> CalibrationData:
+        """Return what is known of the network that a cut would leave."""
+        network, images = trainable_copy(self.model), [batch["img"] for batch in self._data]
+        dense, undo = DenseOutputs(network, images), cut(plan, [network])
+        reconstruct(undo, network, plan, dense, weights=config.reconstruction)
+        return CalibrationData(network, self.batches, readers=self.readers)
+
+    @property
+    def _data(self) -> list[dict[str, Any]]:
+        if not self.batches:
+            raise ConfigError(f"this criterion looks at data; give data, or use one of {', '.join(DATA_FREE)}.")
+        return self.batches
+
+
+def ranking_factory(graph: ChannelGraph, config: PruneConfig, data: CalibrationData) -> Callable[[], Ranking]:
+    """Return a function that makes a fresh ranking, since a plan uses one up.
+
+    Raises:
+        ConfigError: If the criterion needs data and there is none.
+    """
+    model = data.model
+    if config.importance == "reconstruction":
+        return lambda: Elimination(model, graph, data.statistics)
+    scores = importance_scores(
+        model,
+        graph,
+        config.importance,
+        normalizer=config.normalizer,
+        gradients=data.gradients if config.importance in BY_GRADIENT else None,
+        statistics=data.statistics if config.importance == "activation" else None,
+    )
+    return lambda: ByScore(graph, scores)

@@ -1,0 +1,115 @@
+"""One run: its trainer, what was asked for, what has happened, and its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from yolo_prune.graph.trace import trace
+from yolo_prune.host import ddp
+from yolo_prune.host.distillation import student_of
+from yolo_prune.importance.statistics import Gradients
+from yolo_prune.utils.console import say, talking
+
+if TYPE_CHECKING:
+    from torch import nn
+    from ultralytics.engine.trainer import BaseTrainer
+
+    from yolo_prune.config.settings import PruneConfig
+    from yolo_prune.cost.latency_table import LatencyTable
+    from yolo_prune.graph.groups import ChannelGraph
+    from yolo_prune.report.records import CutRecord, Report, Stage
+    from yolo_prune.training.exact_state import StepCount
+    from yolo_prune.training.progress import Progress
+    from yolo_prune.training.snapshot import Snapshot
+    from yolo_prune.training.sparsity import Sparsity
+    from yolo_prune.utils.run_folder import RunFolder
+
+
+@dataclass
+class Run:
+    """A training run that is pruned.
+
+    Attributes:
+        trainer: Ultralytics' trainer, with its network, EMA and optimizer.
+        progress: What has been done and is still to do, as plain data.
+        folder: Files of pruning in the run's folder.
+        steps: Counts batches between two steps of the optimizer.
+        latency: What has been measured of the dense network, for a latency target.
+        gradients: Of the live network, from the run's own steps since the epoch began.
+        sparsity: The penalty that acts until the first cut, or None.
+        before_cut: The state to which ``max_drop`` would go back, or None.
+        readers: Layers that only a training step runs -> the modules whose results they take; None if no step can be
+            tried.
+        resumed: The exact state of a resumed run until it has been restored, or None.
+        in_epoch: Whether an epoch has begun and has not been validated.
+    """
+
+    trainer: BaseTrainer
+    progress: Progress
+    folder: RunFolder
+    steps: StepCount
+    latency: LatencyTable | None = None
+    gradients: Gradients = field(default_factory=Gradients)
+    sparsity: Sparsity | None = None
+    before_cut: Snapshot | None = None
+    readers: dict[str, str] | None = None
+    resumed: dict[str, Any] | None = None
+    in_epoch: bool = False
+
+    @property
+    def config(self) -> PruneConfig:
+        """The options."""
+        return self.progress.config
+
+    @property
+    def report(self) -> Report:
+        """What has happened."""
+        return self.progress.report
+
+    @property
+    def model(self) -> nn.Module:
+        """The live network, without wrappers."""
+        return student_of(self.trainer.model)
+
+    @property
+    def ema(self) -> nn.Module:
+        """Its exponential moving average, which is what is saved and validated."""
+        return student_of(self.trainer.ema.ema)
+
+    @property
+    def imgsz(self) -> int:
+        """Side of the images in pixels."""
+        size: int = self.trainer.args.imgsz
+        return size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the schedule goes by.
+
+        With ``time=`` Ultralytics estimates anew after each epoch how many there will be. The schedule was made for as
+        many as were asked for, and what counts is the share of the run that is over.
+        """
+        if not self.trainer.args.time:
+            return int(self.trainer.epoch)
+        return ddp.agreed(round(self.trainer.epoch * self.progress.epochs / self.trainer.epochs))
+
+    @property
+    def stage(self) -> CutRecord | Stage:
+        """The network as it is now."""
+        return self.report.cuts[-1] if self.report.cuts else self.report.dense
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Name -> value for the loggers of Ultralytics, the same names in every epoch of a run."""
+        return {"prune/GMACs": (self.stage.macs or 0) / 1e9, "prune/params(M)": (self.stage.params or 0) / 1e6}
+
+    def trace(self, network: nn.Module, readers: Mapping[str, str] | None = None) -> ChannelGraph:
+        """Return the channel groups of a network of the run."""
+        return trace(network, self.imgsz, self.config.is_ignored, readers, reid=self.config.reid)
+
+    def log(self, text: str) -> None:
+        """Tell the user a line, unless ``verbose=False``."""
+        with talking(self.config.verbose):
+            say(text)

@@ -1,0 +1,286 @@
+"""Before the first epoch: refuse what cannot work, measure the dense network, schedule the cuts, or resume a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ultralytics.utils import LOGGER
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import LATENCY
+from yolo_prune.cost.budget import Goal
+from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.export import check_formats
+from yolo_prune.deploy.latency_profile import measure
+from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
+from yolo_prune.host import checkpoint, ddp, distillation, qat
+from yolo_prune.host.distillation import student_of
+from yolo_prune.host.patches import patch
+from yolo_prune.host.trainer import calibration_batches, forget_later_results, preserved_rng
+from yolo_prune.planning.allocation import PlanRequest, check_reachable
+from yolo_prune.planning.calibration import BY_GRADIENT, HELD_OUT, CalibrationData
+from yolo_prune.report.records import Report, Stage
+from yolo_prune.surgery.slicing import check_optimizer
+from yolo_prune.training import exact_state
+from yolo_prune.training.exact_state import StepCount
+from yolo_prune.training.progress import Progress
+from yolo_prune.training.rehearsal import outside_readers, rehearse
+from yolo_prune.training.run import Run
+from yolo_prune.training.run_files import note_recovered
+from yolo_prune.training.schedule import ScheduledCut
+from yolo_prune.training.schedule import cuts as schedule_cuts
+from yolo_prune.training.schedule import quantization as quantization_epoch
+from yolo_prune.training.snapshot import Snapshot
+from yolo_prune.training.sparsity import Sparsity
+from yolo_prune.utils.console import PREFIX, say, talking
+from yolo_prune.utils.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
+    from ultralytics.engine.trainer import BaseTrainer
+
+REHEARSED = 4
+"""Images of the training step that is tried before a network is cut."""
+
+
+@dataclass
+class Prepared:
+    """What is known of a run before its network is there.
+
+    Attributes:
+        quantizes: Whether ``quantize=8`` was asked for and is put off until after the last cut.
+        knows_classes: Whether the network is made from weights of the data's classes.
+    """
+
+    quantizes: bool = False
+    knows_classes: bool = False
+
+
+def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> Prepared:
+    """Before the network is built: refuse what cannot work, and let pruned checkpoints be rebuilt pruned.
+
+    Returns:
+        What `open_run` needs to know; the classes are known once the network has been built.
+
+    Raises:
+        UnsupportedError: If the run uses a feature that cannot be combined with pruning.
+        ConfigError: If the schedule does not fit the run's epochs.
+    """
+    prepared = Prepared()
+    if config is not None:
+        check_formats(config.export)
+        # How much is removed, nobody knows yet.
+        planned = _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)
+        prepared.quantizes = qat.prepare(trainer, config)
+        if prepared.quantizes:
+            quantization_epoch(epochs=trainer.epochs, at=config.quantize_at, cuts=planned)
+        if config.distill and not trainer.resume:
+            distillation.prepare(trainer, config.distill)
+        if config.max_drop is not None and not trainer.args.val:
+            raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
+    is_verbose = None if config is None else config.verbose
+    build = partial(_get_model, trainer.get_model, bool(trainer.resume), is_verbose)
+
+    def build_and_note(*arguments: Any, **keywords: Any) -> nn.Module:
+        given = {**dict(zip(_GET_MODEL, arguments, strict=False)), **keywords}
+        learned, asked = (
+            _listed(names) for names in (getattr(given.get("weights"), "names", ()), trainer.data.get("names", ()))
+        )
+        prepared.knows_classes = learned == asked
+        return build(given)
+
+    patch(trainer, "get_model", build_and_note)
+    return prepared
+
+
+def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepared | None = None) -> Run:
+    """Start a run, or resume one.
+
+    Args:
+        trainer: At ``on_pretrain_routine_end``: network, optimizer and EMA exist.
+        config: The options, or None to take them from the checkpoint that is resumed.
+        prepared: What `prepare` returned, or None if nothing will be trained.
+
+    Raises:
+        CheckpointError: If there is nothing to resume, or no configuration.
+        UnsupportedError: If the network or the run cannot be pruned.
+        TargetError: If the target cannot be reached.
+    """
+    model = student_of(trainer.model)
+    noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
+    if noted:
+        progress = Progress.from_dict(noted)
+        if config not in (None, progress.config):
+            LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
+    elif config is None:
+        raise CheckpointError(
+            f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5."
+        )
+    else:
+        report = Report([trainer.args.imgsz, trainer.args.imgsz], Stage(), config.to_dict())
+        progress = Progress(config, report, trainer.epochs)
+    run = Run(trainer, progress, RunFolder(Path(trainer.save_dir)), StepCount(trainer))
+    with talking(run.config.verbose):
+        if noted:
+            resume(run)
+        elif run.config.targets:
+            start(run, prepared)
+        if run.config.distill:
+            distillation.check_distillable(model)
+            distillation.keep_columns(trainer)
+        if progress.pending:
+            listen(run)
+    return run
+
+
+def start(run: Run, given: Prepared | None) -> None:
+    """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
+    prepared, trainer, config, progress = given or Prepared(), run.trainer, run.config, run.progress
+    model = run.model
+    check_optimizer(trainer.optimizer)
+    if config.lr_after_cut != "keep" and not hasattr(trainer.scheduler, "lr_lambdas"):
+        raise UnsupportedError(
+            f"lr_after_cut={config.lr_after_cut} bends Ultralytics' own learning-rate curve, and this run's "
+            f"scheduler is a {type(trainer.scheduler).__name__}; use lr_after_cut=keep."
+        )
+    graph = run.trace(model)
+    config.check_patterns(graph.layers)
+    if config.allocation in HELD_OUT:
+        with preserved_rng():
+            CalibrationData(model, calibration_batches(trainer, config.calibration)).halves()
+    if config.is_timed:
+        run.latency = ddp.once(lambda: measure(model, graph, config.runtime))
+    cost = CostModel(graph, run.latency)
+    progress.goal = Goal.of(config.targets, cost, model)
+    progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
+    check_reachable(graph, PlanRequest.of(config, progress.goal.at(1.0), progress.dense_widths, run.latency))
+    progress.schedule = _schedule(config, trainer.epochs, progress.goal.removed, prepared.knows_classes)
+    if not progress.schedule:
+        run.log(f"target={config.target} holds already: nothing is cut")
+    if prepared.quantizes:
+        progress.quantize_epoch = quantization_epoch(
+            epochs=trainer.epochs, at=config.quantize_at, cuts=progress.schedule
+        )
+    run.report.dense = Stage(
+        cost.macs(),
+        cost.params(),
+        latency=run.latency.dense if run.latency else None,
+        finished=given is None or prepared.knows_classes,  # without, nothing is trained
+    )
+    for network in {model, unwrap_model(trainer.model)}:
+        network.yaml = checkpoint.with_run(model.yaml, progress.to_dict())
+    if ddp.is_first():
+        run.folder.clear()
+        if run.latency:
+            run.latency.save(run.folder.latency)
+
+
+def resume(run: Run) -> None:
+    """Read what the interrupted run left in its folder, and remove what it had begun and will do again."""
+    trainer, progress = run.trainer, run.progress
+    if LATENCY in progress.goal.amounts:
+        run.latency = LatencyTable.load(run.folder.latency)
+    if progress.quantizes:
+        qat.check_available()
+    try:
+        run.resumed = exact_state.load(run.folder.state(trainer.start_epoch - 1, progress.changes))
+    except CheckpointError as e:
+        LOGGER.warning(f"{PREFIX}resuming from {trainer.last.name} alone, so later cuts will differ a little: {e}")
+    if progress.deadline is not None:
+        run.before_cut = Snapshot.load(run.folder.before_cut, trainer)
+    note_recovered(run)
+    if ddp.is_first():
+        forget_later_results(trainer)
+        if trainer.best_fitness is None:  # of before a cut that has been made since
+            trainer.best.unlink(missing_ok=True)
+
+
+def listen(run: Run) -> None:
+    """Collect gradients from the run's own steps, and regularise until the first cut.
+
+    Steps come after Ultralytics has undone AMP's loss scaling and clipped, and those that are skipped do not come.
+    """
+    model, config = run.model, run.config
+
+    def collect(*_: Any) -> None:
+        if run.progress.pending:
+            run.gradients.add(model.parameters())
+
+    if config.importance in BY_GRADIENT:
+        run.trainer.optimizer.register_step_pre_hook(collect)
+    if config.sparsity != "none" and not run.report.cuts:
+        run.sparsity = Sparsity(model, run.trace(model), config.sparsity, config.sparsity_strength)
+        run.sparsity.attach(run.trainer.optimizer)
+
+
+def try_training_step(run: Run) -> None:
+    """Find what reads feature maps outside of the forward pass, and refuse what could not follow a cut of them.
+
+    Raises:
+        UnsupportedError: If a training step of a cut network fails.
+    """
+    with preserved_rng():
+        batch = calibration_batches(run.trainer, REHEARSED)[0]
+        graph = run.trace(run.model)
+        run.readers = outside_readers(run.trainer, graph, batch)
+        if run.readers is None:
+            return
+        if run.readers:
+            graph = run.trace(run.model, run.readers)
+        rehearse(run.trainer, graph, run.config, batch)
+
+
+_GET_MODEL = ("cfg", "weights", "verbose")
+"""Parameters of a trainer's ``get_model``, in Ultralytics' order; a user's may lack ``verbose``, or have others."""
+
+
+def _listed(names: Mapping[int, str] | Sequence[str]) -> list[str]:
+    """Return class names in order; old checkpoints have them as a list."""
+    return [*names.values()] if isinstance(names, Mapping) else [*names]
+
+
+def _get_model(
+    stock: Callable[..., nn.Module], resumes: bool, is_verbose: bool | None, given: dict[str, Any]
+) -> nn.Module:
+    """Build the network as a trainer's ``get_model`` does, but let pruned networks stay pruned.
+
+    Args:
+        stock: The trainer's own.
+        resumes: Whether an interrupted run goes on.
+        is_verbose: Whether the user wants lines, or None to ask the checkpoint.
+        given: What it was called with, which is passed on; a user's own may take other arguments.
+    """
+    cfg: Any = given.get("cfg")
+    if not checkpoint.is_marked(cfg):
+        return stock(**given)
+    if not resumes and not checkpoint.is_pruned(cfg):
+        return stock(**{**given, "cfg": checkpoint.unmarked(cfg)})
+    shows_model = given.get("verbose", True)
+    quiet = {"verbose": False} if "verbose" in given else {}
+    others = {name: value for name, value in given.items() if name not in _GET_MODEL}
+    model = checkpoint.rebuild(stock, cfg, given.get("weights"), **quiet, **others)
+    if shows_model and ddp.is_first() and checkpoint.is_pruned(cfg):
+        noted = (checkpoint.run_record(cfg) or {}).get("config", {})
+        with talking(noted.get("verbose", True) if is_verbose is None else is_verbose):
+            say("the checkpoint is pruned, and its network is rebuilt pruned")
+        model.info()
+    return model
+
+
+def _schedule(config: PruneConfig, epochs: int, removed: float, knows_classes: bool = True) -> list[ScheduledCut]:
+    """Return the cuts of a run; where it is too short for the late ones of new classes, they come early after all."""
+    start, end = config.span(knows_classes)
+    try:
+        return schedule_cuts(
+            epochs=epochs, removed=removed, start=start, end=end, steps=config.steps, schedule=config.schedule
+        )
+    except ConfigError:
+        if knows_classes:
+            raise
+        return _schedule(config, epochs, removed)

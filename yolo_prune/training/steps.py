@@ -1,0 +1,271 @@
+"""What changes the network of a run between two epochs: a cut, the step to INT8, and going back to before a cut.
+
+A cut goes, all or nothing, in this order:
+
+    plan -> slice model, EMA and optimizer -> reconstruct -> validate -> write last.pt -> retire best.pt
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_prune.cost.budget import file_bytes
+from yolo_prune.errors import CutError
+from yolo_prune.host import ddp, distillation, qat
+from yolo_prune.host.distillation import wrapped_plan
+from yolo_prune.host.trainer import Randomness, calibration_batches, preserved_rng, save_checkpoint, validate
+from yolo_prune.importance.statistics import Gradients, copy_of
+from yolo_prune.planning.allocation import PlanRequest
+from yolo_prune.planning.calibration import CalibrationData
+from yolo_prune.planning.latency_fit import PlannedCut
+from yolo_prune.planning.planner import plan_traced
+from yolo_prune.report.records import CutRecord, QuantizationRecord, count
+from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.rewinding import recall, remember, rewind
+from yolo_prune.surgery.slicing import Cut, cut
+from yolo_prune.training.latency_feedback import LatencyFeedback
+from yolo_prune.training.rehearsal import check_step
+from yolo_prune.training.run_files import note_dense, save_run
+from yolo_prune.training.schedule import ScheduledCut
+from yolo_prune.training.snapshot import Snapshot
+from yolo_prune.utils.memory import borrowed_memory
+
+if TYPE_CHECKING:
+    from ultralytics.engine.trainer import BaseTrainer
+
+    from yolo_prune.plan import PrunePlan
+    from yolo_prune.training.run import Run
+
+Batches = list[dict[str, Any]]
+
+
+def prune_step(run: Run, fraction: float) -> None:
+    """Make one cut, or leave everything as it was.
+
+    Args:
+        run: Between two epochs.
+        fraction: Of the target, which is reached after this cut.
+
+    Raises:
+        CutError: If anything failed; the trainer is as it was.
+    """
+    started, trainer, progress = time.time(), run.trainer, run.progress
+    name = f"cut {len(run.report.cuts) + 1} of {len(progress.schedule)}"
+    with borrowed_memory(), _all_or_nothing(trainer, name) as (done, randomness):
+        if run.report.dense.checkpoint is None:
+            note_dense(run)
+        with ddp.together("looking at calibration images"):
+            batches = calibration_batches(trainer, run.config.calibration)
+        planned = ddp.once(lambda: _plan(run, fraction, batches))
+        if progress.guard:
+            done.set(run, "before_cut", Snapshot(trainer))
+            after = progress.pending[1].epoch if len(progress.pending) > 1 else None
+            done.set(progress, "deadline", progress.guard.deadline(run.epoch, after, progress.float_epochs))
+        record = _apply(run, planned, done, batches)
+        record.seconds = round(time.time() - started, 2)
+        _commit(run, planned.plan, record, done, randomness)
+    if run.sparsity:
+        run.sparsity.detach()
+        run.sparsity = None
+    run.log(
+        f"cut {len(run.report.cuts)}/{len(progress.schedule)} at epoch {trainer.epoch}: "
+        f"MACs {_from_to(planned.plan.macs)}, params {_from_to(planned.plan.params)}, {len(record.locked)} layers "
+        f"locked, fitness {_score(record.fitness_cut)}, {record.seconds:.1f} s"
+    )
+
+
+def quantize_step(run: Run) -> None:
+    """Let the rest of the run be quantization-aware, or leave everything as it was.
+
+    Raises:
+        CutError: If anything failed; the trainer is as it was.
+    """
+    trainer = run.trainer
+    started, best = time.time(), ddp.agreed(trainer.best_fitness)
+    with _all_or_nothing(trainer, "the step to INT8") as (done, randomness):
+        if run.report.dense.checkpoint is None:
+            note_dense(run)
+        with ddp.together("the step to INT8"):
+            qat.begin(done, trainer)
+        ddp.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
+        reset_best(run, done)
+        before = None if best is None else float(best)
+        record = QuantizationRecord(trainer.epoch, before, trainer.fitness, None, round(time.time() - started, 2))
+        done.set(run.report, "quantization", record)
+        save_run(run, done, randomness)
+    run.before_cut = None  # a state without quantizers, which nothing goes back to any more
+    run.log(
+        f"INT8 from epoch {trainer.epoch} on: fitness {_score(before)} -> {_score(trainer.fitness)}, "
+        f"{record.seconds:.1f} s"
+    )
+
+
+def accept_or_roll_back(run: Run) -> None:
+    """Keep the latest cut, or go back to before it and schedule a smaller one."""
+    trainer, progress, guard = run.trainer, run.progress, run.progress.guard
+    assert guard is not None and run.before_cut is not None
+    progress.deadline = None
+    record, fraction = run.report.cuts[-1], progress.schedule[len(run.report.cuts) - 1].fraction
+    record.fitness_recovered, is_last = ddp.agreed((record.fitness_recovered, bool(trainer.stop)))
+    if guard.holds(record.fitness_recovered):
+        guard.accept(fraction)
+        return
+    run.before_cut.restore(trainer)
+    run.gradients.clear()  # of parameters that are gone
+    run.report.cuts.pop()
+    less = guard.reject(fraction, record.epoch, record.macs, record.fitness_recovered)
+    upcoming = run.epoch + (0 if run.in_epoch else 1)
+    is_possible = less is not None and upcoming < progress.float_epochs - 1 and not is_last
+    progress.schedule = [*progress.schedule[: len(run.report.cuts)]]
+    if less is not None and is_possible:
+        progress.schedule.append(ScheduledCut(upcoming, less))
+    save_run(run)
+    if ddp.is_first():
+        run.folder.plan(len(run.report.cuts) + 1).unlink(missing_ok=True)
+        if is_last and not trainer.best.exists():
+            save_checkpoint(trainer, trainer.best, epoch=trainer.epoch)
+    run.log(
+        f"the cut of epoch {record.epoch} was taken back: fitness came to {record.fitness_recovered:.4f}, "
+        f"max_drop={guard.max_drop:g} asks for {guard.floor:.4f}; "
+        f"{'a smaller one follows' if is_possible else 'no more cuts, the rest of the run recovers'}"
+    )
+
+
+def remember_early(run: Run) -> None:
+    """Write the state that cuts will rewind to, once, when the run is there."""
+    rewind, early = run.config.rewind, run.folder.early(0)
+    if rewind is not None and not run.report.cuts and run.epoch >= round(rewind * run.progress.epochs):
+        ddp.once(lambda: None if early.exists() else remember(run.model, early))
+
+
+def reset_best(run: Run, done: Cut) -> None:
+    """Let best fitness and early stopping begin anew with a network that has changed, and validate it."""
+    trainer = run.trainer
+    for name, fresh in (
+        ("best_fitness", None),
+        ("stopper", type(trainer.stopper)(patience=trainer.args.patience)),
+        ("fitness", None),
+        ("metrics", trainer.metrics),
+    ):
+        done.set(trainer, name, fresh)
+    if trainer.args.val:
+        metrics, trainer.fitness = validate(trainer)
+        trainer.metrics = {**metrics, **run.figures} if metrics else None
+
+
+def _plan(run: Run, fraction: float, batches: Batches) -> PlannedCut:
+    """Plan a cut of the EMA: what is saved is judged."""
+    ema, progress = run.ema, run.progress
+    data = CalibrationData(ema, batches, run.gradients.of(run.model, ema), run.readers or {})
+    request = PlanRequest.of(run.config, progress.goal.at(fraction), progress.dense_widths, run.latency)
+    graph = run.trace(ema, data.readers)
+    if run.latency is None or fraction < 1.0:
+        return plan_traced(ema, graph, run.config, request, data)
+    dense = Path(str(run.report.dense.checkpoint))
+    with closing(LatencyFeedback(dense, run.latency, run.config.runtime, run.imgsz)) as feedback:
+        return plan_traced(ema, graph, run.config, request, data, feedback)
+
+
+def _apply(run: Run, planned: PlannedCut, done: Cut, batches: Batches) -> CutRecord:
+    """Slice, reconstruct and validate."""
+    trainer, plan, ema = run.trainer, planned.plan, run.ema
+    early = recall(ema, run.folder.early(len(run.report.cuts))) if run.config.rewind is not None else None
+    wrapper = trainer.model
+    with ddp.together("cutting"):
+        _slice(run, plan, done, batches, early)
+        if run.config.distill is True and not run.report.cuts:
+            distillation.begin(done, trainer, trainer.wdir / "dense.pt")
+        if run.readers is not None:
+            check_step(trainer, batches[0])
+        if trainer.args.compile:
+            torch.compiler.reset()  # what was compiled for the old widths
+    if early is not None:
+        ddp.once(lambda: remember(early, run.folder.early(len(run.report.cuts) + 1)))
+    ddp.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
+    done.set(trainer, "model", ddp.wrapped_like(wrapper, trainer.model))
+    reset_best(run, done)
+    return CutRecord(
+        epoch=trainer.epoch,
+        macs=plan.macs["after"],
+        params=plan.params["after"],
+        bytes=file_bytes(ema),
+        fitness_cut=trainer.fitness,
+        fitness_recovered=None,
+        plan_sha256=plan.sha256,
+        locked=plan.locked,
+        seconds=0.0,
+        latency=planned.latency,
+    )
+
+
+def _slice(run: Run, plan: PrunePlan, done: Cut, batches: Batches, early: torch.nn.Module | None) -> None:
+    """Cut model, EMA and optimizer, and reconstruct what is left, or rewind it: early weights make what they made."""
+    trainer = run.trainer
+    live, averaged, images = unwrap_model(trainer.model), trainer.ema.ema, [batch["img"] for batch in batches]
+    networks = (run.model, run.ema) if run.config.reconstruction and early is None else ()
+    before = [copy_of(run.ema) for _ in networks]  # the live one may hold graphs of its last batch
+    for copy, network in zip(before, networks, strict=True):
+        copy.load_state_dict(network.state_dict())
+    done.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
+    done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
+    for network, dense in zip(networks, before, strict=True):
+        outputs = DenseOutputs(dense, images)  # of one network at a time: they are large
+        reconstruct(done, network, plan, outputs, frozen=trainer.freeze_layer_names)
+    if early is not None:
+        cut(plan, [early])
+        rewind(done, (run.model, run.ema), early)
+        done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
+
+
+def _commit(run: Run, plan: PrunePlan, record: CutRecord, done: Cut, randomness: Randomness) -> None:
+    """Write down what was cut; from here on an interrupted run continues with the cut network."""
+    done.set(run.report, "cuts", [*run.report.cuts, record])
+    done.set(run, "gradients", Gradients())  # of parameters that are gone
+    if ddp.is_first():
+        plan.save(run.folder.plan(len(run.report.cuts)))
+        if run.before_cut:
+            run.before_cut.save(run.folder.before_cut)
+    save_run(run, done, randomness)
+
+
+@contextmanager
+def _all_or_nothing(trainer: BaseTrainer, what: str) -> Iterator[tuple[Cut, Randomness]]:
+    """Record what happens to a run between two epochs; if it fails, take it back, and if not, retire the best model.
+
+    Nothing of it draws on the run's random numbers, whose states are handed out.
+
+    Raises:
+        CutError: If anything failed; the trainer is as it was.
+    """
+    done = Cut()
+    with preserved_rng() as randomness:
+        try:
+            yield done, randomness
+        except BaseException as e:  # an interrupt, too, must not leave half a cut
+            done.undo()
+            if not isinstance(e, Exception):
+                raise
+            raise CutError(
+                f"{what} at epoch {trainer.epoch} failed and was taken back; {trainer.last} can be resumed. "
+                f"{type(e).__name__}: {e}"
+            ) from e
+    if ddp.is_first():
+        trainer.best.unlink(missing_ok=True)
+
+
+def _score(fitness: float | None) -> str:
+    return "not validated" if fitness is None else f"{fitness:.3f}"
+
+
+def _from_to(cost: dict[str, int]) -> str:
+    """Return ``1.62G -> 1.21G (-25.3%)``."""
+    before, after = cost["before"], cost["after"]
+    return f"{count(before)} -> {count(after)} ({after / before - 1:+.1%})"
