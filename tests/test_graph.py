@@ -9,7 +9,8 @@ from torch import nn
 from ultralytics.nn import tasks
 
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.graph.trace import outline, trace
+from yolo_prune.graph.outline import outline
+from yolo_prune.graph.trace import trace
 
 pytestmark = pytest.mark.drift
 

@@ -17,7 +17,8 @@ from ultralytics.nn.modules import block, conv, head
 
 from yolo_prune import PrunePlan
 from yolo_prune.blocks import channel_parameters
-from yolo_prune.graph.trace import image_channels, trace
+from yolo_prune.graph.image import image_channels
+from yolo_prune.graph.trace import trace
 from yolo_prune.host import checkpoint
 from yolo_prune.planning.verification import randomise_norms, verify_cut
 

@@ -24,7 +24,8 @@ from yolo_prune.deploy.export import check_formats
 from yolo_prune.deploy.latency_profile import measure
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.graph.trace import image_size, trace
+from yolo_prune.graph.image import image_size
+from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import mark
 from yolo_prune.host.trainer import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
 from yolo_prune.importance.statistics import copy_of

@@ -22,7 +22,8 @@ from yolo_prune.deploy.latency_profile import compare_networks, export
 from yolo_prune.deploy.runtimes import FORMATS, all_threads, check_runtime, described, file_runner, is_on_gpu
 from yolo_prune.deploy.stopwatch import TRIES, settle, typical
 from yolo_prune.errors import ConfigError
-from yolo_prune.graph.trace import height_and_width, image_channels, image_size, trace
+from yolo_prune.graph.image import height_and_width, image_channels, image_size
+from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import is_pruned, load_network
 from yolo_prune.host.trainer import open_model
 from yolo_prune.host.zoo import siblings

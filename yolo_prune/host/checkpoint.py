@@ -19,7 +19,7 @@ from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
 from yolo_prune.blocks import followed
 from yolo_prune.errors import CheckpointError, seen, told
 from yolo_prune.graph.layers import named_layers, resized, widths
-from yolo_prune.graph.trace import outline
+from yolo_prune.graph.outline import outline
 from yolo_prune.utils.files import replacing
 
 SCHEMA = 1

@@ -16,8 +16,8 @@ from torch import nn
 
 from yolo_prune.blocks import channel_dim, norm_width
 from yolo_prune.config.settings import PruneConfig
+from yolo_prune.graph.image import image_channels
 from yolo_prune.graph.layers import is_grouped, named_layers
-from yolo_prune.graph.trace import image_channels
 from yolo_prune.planning.planner import plan_cut
 from yolo_prune.surgery.slicing import check_fit, cut, network_of
 
