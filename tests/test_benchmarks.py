@@ -1,9 +1,11 @@
-"""The README's figures come from the committed results."""
+"""The figures of the documents come from the committed results; their tables, `test_documents` checks."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -21,43 +23,36 @@ SUPPORT, COST_MODEL = (
 pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the sdist has no benchmarks")
 
 
-def test_the_tables_are_those_that_the_benchmarks_print(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the benchmark scripts be imported by their names."""
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    import accuracy
-    import cost_model
-    import criteria
-    import exports
-    import faults
-    import gpu
-    import operators
-    import picture
-    import reid
-    import speed
-    import support
-    import uses
-    import without_training
+    yield
+    for name in (path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")):
+        sys.modules.pop(name, None)
 
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert support.table(SUPPORT) in readme
-    assert without_training.table() in readme
-    for table in (accuracy.table, accuracy.ablation, accuracy.time_table):
-        assert table() in readme
-    assert exports.table() in readme
-    assert cost_model.table(COST_MODEL) in readme
-    tables = (speed.speed_table, speed.target_table, speed.equal_speed_table, speed.width_table)
-    for table in (*tables, speed.multiple_table, speed.error_table):
-        assert table() in readme
-    assert operators.limit_table(json.loads(operators.RESULTS.read_text(encoding="utf-8"))["rows"]) in readme
-    assert criteria.table() in (REPOSITORY / "docs" / "importance.md").read_text(encoding="utf-8")
-    assert gpu.table() in (REPOSITORY / "docs" / "target.md").read_text(encoding="utf-8")
-    page = (REPOSITORY / "docs" / "uses.md").read_text(encoding="utf-8")
-    assert uses.table() in page and reid.table() in page
-    assert faults.table() in (REPOSITORY / "docs" / "resuming.md").read_text(encoding="utf-8")
+
+@pytest.mark.usefixtures("scripts")
+def test_the_picture_is_drawn_from_the_results() -> None:
+    import picture
+
     curves = picture.points()
     assert [len(line) for line in curves.values()] == [3] * 4
     assert picture.draw(curves) == picture.PICTURE.read_text(encoding="utf-8")
-    for name in (path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")):
-        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_speed_that_is_told_in_prose_is_measured() -> None:
+    import speed
+
+    of = {"50 % fewer MACs": [], "80 % fewer MACs": []}
+    for model, imgsz in product(speed.MODELS, speed.SIZES):
+        for name, found in of.items():
+            found += [speed.rows_of(model, imgsz)[name][runtime] for runtime in ("onnx", "openvino")]
+    half, most = (f"{min(found):.2f}x to {max(found):.2f}x" for found in of.values())
+    assert half in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "target.md").read_text(encoding="utf-8")
+    assert half in page and most in page
 
 
 def test_the_first_table_is_that_of_a_committed_run() -> None:
