@@ -7,7 +7,7 @@ test:
 	pytest -n 2
 
 bench:
-	python benchmarks/overhead.py && python benchmarks/support.py && python benchmarks/cost_model.py && python benchmarks/main_job.py --shared ../shared
+	python benchmarks/overhead.py && python benchmarks/support.py && python benchmarks/cost_model.py
 
 docs:
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict

@@ -26,6 +26,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,8 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
 """Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
 CONTENDERS = ("dense", "usual", "narrow", "ours", "one-run")
 """Columns of the comparison."""
+REMOVED = {"recalibration", "recalibration instead", "searched allocation", "re-warmed learning rate"}
+"""Ingredients whose options are gone, because of what was measured of them; no run is made of them any more."""
 BEYOND = {
     "recalibration instead",
     "L2, same share",
@@ -196,19 +199,39 @@ def table() -> str:
         "| model, data | seeds | MACs kept | " + " | ".join(CONTENDERS) + " |",
         "|---" * (3 + len(CONTENDERS)) + "|",
     ]
+    for model, data, seeds, kept, means in comparison():
+        cells = ("" if mean is None else f"{mean:.3f}" for mean in means.values())
+        lines.append(f"| {model}, {data} | {seeds} | {kept} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary() -> str:
+    """Return the rows of the comparison that the README shows, without what is trained in one run."""
+    lines = [
+        "| model, data | MACs kept | dense | usual recipe | narrower model | yolo_prune |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model, data, _, kept, means in comparison():
+        if kept == 50 or (model, kept) == ("yolov8n", 30):
+            cells = (f"{means[contender]:.3f}" for contender in ("dense", "usual", "narrow", "ours"))
+            lines.append(f"| {model}, {data} | {kept} % | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def comparison() -> Iterator[tuple[str, str, int, int, dict[str, float | None]]]:
+    """Yield model, data, number of seeds, percent of the MACs kept, and each contender's mean where all are made."""
     rows: dict[tuple[str, str, int], list[Case]] = {}
     for run in planned():
         if run.contender == "ours" and score(run) is not None:
             rows.setdefault((run.case.model, run.case.data, run.kept), []).append(run.case)
     order = list(dict.fromkeys(row[:2] for row in rows))
     for (model, data, kept), cases in sorted(rows.items(), key=lambda row: (order.index(row[0][:2]), -row[0][2])):
-        cells = []
+        means: dict[str, float | None] = {}
         for contender in CONTENDERS:
             scores = [score(Run(case, contender, 100 if contender == "dense" else kept)) for case in cases]
             made = [s for s in scores if s is not None]
-            cells.append(f"{mean(made):.3f}" if len(made) == len(cases) else "")
-        lines.append(f"| {model}, {data} | {len(cases)} | {kept} % | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            means[contender] = mean(made) if len(made) == len(cases) else None
+        yield model, data, len(cases), kept, means
 
 
 def ablation() -> str:
@@ -274,7 +297,8 @@ def main() -> None:
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     shared, runs = args.shared.resolve(), args.runs.resolve()
-    wanted = [] if args.table else [run for run in planned() if any(part in run.name for part in args.only)]
+    possible = [run for run in planned() if run.contender.partition(":")[2] not in REMOVED]
+    wanted = [] if args.table else [run for run in possible if any(part in run.name for part in args.only)]
     with ThreadPoolExecutor(args.jobs) as pool:
         starts = {r.case: pool.submit(make, r, shared, runs) for r in wanted if r.contender == "start"}
         others = [pool.submit(make, r, shared, runs, starts.get(r.case)) for r in wanted if r.contender != "start"]

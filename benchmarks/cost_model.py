@@ -2,7 +2,7 @@
 
     python benchmarks/cost_model.py
     python benchmarks/cost_model.py --timings   # measure only times anew, on a machine that does nothing else
-    python benchmarks/cost_model.py --table     # only print the README's table
+    python benchmarks/cost_model.py --table     # only print the table
 
 * exact: the smallest scale of every model YAML is cut to random widths, several times; MACs, parameters and bytes of
   the network that is then there, counted by torch, against those that were predicted without building it;
@@ -158,7 +158,7 @@ def counts(network: Any) -> dict[str, int]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the README's table."""
+    """Return the table of the documentation."""
     rates, plan = result["evaluations_per_second"], result["plan_command"]
     exact = sum(not any(row["differences"].values()) for row in result["models"])
     lines = [

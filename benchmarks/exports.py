@@ -136,7 +136,7 @@ def versions() -> dict[str, str]:
 
 
 def table() -> str:
-    """Return the README's table of what was made, and below it what was not."""
+    """Return the table of what was made, and below it what was not."""
     lines = ["| export | agrees | scores | boxes (px) | mAP50-95 | size | remark |", "|---|---|---|---|---|---|---|"]
     missing: dict[str, list[str]] = {}
     for name, row in results().items():

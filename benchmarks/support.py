@@ -2,7 +2,7 @@
 
     python benchmarks/support.py                # the smallest scale of each YAML
     python benchmarks/support.py --scales all   # every scale (hours)
-    python benchmarks/support.py --table        # only print the README's table
+    python benchmarks/support.py --table        # only print the table
 
 Per model, from random weights: asked 50 % of the MACs with default settings, then
 
@@ -222,7 +222,7 @@ print(json.dumps({"safe_load": safe, "fuse": fuse}))
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the README's table, with what is locked told by letters that are explained below it."""
+    """Return the table of the documentation, with what is locked told by letters that are explained below it."""
     lines = [
         "| model | task | MACs kept | params kept | locked | dead channels | train step | plain load | ONNX | remark |",
         "|---|---|---|---|---|---|---|---|---|---|",

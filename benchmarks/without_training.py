@@ -60,7 +60,7 @@ def cut(case: Case, shared: Path, runs: Path) -> list[dict[str, object]]:
 
 
 def table() -> str:
-    """Return the README's table."""
+    """Return the table of the documentation."""
     lines = [
         "| model, data | MACs kept | params kept | dense | pruned, not trained | kept |",
         "|---|---|---|---|---|---|",

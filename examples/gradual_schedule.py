@@ -1,4 +1,4 @@
-"""Five small cuts over the middle of the run instead of the default three, from a YAML file of knobs.
+"""Five small cuts over the middle of the run instead of the default three, from a YAML file of options.
 
 python examples/gradual_schedule.py model=yolo11n.pt data=coco8.yaml epochs=100
 """

@@ -7,14 +7,19 @@ import doctest
 import json
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from nets import build, graph_of
 from test_architecture import HOUSE, ROOMS
 from ultralytics import cfg
 
@@ -26,6 +31,7 @@ from yolo_prune.config import targets
 from yolo_prune.config.choices import ALLOCATIONS, BY_DATA, IMPORTANCES, SCHEDULES
 from yolo_prune.config.settings import KNOBS
 from yolo_prune.deploy import bench
+from yolo_prune.importance import scores
 from yolo_prune.report import page
 from yolo_prune.report import records as report
 
@@ -64,18 +70,53 @@ def spans(path: Path) -> list[str]:
     return re.findall(r"`([^`\n]+)`", FENCE.sub("", path.read_text("utf-8")))
 
 
-def test_the_table_of_knobs_is_the_configuration() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(prune\w*)=` \| `(.+?)` \| (.+) \|$", README.read_text(), re.MULTILINE)
-    expected = [
-        (
-            name,
-            "prune" if name == "target" else f"prune_{name}",
-            "none" if default in ((), {}, None) else str(default),
-            KNOBS[name],
-        )
-        for name, default in vars(PruneConfig()).items()
-    ]
-    assert rows == expected
+# Generated parts ---------------------------------------------------------------------------------------------------
+
+
+def test_every_generated_table_is_up_to_date() -> None:
+    check = [sys.executable, DOCS / "generate.py", "--check"]
+    done = subprocess.run(check, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, f"{done.stdout}run python docs/generate.py"
+
+
+def test_every_table_that_can_be_made_is_on_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS)
+    parts = import_module("generate").PARTS
+    shown = [name for page in DOCUMENTS for name in re.findall(r"^<!-- generated: (.+) -->$", page.read_text(), re.M)]
+    assert set(shown) == parts.keys()
+    assert len(shown) == len(re.findall(r"^<!-- end -->$", "".join(map(Path.read_text, DOCUMENTS)), re.M))
+
+
+def test_the_table_of_options_has_each_with_its_default() -> None:
+    names = [name for name, *_ in option_rows(DOCS / "options.md")]
+    assert names == list(vars(PruneConfig()))
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "options.md"], ids=lambda p: p.stem)
+def test_options_that_are_shown_have_their_flags_and_defaults(page: Path) -> None:
+    rows = option_rows(page)
+    assert len(rows) >= 8
+    for name, flag, default in rows:
+        value = getattr(PruneConfig(), name)
+        assert flag == ("prune" if name == "target" else f"prune_{name}")
+        assert default == ("none" if value in ((), {}, None) else str(value))
+
+
+def option_rows(page: Path) -> list[tuple[str, str, str]]:
+    """Return name, flag and default of each row of a page's table of options."""
+    return re.findall(r"^\| `(\w+)` \| `(prune\w*)=` \| `(.+?)` \| .+ \|$", page.read_text(), re.MULTILINE)
+
+
+def test_the_map_has_every_package_and_module_of_the_top() -> None:
+    mapped = re.findall(r"^\| `([\w.]+)/?` \| ", MAP.read_text().partition("## The map")[2], re.MULTILINE)
+    top = {path.name for path in HOUSE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert set(mapped) == top - {"__init__.py"} and len(mapped) == len(set(mapped))
+
+
+def test_the_readme_is_a_tour_and_its_diagram_is_that_of_the_first_page() -> None:
+    assert len(README.read_text().splitlines()) <= 220
+    diagram = next(block for _, block in FENCE.findall(README.read_text()) if "train dense" in block)
+    assert diagram in (DOCS / "index.md").read_text()
 
 
 # Code --------------------------------------------------------------------------------------------------------------
@@ -165,6 +206,7 @@ def check_command(words: list[str]) -> None:
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands read their arguments and do nothing."""
+    monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(oneshot, "open_model", str)
     monkeypatch.setattr(page, "write", str)
     monkeypatch.setattr(oneshot, "prune_model", lambda model, config, **values: check_host(values))
@@ -199,7 +241,7 @@ def typed(text: str) -> set[str]:
 
 def written(path: Path) -> set[str]:
     """Return the targets that a document has: typed, in the table of them, and in backticks with a unit."""
-    table = path.read_text("utf-8").partition("[start:targets]")[2].partition("[end:targets]")[0]
+    table = path.read_text("utf-8").partition("| `prune=` | |")[2].partition("\n\n")[0]
     cells = [row.split(" | ")[0] for row in table.splitlines() if re.match(r'\| `"?\d', row)]
     forms = [form for cell in cells for form in re.findall(r"`(.+?)`", cell)]
     forms += [span for span in spans(path) if re.fullmatch(r'"?\d[\d.]* ?[a-zA-Z%].*', span)]
@@ -221,8 +263,8 @@ FORMS = {
 def test_forms_of_targets_are_found_where_they_are_offered() -> None:
     assert {"0.5", "0.15"} <= FORMS["the help"] and {"2x as fast", "50% params"} <= FORMS["the knob"]
     assert {"8 ms, 2x", "2x as fast"} <= FORMS["targets.py"] and {"2x", "3.2 GMACs"} <= FORMS["messages"]
-    assert {"0.5", "50%", "50% size", "1.2M params, 3 MB", "2x as fast", "2 MB, 40%"} <= FORMS["README.md"]
-    assert {"1.5x", "8 ms", "40%, 2 MB"} <= FORMS["target.md"]
+    assert {"0.5", "1.5x", "2 MB, 40%"} <= FORMS["README.md"]
+    assert {"50%", "50% size", "1.2M params, 3 MB", "2x as fast", "1.5x", "8 ms", "40%, 2 MB"} <= FORMS["target.md"]
 
 
 @pytest.mark.parametrize("form", sorted(set().union(*FORMS.values())))
@@ -252,21 +294,36 @@ def test_every_file_that_is_named_or_linked_exists(path: Path) -> None:
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
 
 
-def test_the_map_has_every_module_in_the_order_of_the_packages() -> None:
-    rows = MAP.read_text().partition("[start:map]")[2].partition("[end:map]")[0].splitlines()
-    named = [
-        name for row in rows if row.startswith("| `") for name in re.findall(r"`([\w/]+\.py)`", row.split(" | ")[0])
-    ]
-    empty = {f"{room}/__init__.py" for room, path in ROOMS.items() if path.name == "__init__.py"} - {
-        "blocks/__init__.py"
-    }
-    modules = {path.relative_to(HOUSE).as_posix() for path in ROOMS.values()} - empty
-    assert sorted(named) == sorted(modules)
-    layers = re.search(r"^layers = \[\n(.*?)^\]", (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
-    assert layers
-    order = [*reversed(re.findall(r'"(\w+)"', layers[1])), "__init__"]
-    ranks = [order.index(name.split("/")[0].removesuffix(".py")) for name in named]
-    assert ranks == sorted(ranks)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.stem)
+def test_every_section_that_is_linked_exists(path: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", FENCE.sub("", path.read_text()))
+    for other, section in links:
+        headings = re.findall(r"^#+ (.+)$", FENCE.sub("", (path.parent / other if other else path).read_text()), re.M)
+        slugs = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+        assert section in slugs or section.startswith("yolo_prune."), f"{other}#{section}"
+
+
+def test_the_criterion_that_is_shown_scores_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"^ +```python\n(.*?)^ +```$", (DOCS / "extending.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert code
+    monkeypatch.setattr(scores, "_CRITERIA", dict(scores._CRITERIA))
+    exec(textwrap.dedent(code[1]), dict(vars(scores)))
+    model, graph = build("yolov8n"), graph_of("yolov8n")
+    found = scores.importance_scores(model, graph, "variance")
+    assert [len(of) for of in found] == [group.width for group in graph.groups]
+    assert all((of >= 0).all() for of in found) and any(np.ptp(of) > 0 for of in found)
+
+
+def test_the_names_of_the_code_that_the_page_for_contributors_has_exist() -> None:
+    text = (DOCS / "extending.md").read_text()
+    named = set(re.findall(r"`(yolo_prune\.[a-z_.]+)`", text))
+    assert {".".join(("yolo_prune", room)) for room in ROOMS} >= named
+    sources = "".join(map(Path.read_text, ROOMS.values()))
+    constants = set(re.findall(r"`(_?[A-Z][A-Z_]+)`", text)) - {"BUILT", "IN_MODELS", "NEVER_TRACED"}
+    assert {name for name in constants if not re.search(rf"^{name}\b", sources, re.MULTILINE)} == set()
+    functions = set(re.findall(r"`(\w+_\w+)`", text))
+    everything = sources + "".join(map(Path.read_text, (REPOSITORY / "tests").glob("*.py")))
+    assert {name for name in functions if name not in everything} == set()
 
 
 def test_the_api_page_has_every_public_name() -> None:
@@ -287,7 +344,7 @@ def test_the_report_page_has_every_record_and_each_describes_its_fields() -> Non
     ("page", "choices"), [("importance", IMPORTANCES), ("importance", ALLOCATIONS), ("schedules", SCHEDULES)]
 )
 def test_every_choice_is_explained(page: str, choices: tuple[str, ...]) -> None:
-    assert set(choices) <= set(spans(DOCS / f"{page}.md"))
+    assert set(choices) - {"search"} <= set(spans(DOCS / f"{page}.md"))  # on its way out
 
 
 def test_the_first_page_has_every_page_and_every_example() -> None:
@@ -299,9 +356,17 @@ def test_the_first_page_has_every_page_and_every_example() -> None:
 # Figures and messages ----------------------------------------------------------------------------------------------
 
 
-def test_measured_rows_of_exports_are_those_of_the_readme() -> None:
+def test_measured_rows_of_exports_are_those_of_the_benchmarks() -> None:
     rows = re.findall(r"^\| `.*$", (DOCS / "export.md").read_text(), re.MULTILINE)
-    assert rows and [row for row in rows if row not in README.read_text().splitlines()] == []
+    assert rows and [row for row in rows if row not in (DOCS / "benchmarks.md").read_text().splitlines()] == []
+
+
+def test_every_benchmark_is_listed_and_its_results_are_there() -> None:
+    rows = re.findall(r"^\| .+ \| `benchmarks/(\w+)\.py` \| `(.+?)` \|", (DOCS / "benchmarks.md").read_text(), re.M)
+    scripts = {path.stem for path in (REPOSITORY / "benchmarks").glob("*.py")} - {"training"}  # what others import
+    assert {script for script, _ in rows} == scripts
+    results = REPOSITORY / "benchmarks" / "results"
+    assert {result.strip("/") for _, result in rows} == {path.name for path in results.iterdir()}
 
 
 def test_the_oldest_ultralytics_that_is_named_is_the_one_that_is_asked_for() -> None:
