@@ -73,7 +73,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 def every_export() -> list[str]:
     """Return each format in its own precision, then in the others that it can have."""
-    from yolo_prune.deploy.export import formats, precisions
+    from yolo_prune.deploy.formats import formats, precisions
 
     return [f"{name}:{p}" if i else name for name in formats() for i, p in enumerate(precisions(name))]
 

@@ -30,7 +30,8 @@ from yolo_prune import PruneCallback, PruneConfig, PrunePlan, prune_model
 from yolo_prune.cli import main as cli
 from yolo_prune.cli import startup
 from yolo_prune.cost.latency_table import LatencyTable, Surface
-from yolo_prune.deploy.bench import Bench, bench
+from yolo_prune.deploy.bench import bench
+from yolo_prune.deploy.bench_table import Bench
 from yolo_prune.errors import (
     CheckpointError,
     ConfigError,

@@ -11,7 +11,8 @@ from ultralytics import YOLO
 
 from yolo_prune.cli import main as cli
 from yolo_prune.deploy import bench as room
-from yolo_prune.deploy.bench import Bench, Row, bench, measured, neighbours
+from yolo_prune.deploy.bench import bench, measured, neighbours
+from yolo_prune.deploy.bench_table import Bench, Row
 from yolo_prune.host.checkpoint import mark
 from yolo_prune.report.records import Stage
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.deploy.export import formats, precisions
+from yolo_prune.deploy.formats import formats, precisions
 from yolo_prune.host.zoo import model_yamls, scaled
 from yolo_prune.report.records import Report, Stage
 

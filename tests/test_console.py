@@ -59,7 +59,7 @@ def test_a_bar_appears_when_two_seconds_have_passed_and_is_wiped_at_the_end(
     work(clock, 0.5)
     told = frames(capsys)
     assert PATIENCE == 2
-    assert told[0].startswith("prune: timing layers: 50% ━━━━━━────── 5/10 2.0it/s 2.5s<2.5s")
+    assert told[0].startswith("prune: timing layers: 50% ━━━━━━────── 5/10 ") and " 2.5s<" in told[0]
     assert told[-2].startswith("prune: timing layers: 100% ━━━━━━━━━━━━ 10/10 2.0it/s 5.0s")
     assert told[-1] == ""
 

@@ -19,20 +19,9 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import checks
 from ultralytics.utils.export.engine import onnx2engine
 
-from yolo_prune.deploy.export import (
-    _Checkpoint,
-    _detections,
-    _export,
-    _objection,
-    check_formats,
-    compare,
-    export_all,
-    exports_of,
-    file_size,
-    form_of,
-    formats,
-    precisions,
-)
+from yolo_prune.deploy.export import _export, export_all
+from yolo_prune.deploy.formats import check_formats, exports_of, file_size, form_of, formats, precisions
+from yolo_prune.deploy.parity import ExportedCheckpoint, _detections, compare, objection
 from yolo_prune.errors import ConfigError
 from yolo_prune.host.checkpoint import mark
 from yolo_prune.oneshot import prune_model
@@ -166,7 +155,7 @@ def test_what_the_checkpoint_does_is_found_once(slim: Path, tiny_data: Path, mon
         return stock(self, **arguments)
 
     monkeypatch.setattr(YOLO, "val", val)
-    original = _Checkpoint(slim, IMAGES, tiny_data)
+    original = ExportedCheckpoint(slim, IMAGES, tiny_data)
     assert original.outputs("onnx") is original.outputs("torchscript")
     records = [_export(original, name, None) for name in ("onnx", "torchscript")]
     assert all(r.ok and r.fitness == pytest.approx(r.fitness_checkpoint, abs=1e-6) for r in records)
@@ -193,7 +182,7 @@ def test_low_precision_is_judged_by_what_it_finds_and_full_precision_by_its_outp
 ) -> None:
     record = ExportRecord("onnx", precision, max_abs_diff=0.2, max_abs_diff_boxes=9.0, fitness=fitness)
     record.fitness_checkpoint = 0.6
-    assert _objection(record, IMGSZ) == reason
+    assert objection(record, IMGSZ) == reason
 
 
 def test_without_data_nothing_below_full_precision_is_made(slim: Path) -> None:
@@ -206,9 +195,9 @@ def test_without_data_nothing_below_full_precision_is_made(slim: Path) -> None:
 
 def test_a_hundredth_of_fitness_is_noise() -> None:
     record = ExportRecord("onnx", "16", fitness=0.011, fitness_checkpoint=0.02)
-    assert _objection(record, IMGSZ) is None
+    assert objection(record, IMGSZ) is None
     record.fitness = 0.009
-    assert _objection(record, IMGSZ) is not None
+    assert objection(record, IMGSZ) is not None
 
 
 def test_nothing_is_installed_on_the_way(slim: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch_pruning
 from nets import narrow_yaml
 from ultralytics import YOLO
+from ultralytics import __version__ as ULTRALYTICS
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.modules import block
 from ultralytics.utils import torch_utils
@@ -57,14 +58,22 @@ def test_a_name_that_is_gone_is_told_before_a_run_with_the_releases_that_have_it
     assert not list(own_folder.rglob("*.pt"))
 
 
-def test_an_attribute_of_an_instance_is_missed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    class EarlyStopping:
-        def __init__(self) -> None:
-            self.patience, self.epoch_of_the_best = 100, 0
+def test_live_instances_have_what_is_listed_of_them(own_folder: Path, tiny_data: Path) -> None:
+    """What constructors set, or a run does, is known of a live run only."""
+    yolo, missing = YOLO(narrow_yaml("yolov8n", own_folder)), []
 
-    monkeypatch.setattr(torch_utils, "EarlyStopping", EarlyStopping)
-    with pytest.raises(UnsupportedError, match=r"no ultralytics\.utils\.torch_utils\.EarlyStopping\.best_epoch \(cuts"):
-        check_host()
+    def look(trainer: BaseTrainer) -> None:
+        dataset = trainer.train_loader.dataset
+        owners = {"BaseTrainer": trainer, "Model": yolo, "ModelEMA": trainer.ema, "EarlyStopping": trainer.stopper}
+        owners |= {"BaseDataset": dataset}
+        for where, names, _, since, on_instances in HOST_NAMES:
+            owner = owners.get(where.rpartition(".")[2])
+            if on_instances and owner is not None and host_names._numbers(since) <= host_names._numbers(ULTRALYTICS):
+                missing.extend(f"{where}.{name}" for name in names.split() if not hasattr(owner, name))
+
+    yolo.add_callback("on_fit_epoch_end", look)
+    yolo.train(data=str(tiny_data), epochs=1, imgsz=32, batch=4, workers=0, plots=False, project=own_folder)
+    assert not missing
 
 
 def test_several_names_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     for room in (latency, profiling):
         monkeypatch.setattr(room, "SIMD", 1)  # multiply-adds know no stairs
     monkeypatch.setattr(profiling, "module_runner", module_runner)
-    monkeypatch.setattr(profiling, "_whole", whole)
+    monkeypatch.setattr(profiling, "exported_runner", whole)
     monkeypatch.setattr(profiling, "alternating", lambda runners, rounds=1: np.array(runners, dtype=float)[:, None])
     return timed
 

@@ -18,7 +18,7 @@ from yolo_prune.errors import CheckpointError
 from yolo_prune.report.records import CutRecord, QuantizationRecord, Report, Stage
 from yolo_prune.training.guard import Guard
 from yolo_prune.training.progress import Progress
-from yolo_prune.training.schedule import Cut
+from yolo_prune.training.schedule import ScheduledCut
 
 
 def a_cut(epoch: int) -> CutRecord:
@@ -35,7 +35,7 @@ def progress() -> Progress:
         epochs=20,
         goal=Goal({MACS: (100.0, 50.0)}),
         dense_widths={"model.0.conv": 16},
-        schedule=[Cut(3, 0.5), Cut(6, 1.0)],
+        schedule=[ScheduledCut(3, 0.5), ScheduledCut(6, 1.0)],
         quantize_epoch=15,
         guard=Guard(0.01, 0.6),
         deadline=6,
@@ -49,7 +49,7 @@ def test_it_comes_back_from_json(progress: Progress) -> None:
 
 
 def test_what_is_still_to_come(progress: Progress) -> None:
-    assert progress.is_active and progress.pending == [Cut(6, 1.0)]
+    assert progress.is_active and progress.pending == [ScheduledCut(6, 1.0)]
     assert progress.quantizes and progress.float_epochs == 15
     progress.report.cuts.append(a_cut(6))
     progress.report.quantization = QuantizationRecord(15, 0.5, 0.5, None, 1.0)

@@ -9,36 +9,36 @@ from hypothesis import strategies as st
 
 from yolo_prune.config.choices import LEARNING_RATES, SCHEDULES
 from yolo_prune.errors import ConfigError
-from yolo_prune.training.schedule import Cut, cuts, learning_rate_epoch, quantization
+from yolo_prune.training.schedule import ScheduledCut, cuts, learning_rate_epoch, quantization
 
 
-def plan(epochs: int = 60, **changes: object) -> list[Cut]:
+def plan(epochs: int = 60, **changes: object) -> list[ScheduledCut]:
     knobs = {"removed": 0.5, "start": 0.1, "end": 0.4, "steps": 3, "schedule": "linear"} | changes
     return cuts(epochs=epochs, **knobs)  # type: ignore[arg-type]  # a table of mixed knobs
 
 
 def test_defaults_cut_at_the_epochs_that_the_docstring_tells() -> None:
     assert [cut.epoch for cut in plan(schedule="cubic")] == [6, 15, 24]
-    assert [round(cut.way, 2) for cut in plan(schedule="cubic")] == [0.70, 0.96, 1.0]
+    assert [round(cut.fraction, 2) for cut in plan(schedule="cubic")] == [0.70, 0.96, 1.0]
 
 
 def test_linear_cuts_go_equal_ways() -> None:
-    assert [cut.way for cut in plan()] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [cut.fraction for cut in plan()] == pytest.approx([1 / 3, 2 / 3, 1])
 
 
 def test_exponential_cuts_keep_the_same_share_of_what_is_left() -> None:
-    left = [1.0, *(1 - 0.5 * cut.way for cut in plan(schedule="exponential"))]
+    left = [1.0, *(1 - 0.5 * cut.fraction for cut in plan(schedule="exponential"))]
     shares = [after / before for before, after in pairwise(left)]
     assert shares == pytest.approx([shares[0]] * 3)
     assert left[-1] == pytest.approx(0.5)
 
 
 def test_one_shot_cuts_once_at_the_start_whatever_steps_says() -> None:
-    assert plan(schedule="one-shot", steps=5) == [Cut(epoch=6, way=1.0)]
+    assert plan(schedule="one-shot", steps=5) == [ScheduledCut(epoch=6, fraction=1.0)]
 
 
 def test_a_single_step_cuts_at_the_start() -> None:
-    assert plan(steps=1) == [Cut(epoch=6, way=1.0)]
+    assert plan(steps=1) == [ScheduledCut(epoch=6, fraction=1.0)]
 
 
 def test_nothing_to_remove_needs_no_cut_even_in_a_run_too_short_for_one() -> None:
@@ -76,11 +76,11 @@ def test_cuts_go_strictly_forward_and_the_last_one_goes_the_whole_way(
         got = plan(epochs, removed=removed, start=start, end=start + span, steps=steps, schedule=schedule)
     except ConfigError:
         assume(False)
-    assert all(a.epoch < b.epoch and a.way < b.way for a, b in pairwise(got))
+    assert all(a.epoch < b.epoch and a.fraction < b.fraction for a, b in pairwise(got))
     assert got[0].epoch >= 0
     assert got[-1].epoch < epochs
-    assert got[0].way > 0
-    assert got[-1].way == 1
+    assert got[0].fraction > 0
+    assert got[-1].fraction == 1
 
 
 def test_a_run_turns_to_int8_after_its_last_cut() -> None:

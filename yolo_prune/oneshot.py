@@ -20,7 +20,7 @@ from yolo_prune.config.targets import QUANTITIES, in_units
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
-from yolo_prune.deploy.export import check_formats
+from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import measure
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.groups import ChannelGraph
@@ -34,11 +34,12 @@ from yolo_prune.planning.allocation import units_of
 from yolo_prune.planning.calibration import CalibrationData, ranking_factory
 from yolo_prune.planning.planner import plan_traced, request_for
 from yolo_prune.planning.sensitivity import Sensitivity, scan
-from yolo_prune.report.records import Report, aligned
+from yolo_prune.report.records import Report
 from yolo_prune.surgery.slicing import cut, network_of
 from yolo_prune.training.finish import reid_hint
 from yolo_prune.training.session import Session
 from yolo_prune.utils.console import say, talking
+from yolo_prune.utils.text import aligned
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "benchmark", "export")
 """The options that mean something without training."""
 DATA_FREE = {"importance": "l2", "allocation": "uniform"}
 """Defaults where there is no data to look at."""
+SPAN, SPAN_OF_NEW_CLASSES = (0.1, 0.4), (0.3, 0.5)
+"""First and last cut, as fractions of a run that starts from a model of the data's classes, or of others."""
 REMOVED = {"bn_recalibration": (False, "reconstruction, which is on by default, matches what BatchNorms take")}
 """Options of earlier versions -> the value that did nothing, which files may still have, and what does its work."""
 

@@ -21,6 +21,8 @@ from yolo_prune.config.choices import (
     REMOVED,
     RUNTIMES,
     SCHEDULES,
+    SPAN,
+    SPAN_OF_NEW_CLASSES,
     SPARSITIES,
     without_removed,
 )
@@ -28,10 +30,6 @@ from yolo_prune.config.rules import Rule
 from yolo_prune.config.targets import LATENCY, Target, read_targets
 from yolo_prune.config.text import CLI_PREFIX, as_text, read_yaml
 from yolo_prune.errors import ConfigError, seen
-
-_EXAMPLE = {"target": 0.5, "steps": 3}
-SPAN, SPAN_OF_NEW_CLASSES = (0.1, 0.4), (0.3, 0.5)
-"""First and last cut, as fractions of a run that starts from a model of the data's classes, or of others."""
 
 
 def _option(default: Any, rule: Rule, help: str) -> Any:
@@ -244,7 +242,8 @@ class PruneConfig:
     def from_dict(cls, knobs: Mapping[str, Any]) -> PruneConfig:
         """Make a configuration from a mapping of knob names to values; unknown names are refused."""
         if not isinstance(knobs, Mapping):
-            raise ConfigError(f"{seen(knobs)} is a {type(knobs).__name__}, not a dict of options such as {_EXAMPLE}.")
+            example = {"target": 0.5, "steps": 3}
+            raise ConfigError(f"{seen(knobs)} is a {type(knobs).__name__}, not a dict of options such as {example}.")
         knobs = without_removed(knobs)
         for name in knobs:
             _known(name if isinstance(name, str) else seen(name), prefix="")

@@ -7,12 +7,8 @@ Ultralytics' blocks are in `blocks`, each with its adapter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dis import get_instructions
-from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version
-from inspect import unwrap
-from types import FunctionType
 from typing import Any, NamedTuple
 
 from yolo_prune.errors import UnsupportedError
@@ -25,16 +21,18 @@ class Names(NamedTuple):
     """Names that yolo_prune needs in one place of the host.
 
     Attributes:
-        where: A module, or a class in one. A class has what its instances have, too.
+        where: A module, or a class in one.
         names: Separated by blanks.
         use: What for.
         since: The first release that has them; older ones do without.
+        on_instances: Whether the constructor of the class sets them, so that they are known of a live instance only.
     """
 
     where: str
     names: str
     use: str
     since: str = "0"
+    on_instances: bool = False
 
 
 TRAINER = "ultralytics.engine.trainer.BaseTrainer"
@@ -51,35 +49,65 @@ HOST_NAMES = (
     ),
     Names("ultralytics.engine.trainer", "BaseTrainer strip_optimizer", "checkpoints that are not stripped in place"),
     Names("ultralytics.engine.tuner", "Tuner", "trials that prune"),
-    Names("ultralytics.engine.tuner.Tuner", "_mutate args", "knobs on the command lines of the trials"),
+    Names("ultralytics.engine.tuner.Tuner", "_mutate", "options on the command lines of the trials"),
+    Names("ultralytics.engine.tuner.Tuner", "args", "the same", on_instances=True),
     Names("ultralytics.utils.tuner", "run_ray_tune", "trials that prune"),
-    Names("ultralytics.engine.model.Model", "_smart_load add_callback callbacks tune", "what is attached to a model"),
-    Names("ultralytics.engine.model.Model", "ckpt_path model_name", "a trainer that cuts without training"),
+    Names("ultralytics.engine.model.Model", "_smart_load add_callback train tune", "what is attached to a model"),
     Names(
-        TRAINER, "args data device epochs resume save_dir start_epoch validator wdir batch_size csv", "what the run is"
+        "ultralytics.engine.model.Model",
+        "callbacks ckpt_path model_name",
+        "the same, and a trainer that cuts without training",
+        on_instances=True,
     ),
-    Names(TRAINER, "callbacks ddp get_model", "pruned checkpoints are rebuilt pruned, in every process"),
-    Names(TRAINER, "_setup_train build_dataset preprocess_batch test_loader train_loader", "images to look at"),
-    Names(TRAINER, "ema freeze_layer_names model optimizer scaler", "what a cut changes"),
-    Names(TRAINER, "best_fitness epoch fitness loss_items metrics stop stopper validate", "stages, early stopping"),
-    Names(TRAINER, "lf scheduler", "the learning rate after a cut"),
-    Names(TRAINER, "build_optimizer loss_names save_metrics", "distillation that begins after a cut"),
-    Names(TRAINER, "best final_eval last save_model save_period", "files that are complete at any moment"),
-    Names(TRAINER, "accumulate optimizer_step", "batches that wait for a step, when a run is resumed"),
-    Names("ultralytics.utils.torch_utils.ModelEMA", "ema updates", "the average is cut as well"),
-    Names("ultralytics.utils.torch_utils.ModelEMA", "_pairs", "its cache of the tensors before a cut", "8.4.155"),
-    Names("ultralytics.utils.torch_utils.EarlyStopping", "best_epoch patience", "cuts before the run is ended"),
-    Names("ultralytics.data.base.BaseDataset", "buffer load_image", "the images that a mosaic draws from"),
+    Names(
+        TRAINER,
+        "args batch_size csv data device epochs resume save_dir start_epoch validator wdir",
+        "what the run is",
+        on_instances=True,
+    ),
+    Names(TRAINER, "get_model", "pruned checkpoints are rebuilt pruned"),
+    Names(TRAINER, "callbacks ddp", "the same in every process", on_instances=True),
+    Names(TRAINER, "_setup_train build_dataset preprocess_batch", "images to look at"),
+    Names(TRAINER, "test_loader train_loader", "the same", on_instances=True),
+    Names(TRAINER, "ema freeze_layer_names model optimizer scaler", "what a cut changes", on_instances=True),
+    Names(TRAINER, "validate", "the fitness of a stage"),
+    Names(
+        TRAINER,
+        "best_fitness epoch fitness loss_items metrics stop stopper",
+        "stages, early stopping",
+        on_instances=True,
+    ),
+    Names(TRAINER, "lf scheduler", "the learning rate after a cut", on_instances=True),
+    Names(TRAINER, "build_optimizer save_metrics", "distillation that begins after a cut"),
+    Names(TRAINER, "loss_names", "the same", on_instances=True),
+    Names(TRAINER, "final_eval save_model", "files that are complete at any moment"),
+    Names(TRAINER, "best last save_period", "the same", on_instances=True),
+    Names(TRAINER, "optimizer_step", "batches that wait for a step, when a run is resumed"),
+    Names(TRAINER, "accumulate", "the same", on_instances=True),
+    Names("ultralytics.utils.torch_utils.ModelEMA", "ema updates", "the average is cut as well", on_instances=True),
+    Names("ultralytics.utils.torch_utils.ModelEMA", "_pairs", "its cache of tensors", "8.4.155", on_instances=True),
+    Names(
+        "ultralytics.utils.torch_utils.EarlyStopping",
+        "best_epoch patience",
+        "cuts before the run is ended",
+        on_instances=True,
+    ),
+    Names("ultralytics.data.base.BaseDataset", "load_image", "the images that a mosaic draws from"),
+    Names("ultralytics.data.base.BaseDataset", "buffer", "the same", on_instances=True),
     Names("ultralytics.nn.autobackend", "AutoBackend", "exports that are compared"),
     Names("ultralytics.nn.distill_model", "DistillationModel", "distillation across cuts"),
-    Names("ultralytics.nn.distill_model.DistillationModel", "projector student_model teacher_model", "the same"),
+    Names(
+        "ultralytics.nn.distill_model.DistillationModel",
+        "projector student_model teacher_model",
+        "the same",
+        on_instances=True,
+    ),
     Names("ultralytics.nn.modules", "SemanticSegment activation block conv head transformer", "adapters"),
     Names("ultralytics.nn.modules.block", "DFL", "layers that are not solved for"),
     Names("ultralytics.nn.modules.conv", "DWConvTranspose2d", "layers with channels"),
     Names("ultralytics.nn.modules.head", "Detect", "what can be distilled"),
     Names("ultralytics.nn.tasks", "guess_model_task load_checkpoint torch_safe_load yaml_model_load", "checkpoints"),
     Names("ultralytics.utils", "LOGGER RANK TQDM VERBOSE YAML checks colorstr", "one voice, from one rank"),
-    Names("ultralytics.utils.tqdm.TQDM", "last_print_n last_print_t last_rate start_t", "bars that appear late"),
     Names("ultralytics.utils.checks", "check_requirements check_version", "what is installed"),
     Names("ultralytics.utils.torch_utils", "strip_optimizer unwrap_model", "checkpoints, wrapped networks"),
     Names(
@@ -118,12 +146,15 @@ def check_host() -> None:
 
 
 def _gone(package: str, installed: list[int]) -> Iterator[str]:
-    for where, names, use, since in HOST_NAMES:
+    """Yield the names that a package does not have; the adapters are looked at only where nothing else is gone."""
+    is_whole = True
+    for where, names, use, since, on_instances in HOST_NAMES:
         if where.split(".")[0] == package and _numbers(since) <= installed:
-            for name in names.split():
+            for name in () if on_instances else names.split():
                 if not _has(where, name):
+                    is_whole = False
                     yield f"{where}.{name} ({use})"
-    if package == "ultralytics":
+    if package == "ultralytics" and is_whole:
         try:
             import_module("yolo_prune.blocks")
         except AttributeError as e:
@@ -142,10 +173,10 @@ def _numbers(release: str) -> list[int]:
 
 def _has(where: str, name: str) -> bool:
     try:
-        owner = _find(where)
-        return name in _instance_names(owner) or bool(_find(f"{where}.{name}")) or True
+        _find(f"{where}.{name}")
     except (ImportError, AttributeError):
         return False
+    return True
 
 
 def _find(path: str) -> Any:
@@ -155,12 +186,3 @@ def _find(path: str) -> Any:
     except ModuleNotFoundError:
         where, _, name = path.rpartition(".")
         return getattr(_find(where), name)
-
-
-@lru_cache
-def _instance_names(owner: Any) -> set[str]:
-    """Return the attributes that the methods of a class set."""
-    bases = owner.__mro__ if isinstance(owner, type) else ()
-    functions = [unwrap(value) for base in bases for value in vars(base).values() if callable(value)]
-    instructions = (i for f in functions if isinstance(f, FunctionType) for i in get_instructions(f))
-    return {i.argval for i in instructions if i.opname == "STORE_ATTR"}

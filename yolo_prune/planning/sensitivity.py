@@ -24,11 +24,11 @@ from torch import nn
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.importance.statistics import calibrating, loss_of, trainable_copy
 from yolo_prune.planning.allocation import MOVES, Ranking, plan_of
-from yolo_prune.report.records import aligned
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.surgery.slicing import Cut, cut
 from yolo_prune.utils.console import waiting
 from yolo_prune.utils.files import replacing
+from yolo_prune.utils.text import aligned
 
 if TYPE_CHECKING:
     from yolo_prune.plan import PrunePlan

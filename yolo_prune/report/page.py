@@ -23,19 +23,10 @@ from yolo_prune.errors import ConfigError
 from yolo_prune.graph.groups import are_multiples
 from yolo_prune.report import pictures
 from yolo_prune.report.predictions import Sample, side_by_side
-from yolo_prune.report.records import (
-    CutRecord,
-    ExportRecord,
-    Report,
-    Speedup,
-    Stage,
-    count,
-    epochs,
-    megabytes,
-    milliseconds,
-)
+from yolo_prune.report.records import CutRecord, ExportRecord, Report, Speedup, Stage
 from yolo_prune.utils.files import replacing
 from yolo_prune.utils.run_folder import RunFolder
+from yolo_prune.utils.text import count, epochs, megabytes, milliseconds
 
 NAME = "report.html"
 METRICS = {

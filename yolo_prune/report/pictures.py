@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yolo_prune.report.records import count, epochs
 from yolo_prune.utils.files import replacing
+from yolo_prune.utils.text import count, epochs
 
 
 class Point(NamedTuple):

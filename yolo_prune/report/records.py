@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from yolo_prune.utils.files import replacing
+from yolo_prune.utils.text import aligned, change, count, epochs, megabytes, milliseconds, score
 
 SCHEMA = 1
 QUIET = 0.9
@@ -272,7 +273,7 @@ class Report:
         latency = ("latency",) * self._is_timed
         rows: list[tuple[str, ...]] = [
             ("", "epoch", "MACs", "params", "file", *latency, "fitness cut", "fitness recovered"),
-            ("dense", "", *sizes, "", _score(dense.fitness)),
+            ("dense", "", *sizes, "", score(dense.fitness)),
         ]
         for n, cut in enumerate(self.cuts, 1):
             fitness = (self._fitness(f) for f in (cut.fitness_cut, cut.fitness_recovered))
@@ -293,17 +294,17 @@ class Report:
     def _sizes(self, stage: Stage | CutRecord) -> list[str]:
         """Return what a stage costs, with the change from the dense model; latency only where it was asked for."""
         sizes = [
-            count(stage.macs) + _change(stage.macs, self.dense.macs),
-            count(stage.params) + _change(stage.params, self.dense.params),
-            megabytes(stage.bytes) + _change(stage.bytes, self.dense.bytes),
+            count(stage.macs) + change(stage.macs, self.dense.macs),
+            count(stage.params) + change(stage.params, self.dense.params),
+            megabytes(stage.bytes) + change(stage.bytes, self.dense.bytes),
         ]
         of = self.final if isinstance(stage, CutRecord) else stage  # those of cuts are predicted until it is timed
         is_told = self.timed is None or (of and of.speedup and of.speedup.settled)
-        latency = milliseconds(stage.latency) + (_change(stage.latency, self.dense.latency) if is_told else "")
+        latency = milliseconds(stage.latency) + (change(stage.latency, self.dense.latency) if is_told else "")
         return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
-        return _score(fitness) + ("" if self.dense.unfinished else _change(fitness, self.dense.fitness))
+        return score(fitness) + ("" if self.dense.unfinished else change(fitness, self.dense.fitness))
 
     def export_table(self) -> str:
         """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""
@@ -312,7 +313,7 @@ class Report:
         ]
         for e in self.exports:
             diffs = ("" if d is None else f"{d:.2g}" for d in (e.max_abs_diff, e.max_abs_diff_boxes))
-            fitness = _score(e.fitness) + _change(e.fitness, e.fitness_checkpoint)
+            fitness = score(e.fitness) + change(e.fitness, e.fitness_checkpoint)
             rest = (fitness, megabytes(e.bytes), e.reason or e.path or "")
             rows.append((e.format, e.precision, "yes" if e.ok else "no", *diffs, *rest))
         return aligned(rows)
@@ -339,43 +340,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Return rows of cells as lines of text, each column as wide as its widest cell."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def epochs(n: int) -> str:
-    """Return ``1 epoch``, ``14 epochs``."""
-    return f"{n} epoch{'s' * (n != 1)}"
-
-
-def count(n: float | None) -> str:
-    """Return ``1.21G``, ``529M``, ``2.5k``, or nothing for None; so do the others below."""
-    if n is None:
-        return ""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(n) >= size:
-            return f"{n / size:.3g}{unit}"
-    return str(n)
-
-
-def megabytes(n: int | None) -> str:
-    """Return ``6.46 MB``."""
-    return "" if n is None else f"{n / 1e6:.2f} MB"
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Return ``14.90 ms``."""
-    return "" if seconds is None else f"{seconds * 1e3:.2f} ms"
-
-
-def _score(x: float | None) -> str:
-    return "" if x is None else f"{x:.4f}"
-
-
-def _change(now: float | None, before: float | None) -> str:
-    """Return ``" (-30.0%)"``, or nothing where it says nothing: a fitness that has grown from about 0."""
-    return f" ({now / before - 1:+.1%})" if now is not None and before and now < 10 * before else ""

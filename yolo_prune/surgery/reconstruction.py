@@ -30,16 +30,12 @@ from ultralytics.nn.modules.block import DFL
 from yolo_prune.graph.layers import is_grouped, named_layers
 from yolo_prune.importance.statistics import calibrating
 from yolo_prune.plan import PrunePlan
+from yolo_prune.surgery.least_squares import least_squares
+from yolo_prune.surgery.samples import grid_size, inputs_at, kernel_taps, of_channels, outputs_at, values_per_position
 from yolo_prune.surgery.slicing import Cut
 from yolo_prune.utils.console import waiting
 from yolo_prune.utils.memory import return_free
 
-RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
-"""Candidates for the ridge, relative to the mean energy of an input; held-out images choose, layer by layer."""
-REFINEMENTS = 3
-"""Steps of iterated Tikhonov regularisation: where inputs determine outputs, the ridge leaves nothing behind."""
-HELD_OUT = 0.25
-"""Share of the images that judge a solution instead of making it."""
 MOST_SAMPLES = 8192
 """Positions sampled per layer, over all images."""
 MOST_FLOATS = 2**28
@@ -78,17 +74,19 @@ class DenseOutputs:
         self.norms: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         """Path of a BatchNorm -> mean and variance of its inputs, per channel."""
         solvable = dict(_solvable(model))
-        samples = min(MOST_SAMPLES, MOST_FLOATS // max(1, sum(_values(layer) for layer in solvable.values())))
+        samples = min(
+            MOST_SAMPLES, MOST_FLOATS // max(1, sum(values_per_position(layer) for layer in solvable.values()))
+        )
         generator = torch.Generator().manual_seed(seed)
 
         def observe(path: str) -> Callable[..., None]:
             def hook(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
                 if path not in self.layers:  # a layer that is used twice is solved for its first use
-                    grid = _grid(layer, inputs[0], output)
+                    grid = grid_size(layer, inputs[0], output)
                     each = min(grid, -(-samples // len(output)))
                     positions = torch.stack([torch.randperm(grid, generator=generator)[:each] for _ in output])
                     positions = positions.to(output.device)
-                    self.layers[path] = _Seen(positions, _outputs_at(layer, output, positions))
+                    self.layers[path] = _Seen(positions, outputs_at(layer, output, positions))
 
             return hook
 
@@ -139,7 +137,7 @@ def reconstruct(
         def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             if pending:
                 seen = pending.pop()
-                outputs = seen.outputs if kept is None else _of_channels(layer, seen.outputs, kept)
+                outputs = seen.outputs if kept is None else of_channels(layer, seen.outputs, kept)
                 is_normed = path.rpartition(".")[0] in normed
                 _solve(done, layer, inputs[0], seen.positions, outputs, is_normed)
 
@@ -232,64 +230,6 @@ def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 # Positions of a layer -------------------------------------------------------------------------------------------------
 
 
-def _taps(layer: nn.Module) -> int:
-    return layer.kernel_size[0] * layer.kernel_size[1]
-
-
-def _values(layer: nn.Module) -> int:
-    """Return how many values a layer makes at one position."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        return layer.out_channels * _taps(layer)
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-
-
-def _grid(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
-    """Return the number of positions of one image."""
-    if isinstance(layer, nn.Linear):
-        return y[0, ..., 0].numel()
-    return (x if isinstance(layer, nn.ConvTranspose2d) else y)[0, 0].numel()
-
-
-def _at(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return the rows of shape (B, all, channels) at positions of shape (B, m)."""
-    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[-1]))
-
-
-def _outputs_at(layer: nn.Module, y: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return what a layer made at positions, shape (B, m, channels); a transposed one makes a patch per position."""
-    if isinstance(layer, nn.Linear):
-        return _at(y.reshape(len(y), -1, y.shape[-1]), positions)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return _at(F.unfold(y, layer.kernel_size, stride=layer.stride).transpose(1, 2), positions)
-    return _at(y.flatten(2).transpose(1, 2), positions)
-
-
-def _of_channels(layer: nn.Module, outputs: torch.Tensor, kept: list[int]) -> torch.Tensor:
-    """Return the outputs of some channels."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        kept = [channel * _taps(layer) + tap for channel in kept for tap in range(_taps(layer))]
-    return outputs[..., kept]
-
-
-def _inputs_at(layer: nn.Module, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return the unfolded inputs of a layer at positions, shape (B, m, channels, taps)."""
-    if isinstance(layer, nn.Linear):
-        return _at(x.reshape(len(x), -1, x.shape[-1]), positions)[..., None]
-    if isinstance(layer, nn.ConvTranspose2d):
-        return _at(x.flatten(2).transpose(1, 2), positions)[..., None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-    reach = layer.dilation[1] * (layer.kernel_size[1] - 1)
-    columns_out = (padded.shape[3] - reach - 1) // layer.stride[1] + 1
-    row, column = positions // columns_out * layer.stride[0], positions % columns_out * layer.stride[1]
-    rows, taps = padded.flatten(2).transpose(1, 2), []
-    for dy in range(layer.kernel_size[0]):
-        for dx in range(layer.kernel_size[1]):
-            at = (row + dy * layer.dilation[0]) * padded.shape[3] + column + dx * layer.dilation[1]
-            taps.append(_at(rows, at))
-    return torch.stack(taps, -1)
-
-
 # Least squares --------------------------------------------------------------------------------------------------------
 
 
@@ -304,10 +244,10 @@ def _solve(
     weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
     is_transposed = isinstance(layer, nn.ConvTranspose2d)
     if is_transposed and bias is not None:  # one bias for all taps stays as it is
-        outputs = outputs - bias.detach().repeat_interleave(_taps(layer))
+        outputs = outputs - bias.detach().repeat_interleave(kernel_taps(layer))
     matrix = weight.flatten(1).T if is_transposed else weight.flatten(1)
     matrix = matrix.reshape(groups, -1, matrix.shape[1])
-    inputs = _inputs_at(layer, x, positions)
+    inputs = inputs_at(layer, x, positions)
     taps = inputs.shape[-1]
     # (groups, images, positions, values)
     inputs = inputs.unflatten(2, (groups, -1)).permute(2, 0, 1, 3, 4).flatten(3)
@@ -318,68 +258,16 @@ def _solve(
         inputs, outputs = inputs - input_means, outputs - output_means
 
     if matrix.shape[2] <= MOST_INPUTS:
-        new = _least_squares(inputs, outputs, matrix)
+        new = least_squares(inputs, outputs, matrix)
     else:
         new = matrix.clone()
         for tap in range(taps):
             rest = outputs - inputs @ new.transpose(1, 2)[:, None]
             rest += inputs[..., tap::taps] @ new[..., tap::taps].transpose(1, 2)[:, None]
-            new[..., tap::taps] = _least_squares(inputs[..., tap::taps], rest, new[..., tap::taps])
+            new[..., tap::taps] = least_squares(inputs[..., tap::taps], rest, new[..., tap::taps])
     if new is not matrix:
         flat = new.flatten(0, 1)
         done.overwrite(layer.weight, (flat.T if is_transposed else flat).reshape(weight.shape))
     if bias is not None and is_centred:
         made = torch.einsum("goi,gi->go", new, input_means[:, 0, 0])
         done.overwrite(bias, (output_means[:, 0, 0] - made).flatten())
-
-
-def _least_squares(inputs: torch.Tensor, outputs: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Return the weights that make outputs of inputs, or ``start`` itself where nothing is better on held-out images.
-
-    Args:
-        inputs: Shape (groups, images, positions, inputs).
-        outputs: Shape (groups, images, positions, outputs).
-        start: Weights that the ridge pulls to, shape (groups, outputs, inputs).
-    """
-    left = outputs - inputs @ start.transpose(1, 2)[:, None]
-    held_out = max(1, round(inputs.shape[1] * HELD_OUT))
-    judge, goal = inputs[:, :held_out].flatten(1, 2), left[:, :held_out].flatten(1, 2)
-    fitted = _Ridge(inputs[:, held_out:].flatten(1, 2), left[:, held_out:].flatten(1, 2))
-    least, chosen = 0.999 * float(goal.square().sum()), None
-    for ridge in RIDGES:
-        step = fitted.solution(ridge)
-        if step is not None and (error := float((goal - judge @ step).square().sum())) < least:
-            least, chosen = error, ridge
-    step = None if chosen is None else _Ridge(inputs.flatten(1, 2), left.flatten(1, 2)).solution(chosen)
-    return start if step is None else start + step.transpose(1, 2)
-
-
-class _Ridge:
-    """Least squares with a ridge, per group: solved over inputs, or over samples where there are fewer of these.
-
-    Args:
-        x: Samples of inputs, shape (groups, samples, inputs).
-        y: What to make of them, shape (groups, samples, outputs).
-    """
-
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        inputs, self._dtype = x.shape[2], x.dtype
-        x, y = x.double(), y.double()
-        transposed = x.transpose(1, 2)
-        self._back = transposed if x.shape[1] < inputs else None
-        """What makes a solution over inputs of one over samples."""
-        self._products, self._goal = (x @ transposed, y) if x.shape[1] < inputs else (transposed @ x, transposed @ y)
-        energy = self._products.diagonal(dim1=1, dim2=2).sum(1) / inputs
-        self._energy = energy.clamp_min(1e-30)[:, None, None]
-
-    def solution(self, ridge: float) -> torch.Tensor | None:
-        """Return the solution, shape (groups, inputs, outputs), or None if the ridge is too small for these inputs."""
-        size = self._products.shape[1]
-        eye = torch.eye(size, dtype=torch.double, device=self._products.device)
-        factor, failed = torch.linalg.cholesky_ex(self._products + ridge * self._energy * eye)
-        if failed.any():
-            return None
-        solution = torch.cholesky_solve(self._goal, factor)
-        for _ in range(REFINEMENTS - 1):  # what the ridge and rounding left
-            solution += torch.cholesky_solve(self._goal - self._products @ solution, factor)
-        return (solution if self._back is None else self._back @ solution).to(self._dtype)

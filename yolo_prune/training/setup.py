@@ -16,7 +16,7 @@ from yolo_prune.config.targets import LATENCY
 from yolo_prune.cost.budget import Goal
 from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
-from yolo_prune.deploy.export import check_formats
+from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import measure
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
 from yolo_prune.host import checkpoint, ddp, distillation, qat

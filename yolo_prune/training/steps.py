@@ -27,7 +27,7 @@ from yolo_prune.planning.allocation import PlanRequest
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.latency_fit import PlannedCut
 from yolo_prune.planning.planner import plan_traced
-from yolo_prune.report.records import CutRecord, QuantizationRecord, count
+from yolo_prune.report.records import CutRecord, QuantizationRecord
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.surgery.rewinding import recall, remember, rewind
 from yolo_prune.surgery.slicing import Cut, cut
@@ -37,6 +37,7 @@ from yolo_prune.training.run_files import note_dense, save_run
 from yolo_prune.training.schedule import ScheduledCut
 from yolo_prune.training.snapshot import Snapshot
 from yolo_prune.utils.memory import borrowed_memory
+from yolo_prune.utils.text import count
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer

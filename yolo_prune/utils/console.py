@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import Any, TextIO
 
 from ultralytics.utils import LOGGER, RANK, TQDM, VERBOSE, colorstr
 
@@ -67,56 +67,50 @@ def waiting(what: str, total: int) -> Iterator[Callable[[], None]]:
     Yields:
         A function to call after each step.
     """
-    wait = _Wait(what, total, _waiting.get(), time.time())
+    wait = _Wait(what, total, _waiting.get())
     token = _waiting.set(wait)
     try:
         yield wait.step
     finally:
         _waiting.reset(token)
-        if wait.bar:
-            wait.bar.close()
+        wait.bar.close()
 
 
-@dataclass
+class _Late:
+    """A stream of which nothing is seen until it is opened: a bar counts from the start, and is seen if it is late."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.is_open = stream, False
+
+    def write(self, text: str) -> int:
+        """Write a text if the stream is open."""
+        return self.stream.write(text) if self.is_open else len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 class _Wait:
     """Something that is under way.
 
-    Attributes:
+    Args:
         what: Is being done.
         total: Number of steps.
         outer: What this is a part of.
-        started: When, in seconds.
-        done: Steps that are done.
-        bar: Is shown, or None.
     """
 
-    what: str
-    total: int
-    outer: _Wait | None
-    started: float
-    done: int = 0
-    bar: TQDM | None = None
+    def __init__(self, what: str, total: int, outer: _Wait | None) -> None:
+        self.total, self.done, self.started = total, 0, time.time()
+        self.name: str = f"{outer.name} ({outer.done + 1}/{outer.total}), {what}" if outer else what
+        self.file = _Late(sys.stderr)
+        self.bar = TQDM(desc=f"{PREFIX}{self.name}", total=total, leave=False, file=self.file, disable=not _is_heard())
 
     def step(self) -> None:
         """Count a step."""
         self.done += 1
-        took = time.time() - self.started
-        if self.bar is None and took > PATIENCE and self.done < self.total and _is_heard():
-            self.bar = TQDM(
-                desc=f"{PREFIX}{self}",
-                total=self.total,
-                initial=self.done - 1,
-                leave=False,
-                file=sys.stderr,
-                disable=False,
-            )
-            self.bar.start_t = self.bar.last_print_t = self.started  # rate and remaining time count from there
-            self.bar.last_print_n, self.bar.last_rate = 0, self.done / took
-        if self.bar:
-            self.bar.update()
-
-    def __str__(self) -> str:
-        return f"{self.outer} ({self.outer.done + 1}/{self.outer.total}), {self.what}" if self.outer else self.what
+        if time.time() - self.started > PATIENCE and self.done < self.total:
+            self.file.is_open = True
+        self.bar.update()
 
 
 _is_talking: ContextVar[bool] = ContextVar("is_talking", default=True)

@@ -1,0 +1,66 @@
+"""Positions of a layer: what it takes and makes at a sample of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def kernel_taps(layer: nn.Module) -> int:
+    """Return the number of positions of a kernel."""
+    return layer.kernel_size[0] * layer.kernel_size[1]
+
+
+def values_per_position(layer: nn.Module) -> int:
+    """Return how many values a layer makes at one position."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.out_channels * kernel_taps(layer)
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def grid_size(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
+    """Return the number of positions of one image."""
+    if isinstance(layer, nn.Linear):
+        return y[0, ..., 0].numel()
+    return (x if isinstance(layer, nn.ConvTranspose2d) else y)[0, 0].numel()
+
+
+def _at(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the rows of shape (B, all, channels) at positions of shape (B, m)."""
+    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def outputs_at(layer: nn.Module, y: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return what a layer made at positions, shape (B, m, channels); a transposed one makes a patch per position."""
+    if isinstance(layer, nn.Linear):
+        return _at(y.reshape(len(y), -1, y.shape[-1]), positions)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _at(F.unfold(y, layer.kernel_size, stride=layer.stride).transpose(1, 2), positions)
+    return _at(y.flatten(2).transpose(1, 2), positions)
+
+
+def of_channels(layer: nn.Module, outputs: torch.Tensor, kept: list[int]) -> torch.Tensor:
+    """Return the outputs of some channels."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        kept = [channel * kernel_taps(layer) + tap for channel in kept for tap in range(kernel_taps(layer))]
+    return outputs[..., kept]
+
+
+def inputs_at(layer: nn.Module, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the unfolded inputs of a layer at positions, shape (B, m, channels, taps)."""
+    if isinstance(layer, nn.Linear):
+        return _at(x.reshape(len(x), -1, x.shape[-1]), positions)[..., None]
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _at(x.flatten(2).transpose(1, 2), positions)[..., None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    reach = layer.dilation[1] * (layer.kernel_size[1] - 1)
+    columns_out = (padded.shape[3] - reach - 1) // layer.stride[1] + 1
+    row, column = positions // columns_out * layer.stride[0], positions % columns_out * layer.stride[1]
+    rows, taps = padded.flatten(2).transpose(1, 2), []
+    for dy in range(layer.kernel_size[0]):
+        for dx in range(layer.kernel_size[1]):
+            at = (row + dy * layer.dilation[0]) * padded.shape[3] + column + dx * layer.dilation[1]
+            taps.append(_at(rows, at))
+    return torch.stack(taps, -1)
