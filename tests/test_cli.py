@@ -15,11 +15,10 @@ from nets import narrow_yaml
 from reports import full_report
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
-from yolo_prune import __version__, oneshot
+from yolo_prune import __version__
+from yolo_prune.cli import commands, usage
 from yolo_prune.cli import main as cli
-from yolo_prune.cli import usage
 from yolo_prune.config.settings import KNOBS
-from yolo_prune.deploy import bench
 from yolo_prune.errors import CheckpointError, TargetError
 
 
@@ -140,7 +139,7 @@ GIVEN = st.sampled_from(["model=a.pt", "data=a.yaml", "prune=0.5", "a.pt"])
 @given(COMMANDS, st.lists(GIVEN, max_size=4), st.lists(PAIRS.map("".join) | st.text(max_size=6), max_size=3))
 def test_any_command_line_ends_with_an_exit_code(command: str, given: list[str], others: list[str]) -> None:
     begin = mock.Mock(side_effect=CheckpointError("a.pt is not there"))  # whatever comes after the arguments
-    with mock.patch.object(oneshot, "open_model", begin), mock.patch.object(bench, "bench", begin):
+    with mock.patch.object(commands, "open_model", begin), mock.patch.object(commands, "bench", begin):
         assume(command not in ("demo", "train"))
         assert cli.main([command, *given, *others]) in (0, 1, 2)
 

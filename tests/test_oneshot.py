@@ -153,8 +153,8 @@ def test_a_dry_run_reads_the_network_once_and_tells_what_the_cut_comes_to(
     target: str, timed: bool, quantities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced = []
-    for room in (oneshot, planner):
-        monkeypatch.setattr(room, "trace", lambda *of, **how: traced.append(of) or trace(*of, **how))
+    for module in (oneshot, planner):
+        monkeypatch.setattr(module, "trace", lambda *of, **how: traced.append(of) or trace(*of, **how))
     monkeypatch.setattr(oneshot, "measure", by_outputs)
     model, config = YOLO("yolo11n.yaml"), PruneConfig(target=target, **oneshot.DATA_FREE)
     told = oneshot.dry_run(model, config, imgsz=IMGSZ, timed=timed).splitlines()[-len(quantities) :]

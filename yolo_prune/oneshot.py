@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from ultralytics.nn.tasks import load_checkpoint
 from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE
 from yolo_prune.config.settings import KNOBS, PruneConfig
 from yolo_prune.config.targets import QUANTITIES, in_units
-from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.formats import check_formats
@@ -27,7 +26,7 @@ from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import image_size
 from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import mark
-from yolo_prune.host.trainer import calibration_batches, open_model, read_arguments, save_checkpoint, set_up
+from yolo_prune.host.trainer import calibration_batches, save_checkpoint, set_up
 from yolo_prune.importance.statistics import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import units_of
@@ -164,29 +163,6 @@ def sensitivity(
         return measured, Path(trainer.save_dir)
 
 
-def prune_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
-    """Run ``yolo-prune prune``.
-
-    Args:
-        arguments: Ultralytics' arguments as name -> text, with ``model`` and ``data``.
-        knobs: Prune arguments as name -> text.
-
-    Raises:
-        ConfigError: If one is missing or wrong.
-        CheckpointError: If the model cannot be loaded.
-    """
-    model, values = _read(arguments, "prune")
-    config = PruneConfig.from_cli(knobs)
-    prune_model(open_model(model), config, **values)
-
-
-def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
-    """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
-    model, values = _read(arguments, "plan", needed=("model",))
-    config = PruneConfig.from_cli(knobs, {} if "data" in values else DATA_FREE)
-    print(dry_run(open_model(model), config, timed=f"{CLI_PREFIX}runtime" in knobs, **values))
-
-
 def dry_run(
     model: YOLO,
     config: PruneConfig,
@@ -236,28 +212,6 @@ def dry_run(
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
     return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *amounts])
-
-
-def sensitivity_command(arguments: Mapping[str, str]) -> None:
-    """Run ``yolo-prune sensitivity`` and print the table; arguments as in `prune_command`."""
-    model, values = _read(arguments, "sensitivity", also=("calibration",))
-    measured, folder = sensitivity(open_model(model), **values)
-    print(f"{measured.table()}\n{folder / 'sensitivity.json'}, {folder / 'sensitivity.png'}")
-
-
-def _read(
-    arguments: Mapping[str, str],
-    command: str,
-    needed: Sequence[str] = ("model", "data"),
-    also: Sequence[str] = (),
-) -> tuple[str, dict[str, Any]]:
-    """Return the model, and the other values: of arguments of Ultralytics, and of those that a command has ``also``."""
-    examples = {"model": "model=best.pt", "data": "data=my.yaml"}
-    for name in needed:
-        if not arguments.get(name):
-            raise ConfigError(f"{command} without {name}: say which, e.g. {examples[name]}.")
-    values = read_arguments(arguments, command, also)
-    return arguments["model"], {name: value for name, value in values.items() if name != "model"}
 
 
 def _unfused(model: Any) -> nn.Module:

@@ -96,7 +96,7 @@ def train(arguments: list[str]) -> None:
 def prune(arguments: list[str]) -> None:
     """Prune without training."""
     knobs, values = _assignments(arguments, "prune model=best.pt data=my.yaml prune=0.15")
-    from yolo_prune.oneshot import prune_command  # loads ultralytics
+    from yolo_prune.cli.commands import prune_command
 
     prune_command(values, knobs)
 
@@ -106,7 +106,7 @@ def plan(arguments: list[str]) -> None:
     knobs, values = _assignments(arguments, "plan model=best.pt prune=0.5")
     gc.disable()  # imports and a trace make millions of objects that stay; looking for garbage takes a second
     try:
-        from yolo_prune.oneshot import plan_command  # loads ultralytics
+        from yolo_prune.cli.commands import plan_command
 
         plan_command(values, knobs)
     finally:
@@ -119,7 +119,7 @@ def bench(arguments: list[str]) -> None:
     models = [argument for argument in rest if "=" not in argument]
     if not models:
         raise ConfigError("bench without models: say which, e.g. yolo-prune bench dense.pt best.pt imgsz=640.")
-    from yolo_prune.deploy.bench import bench_command  # loads ultralytics
+    from yolo_prune.cli.commands import bench_command  # loads ultralytics
 
     bench_command(models, dict(argument.split("=", 1) for argument in rest if "=" in argument))
 
@@ -138,7 +138,7 @@ def sensitivity(arguments: list[str]) -> None:
     knobs, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
     if knobs:
         raise ConfigError(f"{', '.join(knobs)}: sensitivity cuts nothing for good and takes no prune argument.")
-    from yolo_prune.oneshot import sensitivity_command  # loads ultralytics
+    from yolo_prune.cli.commands import sensitivity_command
 
     sensitivity_command(values)
 

@@ -1,4 +1,4 @@
-"""Every knob of a run, and the grammar of targets."""
+"""Options of a run, and the grammar of targets."""
 
 from yolo_prune.config.settings import PruneConfig
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from torch import nn
-from ultralytics.cfg import smart_value
 from ultralytics.nn.tasks import guess_model_task
 
 from yolo_prune.config.choices import RUNTIMES
@@ -62,46 +61,74 @@ def bench(
         CheckpointError: If a checkpoint cannot be read.
         UnsupportedError: If an asked runtime is not there, or a file is no export of Ultralytics.
     """
-    for name in runtimes:
-        if name not in RUNTIMES:
-            raise ConfigError(f"runtimes={name} is none of {', '.join(RUNTIMES)}.")
-        check_runtime(name)
+    _check_runtimes(runtimes)
     with tempfile.TemporaryDirectory() as folder, quiet(), talking(verbose):
         subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
         networks = [s.network for s in subjects if s.network is not None]
-        height, width = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
-        found = Bench((height, width), rounds)
+        size = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
+        found = Bench(size, rounds)
         known = {*runtimes, *(runtime for s in subjects for runtime in s.files)}
-        for subject in subjects:
-            if subject.network is not None:
-                subject.size = measured(subject.network, found.imgsz)
-        if scales and networks:
-            beside = neighbours(networks, [s.size.macs or 0 for s in subjects if s.network], found.imgsz)
-            subjects += [_Subject(name, {}, *of, is_official=True) for name, of in beside.items()]
-        missing = []
-        for subject in subjects:
-            wanted = known & set(RUNTIMES) if subject.is_official else set(runtimes)
-            if subject.network:
-                missing += [(subject, subject.network, runtime) for runtime in sorted(wanted - subject.files.keys())]
-        with waiting("exporting networks", len(missing)) as step:
-            for subject, network, runtime in missing:
-                where = Path(tempfile.mkdtemp(dir=folder))
-                subject.files[runtime] = export(network, runtime, found.imgsz, where)
-                step()
-        shape = (1, next(map(image_channels, networks), 3), height, width)
-        judged: list[tuple[Row, _Subject]] = []
-        for runtime in sorted(known):
-            found.where[runtime] = described(runtime.partition(":")[0], threads or all_threads())
-            here = [s for s in subjects if runtime in s.files]
-            rows, found.shares[runtime] = _timed(here, runtime, shape, threads or all_threads(), rounds)
-            judged += [(r, s) for r, s in zip(rows, here, strict=True) if data and r.seconds and not s.is_official]
-            found.rows += rows
-        with waiting("validating", len(judged)) as step:
-            for row, subject in judged:
-                task = subject.network and guess_model_task(subject.network)
-                row.fitness = fitness(subject.files[row.runtime], str(data), max(found.imgsz), task)
-                step()
+        subjects += _measure_sizes(subjects, size, scales)
+        _export_missing(subjects, known, runtimes, size, folder)
+        judged = _time_all(found, subjects, known, next(map(image_channels, networks), 3), threads or all_threads())
+        if data:
+            _judge([(row, subject) for row, subject in judged if row.seconds and not subject.is_official], data, size)
     return found
+
+
+def _check_runtimes(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in RUNTIMES:
+            raise ConfigError(f"runtimes={name} is none of {', '.join(RUNTIMES)}.")
+        check_runtime(name)
+
+
+def _measure_sizes(subjects: Sequence[_Subject], imgsz: tuple[int, int], scales: bool) -> list[_Subject]:
+    """Count what each network has, and return the official scales that lie beside them, if they are asked for."""
+    known = [s for s in subjects if s.network is not None]
+    networks = [s.network for s in known if s.network is not None]
+    for subject, network in zip(known, networks, strict=True):
+        subject.size = measured(network, imgsz)
+    beside = neighbours(networks, [s.size.macs or 0 for s in known], imgsz) if scales and networks else {}
+    return [_Subject(name, {}, *of, is_official=True) for name, of in beside.items()]
+
+
+def _export_missing(
+    subjects: Sequence[_Subject], known: set[str], runtimes: Sequence[str], imgsz: tuple[int, int], folder: str
+) -> None:
+    """Make what is asked for and not there, for the while."""
+    missing = []
+    for subject in subjects:
+        wanted = known & set(RUNTIMES) if subject.is_official else set(runtimes)
+        if subject.network:
+            missing += [(subject, subject.network, runtime) for runtime in sorted(wanted - subject.files.keys())]
+    with waiting("exporting networks", len(missing)) as step:
+        for subject, network, runtime in missing:
+            subject.files[runtime] = export(network, runtime, imgsz, Path(tempfile.mkdtemp(dir=folder)))
+            step()
+
+
+def _time_all(
+    found: Bench, subjects: Sequence[_Subject], known: set[str], channels: int, threads: int
+) -> list[tuple[Row, _Subject]]:
+    """Time what runs in each runtime, add the rows, and return each with what it is of."""
+    timed: list[tuple[Row, _Subject]] = []
+    for runtime in sorted(known):
+        found.where[runtime] = described(runtime.partition(":")[0], threads)
+        here = [s for s in subjects if runtime in s.files]
+        rows, found.shares[runtime] = _timed(here, runtime, (1, channels, *found.imgsz), threads, found.rounds)
+        timed += zip(rows, here, strict=True)
+        found.rows += rows
+    return timed
+
+
+def _judge(judged: Sequence[tuple[Row, _Subject]], data: str, imgsz: tuple[int, int]) -> None:
+    """Validate each file."""
+    with waiting("validating", len(judged)) as step:
+        for row, subject in judged:
+            task = subject.network and guess_model_task(subject.network)
+            row.fitness = fitness(subject.files[row.runtime], str(data), max(imgsz), task)
+            step()
 
 
 def measured(network: nn.Module, imgsz: int | tuple[int, int]) -> Stage:
@@ -166,35 +193,6 @@ def time_result(report: Report, best: Path, runtime: str) -> Speedup:
     report.timed = described(runtime, all_threads())
     assert report.final.speedup is not None
     return report.final.speedup
-
-
-def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
-    """Run ``yolo-prune bench`` and print the table.
-
-    Args:
-        models: As for `bench`.
-        arguments: The other parameters of `bench` as name -> text, and ``save``, a JSON file.
-
-    Raises:
-        ConfigError: If one is wrong.
-    """
-    values = {name: smart_value(text) for name, text in arguments.items()}
-    save = values.pop("save", None)
-    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "verbose")
-    if wrong := [name for name in values if name not in allowed]:
-        raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
-    for name in ("threads", "rounds"):
-        if not isinstance(number := values.get(name, 1), int) or isinstance(number, bool) or number < 1:
-            raise ConfigError(f"{name}={arguments[name]} is no whole number >= 1; leave it out for the default.")
-    for name in ("scales", "verbose"):
-        if not isinstance(values.get(name, True), bool):
-            raise ConfigError(f"{name}={arguments[name]} is not a bool; use True or False.")
-    if "runtimes" in arguments:
-        values["runtimes"] = tuple(arguments["runtimes"].split(","))
-    found = bench(models, **values)
-    print(found.table())
-    if save:
-        found.save(Path(save))
 
 
 @dataclass

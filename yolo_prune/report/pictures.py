@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,42 +76,59 @@ def draw(report: Mapping[str, Any], folder: Path, metric: str) -> None:
         folder: Where to.
         metric: What fitness is called.
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    if len(over_macs(report)) > 1:
+        _draw_curve(report, folder / "curve.png", metric)
+    if bars := channels(report):
+        _draw_channels(bars, folder / "channels.png")
+
+
+def _draw_curve(report: Mapping[str, Any], path: Path, metric: str) -> None:
+    """Draw fitness over epochs, where they are known, and against multiply-adds."""
     from matplotlib.figure import Figure  # without pyplot it is drawn by Agg, and no window or state is touched
 
-    style = {"marker": ".", "linewidth": 2, "markersize": 8}
-    run, way, bars = over_epochs(report), over_macs(report), channels(report)
-    if len(way) > 1:
-        figure = Figure(figsize=(12 if run else 6, 5), layout="constrained")
-        *left, right = figure.subplots(1, 2 if run else 1, squeeze=False)[0]
-        for axes in left:
-            axes.plot([p.epoch for p in run], [p.fitness for p in run], **style)
-            for p in (p for p in run if p.name):
-                label, color = (p.name, "C2") if p.name == "INT8" else ("cut" if p.name == "cut 1" else None, "C1")
-                axes.axvline(p.epoch, color=color, linewidth=1, label=label)
-            axes.set_title(f"{metric}, epoch by epoch", fontsize=12)
-        right.plot([p.macs for p in way], [p.fitness for p in way], **style)
-        for p in way:
-            if p.name.startswith("cut"):
-                right.annotate(p.name, (p.macs, p.fitness), (5, -12), textcoords="offset points", color="C1")
-        right.xaxis.set_major_formatter(lambda macs, _: count(macs))
-        right.set_title(f"{metric} against MACs", fontsize=12)
-        for axes in (*left, right):
-            if way[0].name == "dense":
-                axes.axhline(way[0].fitness, color="0.5", linestyle="--", label=dense_name(report))
-                axes.legend()
-        _save(figure, folder / "curve.png")
-    if bars:
-        figure = Figure(figsize=(9, 1.2 + 0.18 * len(bars)), layout="constrained")
-        axes, places = figure.subplots(), range(len(bars))
-        kept_to_gone = LinearSegmentedColormap.from_list("", ["#93abb8", "#d9601a"])  # as in the page
-        shades = [kept_to_gone(1 - b.after / b.before) for b in bars]
-        axes.barh(places, [b.before for b in bars], color="0.9")
-        axes.barh(places, [b.after for b in bars], color=shades, hatch=["////" if b.why else "" for b in bars])
-        axes.set_yticks(places, [b.layer for b in bars], fontsize=7)
-        axes.set_ylim(len(bars) - 0.5, -0.5)
-        axes.set_title("channels before (grey) and after, by the share that is gone; hatched: locked", fontsize=12)
-        _save(figure, folder / "channels.png")
+    run, macs = over_epochs(report), over_macs(report)
+    figure = Figure(figsize=(12 if run else 6, 5), layout="constrained")
+    *left, right = figure.subplots(1, 2 if run else 1, squeeze=False)[0]
+    for axes in left:
+        _plot_epochs(axes, run)
+        axes.set_title(f"{metric}, epoch by epoch", fontsize=12)
+    right.plot([p.macs for p in macs], [p.fitness for p in macs], **_LINE)
+    for p in (p for p in macs if p.name.startswith("cut")):
+        right.annotate(p.name, (p.macs, p.fitness), (5, -12), textcoords="offset points", color="C1")
+    right.xaxis.set_major_formatter(lambda amount, _: count(amount))
+    right.set_title(f"{metric} against MACs", fontsize=12)
+    for axes in (*left, right) if macs[0].name == "dense" else ():
+        axes.axhline(macs[0].fitness, color="0.5", linestyle="--", label=dense_name(report))
+        axes.legend()
+    _save(figure, path)
+
+
+_LINE: dict[str, Any] = {"marker": ".", "linewidth": 2, "markersize": 8}
+
+
+def _plot_epochs(axes: Any, run: Sequence[Point]) -> None:
+    """Plot each validation, with a line where the network has changed."""
+    axes.plot([p.epoch for p in run], [p.fitness for p in run], **_LINE)
+    for p in (p for p in run if p.name):
+        label, color = (p.name, "C2") if p.name == "INT8" else ("cut" if p.name == "cut 1" else None, "C1")
+        axes.axvline(p.epoch, color=color, linewidth=1, label=label)
+
+
+def _draw_channels(bars: Sequence[Bar], path: Path) -> None:
+    """Draw the widths of all layers before and after."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.18 * len(bars)), layout="constrained")
+    axes, places = figure.subplots(), range(len(bars))
+    kept_to_gone = LinearSegmentedColormap.from_list("", ["#93abb8", "#d9601a"])  # as in the page
+    shades = [kept_to_gone(1 - b.after / b.before) for b in bars]
+    axes.barh(places, [b.before for b in bars], color="0.9")
+    axes.barh(places, [b.after for b in bars], color=shades, hatch=["////" if b.why else "" for b in bars])
+    axes.set_yticks(places, [b.layer for b in bars], fontsize=7)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_title("channels before (grey) and after, by the share that is gone; hatched: locked", fontsize=12)
+    _save(figure, path)
 
 
 def _owners(path: str) -> Iterator[str]:

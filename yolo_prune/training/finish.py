@@ -47,44 +47,57 @@ def hand_over(
     """
     best = trainer.best if trainer.best.exists() else trainer.last
     network = quantization.load_plain(best)
+    folder = RunFolder(trainer.save_dir).path
+    has_changed = _complete(trainer, report, network, best, bool(unfinished))
+    path = report.save(folder)  # what follows can take minutes, and a run can be killed
+    timed, untimed = "", None
+    if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):
+        timed, untimed = _time(config, report, best)
+        report.save(folder)
+    summary = [f"done\n{report.table()}" if has_changed else "done", timed]
+    if report.guard:
+        summary.append(_held(report, report.guard))
+    summary.append(reid_hint(network) if report.cuts else "")
+    failed = None
+    if config.export:
+        failed = _export(trainer, config, report, best)
+        report.save(folder)
+        summary.append(f"exports, compared with {best.name}:\n{report.export_table()}")
+    try:
+        path = page.write(trainer.save_dir, plots=trainer.args.plots)
+    except Exception as e:  # whatever it is, the run is done
+        summary.append(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
+    say("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
+    return unfinished or _too_large(config, report) or untimed or failed
+
+
+def _complete(trainer: BaseTrainer, report: Report, network: nn.Module, best: Path, is_unfinished: bool) -> bool:
+    """Write what came out into the report, and make checkpoints plain again where nothing was cut.
+
+    Returns:
+        Whether the run has or was to change its network.
+    """
+    has_changed = bool(report.cuts or report.guard or report.quantization or is_unfinished)
     report.final = final = _final_stage(network, best, trainer.args.imgsz)
     fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
     final.fitness = None if fitness is None else float(fitness)
-    has_changed = bool(report.cuts or report.guard or report.quantization or unfinished)
     if not has_changed:
         report.dense = final
-    if not report.cuts and not is_pruned(yaml := quantization.load_plain(best).yaml) and is_marked(yaml):
+    if not report.cuts and is_marked(network.yaml) and not is_pruned(network.yaml):
         for file in (trainer.best, trainer.last):
             if file.exists():
                 unmark_file(file)
     if report.cuts and report.dense.checkpoint:
         report.layers = _widths(quantization.load_plain(Path(report.dense.checkpoint)), network)
     report.samples, report.maps = validation_files(trainer), [*map_readers(network).values()]
-    folder = RunFolder(trainer.save_dir).path
-    path = report.save(folder)  # what follows can take minutes, and a run can be killed
-    complaint, timed = unfinished, ""
-    if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):
-        timed, untimed = _time(config, report, best)
-        complaint = unfinished or untimed
-        report.save(folder)
-    summary = [f"done\n{report.table()}" if has_changed else "done", timed]
-    if report.guard:
-        summary.append(_held(report, report.guard))
-    if report.cuts and not unfinished and not report.guard:
-        complaint = _too_large(config, report, final) or complaint
-    summary.append(reid_hint(network) if report.cuts else "")
-    if config.export:
-        report.exports = export_all(best, config.export, validation_images(trainer), trainer.args.data)
-        report.save(folder)
-        summary.append(f"exports, compared with {best.name}:\n{report.export_table()}")
-        if failed := [f"{e.format}: {e.reason}" for e in report.exports if not e.ok]:
-            complaint = complaint or ExportError("; ".join(failed))
-    try:
-        path = page.write(trainer.save_dir, plots=trainer.args.plots)
-    except Exception as e:  # whatever it is, the run is done
-        summary.append(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
-    say("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
-    return complaint
+    return has_changed
+
+
+def _export(trainer: BaseTrainer, config: PruneConfig, report: Report, best: Path) -> ExportError | None:
+    """Make the exports, and return what failed."""
+    report.exports = export_all(best, config.export, validation_images(trainer), trainer.args.data)
+    reasons = [f"{e.format}: {e.reason}" for e in report.exports if not e.ok]
+    return ExportError("; ".join(reasons)) if reasons else None
 
 
 def reid_hint(network: nn.Module) -> str:
@@ -133,8 +146,11 @@ def _held(report: Report, guard: Mapping[str, Any]) -> str:
     return told if guard["failures"] else ""
 
 
-def _too_large(config: PruneConfig, report: Report, final: Stage) -> TargetError | None:
+def _too_large(config: PruneConfig, report: Report) -> TargetError | None:
     """Return what to say if the file is larger than was asked for; everything else is exact."""
+    final = report.final
+    if final is None or not report.cuts or report.guard:
+        return None
     limits = [t.limit(report.dense.bytes or 0) for t in config.targets if t.quantity == BYTES]
     if not limits or (final.bytes or 0) <= min(limits):
         return None

@@ -1,0 +1,91 @@
+"""The commands of ``yolo-prune`` that load Ultralytics: from texts to calls of the Python functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ultralytics.cfg import smart_value
+
+from yolo_prune.config.choices import DATA_FREE
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.text import CLI_PREFIX
+from yolo_prune.deploy.bench import bench
+from yolo_prune.errors import ConfigError
+from yolo_prune.host.trainer import open_model, read_arguments
+from yolo_prune.oneshot import dry_run, prune_model, sensitivity
+
+
+def prune_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
+    """Run ``yolo-prune prune``.
+
+    Args:
+        arguments: Ultralytics' arguments as name -> text, with ``model`` and ``data``.
+        knobs: Prune arguments as name -> text.
+
+    Raises:
+        ConfigError: If one is missing or wrong.
+        CheckpointError: If the model cannot be loaded.
+    """
+    model, values = _read(arguments, "prune")
+    config = PruneConfig.from_cli(knobs)
+    prune_model(open_model(model), config, **values)
+
+
+def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
+    """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
+    model, values = _read(arguments, "plan", needed=("model",))
+    config = PruneConfig.from_cli(knobs, {} if "data" in values else DATA_FREE)
+    print(dry_run(open_model(model), config, timed=f"{CLI_PREFIX}runtime" in knobs, **values))
+
+
+def sensitivity_command(arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune sensitivity`` and print the table; arguments as in `prune_command`."""
+    model, values = _read(arguments, "sensitivity", also=("calibration",))
+    measured, folder = sensitivity(open_model(model), **values)
+    print(f"{measured.table()}\n{folder / 'sensitivity.json'}, {folder / 'sensitivity.png'}")
+
+
+def _read(
+    arguments: Mapping[str, str],
+    command: str,
+    needed: Sequence[str] = ("model", "data"),
+    also: Sequence[str] = (),
+) -> tuple[str, dict[str, Any]]:
+    """Return the model, and the other values: of arguments of Ultralytics, and of those that a command has ``also``."""
+    examples = {"model": "model=best.pt", "data": "data=my.yaml"}
+    for name in needed:
+        if not arguments.get(name):
+            raise ConfigError(f"{command} without {name}: say which, e.g. {examples[name]}.")
+    values = read_arguments(arguments, command, also)
+    return arguments["model"], {name: value for name, value in values.items() if name != "model"}
+
+
+def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune bench`` and print the table.
+
+    Args:
+        models: As for `bench`.
+        arguments: The other parameters of `bench` as name -> text, and ``save``, a JSON file.
+
+    Raises:
+        ConfigError: If one is wrong.
+    """
+    values = {name: smart_value(text) for name, text in arguments.items()}
+    save = values.pop("save", None)
+    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "verbose")
+    if wrong := [name for name in values if name not in allowed]:
+        raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
+    for name in ("threads", "rounds"):
+        if not isinstance(number := values.get(name, 1), int) or isinstance(number, bool) or number < 1:
+            raise ConfigError(f"{name}={arguments[name]} is no whole number >= 1; leave it out for the default.")
+    for name in ("scales", "verbose"):
+        if not isinstance(values.get(name, True), bool):
+            raise ConfigError(f"{name}={arguments[name]} is not a bool; use True or False.")
+    if "runtimes" in arguments:
+        values["runtimes"] = tuple(arguments["runtimes"].split(","))
+    found = bench(models, **values)
+    print(found.table())
+    if save:
+        found.save(Path(save))
