@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -23,6 +24,15 @@ use_private_settings(SETTINGS)
 os.environ["YOLO_AUTOINSTALL"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
+
+def announces_no_removal(record: logging.LogRecord) -> bool:
+    """Refuse what Ultralytics, which warns in its log, says of arguments and names that it will remove."""
+    if "deprecated" in (message := record.getMessage()):
+        raise DeprecationWarning(message)
+    return True
+
+
+logging.getLogger("ultralytics").addFilter(announces_no_removal)
 hypothesis.settings.register_profile("busy machine", deadline=None)
 hypothesis.settings.load_profile("busy machine")
 

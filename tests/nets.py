@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
-from ultralytics import cfg
 from ultralytics.cfg import get_cfg
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import conv
@@ -36,10 +36,30 @@ KINDS = {
     "cls": tasks.ClassificationModel,
 }
 
+TINY: dict[str, Any] = {
+    "nc": 3,
+    "backbone": [
+        [-1, 1, "Conv", [16, 3, 2]],
+        [-1, 1, "Conv", [32, 3, 2]],
+        [-1, 1, "C2f", [32, True]],
+        [-1, 1, "Conv", [48, 3, 2]],
+        [-1, 1, "C2f", [48, True]],
+        [-1, 1, "Conv", [64, 3, 2]],
+        [-1, 1, "C2f", [64, True]],
+    ],
+    "head": [[[4, 6], 1, "Detect", ["nc"]]],
+}
+"""A detector for what does not hang on a family: it is cut in half a second."""
+
 
 def build(name: str, seed: int = 0) -> tasks.BaseModel:
     """Return a network whose BatchNorms do something, so that equal outputs mean something."""
     return copy.deepcopy(_build(name, seed))
+
+
+def fast_and_slow(*families: str) -> list[Any]:
+    """Return families as parameters of a test: all but the first are for the slow tier."""
+    return [families[0], *(pytest.param(family, marks=pytest.mark.slow) for family in families[1:])]
 
 
 @lru_cache
@@ -51,7 +71,8 @@ def graph_of(name: str) -> ChannelGraph:
 @lru_cache
 def _build(name: str, seed: int) -> tasks.BaseModel:
     torch.manual_seed(seed)
-    model = KINDS.get(name.rpartition("-")[2], tasks.DetectionModel)(f"{name}.yaml", nc=3, verbose=False)
+    yaml = copy.deepcopy(TINY) if name == "tiny" else f"{name}.yaml"
+    model = KINDS.get(name.rpartition("-")[2], tasks.DetectionModel)(yaml, nc=3, verbose=False)
     randomise_norms(model)
     model.args = get_cfg()  # the gains of the loss
     return model
@@ -76,10 +97,18 @@ class Chain(tasks.BaseModel):
 
 def narrow_yaml(name: str, folder: Path) -> Path:
     """Write a model YAML of half the width of the installed one, so that training it takes seconds."""
-    yaml = YAML.load(Path(cfg.__file__).parent / "models" / name[4:-1] / f"{name[:-1]}.yaml")
-    yaml["scales"]["n"][1] /= 2
+    yaml = {k: v for k, v in tasks.yaml_model_load(f"{name}.yaml").items() if k not in ("scale", "yaml_file")}
+    if "scales" in yaml:
+        yaml["scales"]["n"][1] /= 2
     path = folder / f"{name}-narrow.yaml"
     YAML.save(path, yaml)
+    return path
+
+
+def tiny_yaml(folder: Path) -> Path:
+    """Write the YAML of the tiny detector."""
+    path = folder / "tiny-model.yaml"
+    YAML.save(path, TINY)
     return path
 
 

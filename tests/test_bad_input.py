@@ -21,7 +21,7 @@ from unittest import mock
 
 import pytest
 import torch
-from nets import build, make, narrow_yaml
+from nets import build, make, tiny_yaml
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
@@ -111,11 +111,11 @@ def yolo(*arguments: str) -> Act:
 
 def command(line: str, missing: tuple[str, ...] = (), **files: Content) -> Act:
     """Type ``yolo-prune …``; ``HERE`` is the folder, and the file ``best_pt`` is ``best.pt``."""
-    named = {"narrow.yaml": narrow, **{name.replace("_", "."): content for name, content in files.items()}}
+    named = {"small.yaml": small, **{name.replace("_", "."): content for name, content in files.items()}}
     return Act(lambda: cli.main(line.replace("HERE", str(Path.cwd())).split()), named, missing)
 
 
-def train(model: str = "narrow.yaml", arguments: Mapping[str, Any] = {}, **given: Any) -> Act:  # only read
+def train(model: str = "small.yaml", arguments: Mapping[str, Any] = {}, **given: Any) -> Act:  # only read
     """Train with a PruneCallback as ``yolo train`` does."""
 
     def begin() -> None:
@@ -124,9 +124,11 @@ def train(model: str = "narrow.yaml", arguments: Mapping[str, Any] = {}, **given
 
         startup.wrap_train(Model, PruneConfig(**{"target": 0.5, "steps": 2, "start": 0.25, "end": 0.5, **given}))
         settings = {"data": "tiny.yaml", "epochs": 4, "imgsz": 64, "batch": 4, "workers": 0, "project": str(Path.cwd())}
-        Model(model, task="detect").train(**{**settings, **arguments})
+        yolo = Model(model, task="detect")
+        yolo.add_callback("on_train_start", lambda trainer: pytest.fail("the training has begun"))
+        yolo.train(**{**settings, **arguments})
 
-    return Act(begin, {"narrow.yaml": narrow, "best.onnx": b"", "torn.pt": torn})
+    return Act(begin, {"small.yaml": small, "best.onnx": b"", "torn.pt": torn})
 
 
 def plan_file(content: Content) -> Act:
@@ -235,8 +237,8 @@ def dense() -> bytes:
 
 
 @cache
-def narrow() -> bytes:
-    return narrow_yaml("yolov8n", Path.cwd()).read_bytes()
+def small() -> bytes:
+    return tiny_yaml(Path.cwd()).read_bytes()
 
 
 @cache
@@ -509,30 +511,30 @@ WRONGS: dict[str, list[Wrong]] = {
         (command("plan model= prune=0.3"), "plan without model", "e.g. model=best.pt"),
         (command("prune model=a.pt data=a.yaml"), "without prune", "e.g. prune=0.5"),
         (command("prune a.pt prune=0.3"), "a.pt is no key=value", "yolo-prune prune model=best.pt"),
-        (command("plan model=narrow.yaml"), "no argument without prune", "e.g. prune=0.5"),
-        (command("plan model=narrow.yaml imgz=64 prune=0.5"), "imgz=64 is no argument", "mean imgsz?"),
+        (command("plan model=small.yaml"), "no argument without prune", "e.g. prune=0.5"),
+        (command("plan model=small.yaml imgz=64 prune=0.5"), "imgz=64 is no argument", "mean imgsz?"),
         (command("plan model=a.pt round_to=8 prune=0.5"), "round_to=8 is no argument", "prune_round_to?"),
         (
             command("prune model=a.pt data=b zzz=1 prune=0.5"),
             "zzz=1 is no argument of prune",
             "'yolo-prune prune --help'",
         ),
-        (command("plan model=narrow.yaml batch=4 prune=0.5"), "batch: says how to read data", "give data"),
-        (command("plan model=narrow.yaml imgsz=big prune=0.5"), "imgsz='big' is no size", "such as 640"),
+        (command("plan model=small.yaml batch=4 prune=0.5"), "batch: says how to read data", "give data"),
+        (command("plan model=small.yaml imgsz=big prune=0.5"), "imgsz='big' is no size", "such as 640"),
         (command("prune model=a.pt data=b epochs=x prune=0.5"), "'epochs=x' is of invalid", "an int"),
         (command("sensitivity model=a.pt data=a.yaml prune=0.5"), "prune: sensitivity", "takes no"),
         (
-            command("sensitivity model=narrow.yaml data=tiny.yaml project=HERE calibration=3"),
+            command("sensitivity model=small.yaml data=tiny.yaml project=HERE calibration=3"),
             "calibration=3 is not a whole number >= 4",
             "training images for criteria",
         ),
         (
-            command("prune model=narrow.yaml data=none.yaml project=HERE prune=0.3"),
+            command("prune model=small.yaml data=none.yaml project=HERE prune=0.3"),
             "Ultralytics refuses an argument (RuntimeError: Dataset 'none.yaml' error",
             "give what its train() takes",
         ),
         (
-            command("prune model=narrow.yaml data=tiny.yaml project=HERE/notes.txt prune=0.3", notes_txt=b"mine"),
+            command("prune model=small.yaml data=tiny.yaml project=HERE/notes.txt prune=0.3", notes_txt=b"mine"),
             "Ultralytics refuses an argument (NotADirectoryError: [Errno 20] Not a directory: ",
             "give what its train() takes",
         ),
@@ -543,7 +545,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (command("bench a.pt rounds=0"), "rounds=0 is no whole number >= 1", "leave it out"),
         (command("bench a.pt threads=many"), "threads=many is no whole number", "leave it out"),
         (command("bench a.pt scales=few"), "scales=few is not a bool", "use True or False"),
-        (command("bench narrow.yaml imgsz=[1,2,3]"), "imgsz=[1, 2, 3] is no size", "such as 640"),
+        (command("bench small.yaml imgsz=[1,2,3]"), "imgsz=[1, 2, 3] is no size", "such as 640"),
         (command("demo epochs=2 fast"), "key=value arguments such as epochs=20", "not fast"),
     )
     + refused(
@@ -681,22 +683,22 @@ WRONGS: dict[str, list[Wrong]] = {
     "packages that are missing": refused(
         1,
         (
-            command("plan model=narrow.yaml prune=8ms", missing=("onnxruntime",)),
+            command("plan model=small.yaml prune=8ms", missing=("onnxruntime",)),
             "runtime=onnx needs onnxruntime",
             "pip install onnxruntime, or use runtime=pytorch",
         ),
         (
-            command("plan model=narrow.yaml prune=8ms", missing=("onnx",)),
+            command("plan model=small.yaml prune=8ms", missing=("onnx",)),
             "runtime=onnx needs onnx (",
             "pip install onnx, or use runtime=pytorch",
         ),
         (
-            command("bench narrow.yaml runtimes=openvino", missing=("openvino",)),
+            command("bench small.yaml runtimes=openvino", missing=("openvino",)),
             "runtime=openvino needs openvino",
             "pip install openvino, or use runtime=pytorch",
         ),
         (
-            Act(train(arguments={"quantize": 8, "epochs": 10}).do, {"narrow.yaml": narrow}, ("modelopt",)),
+            Act(train(arguments={"quantize": 8, "epochs": 10}).do, {"small.yaml": small}, ("modelopt",)),
             "quantize=8 needs nvidia-modelopt",
             'pip install "yolo-prune[qat]"',
         ),

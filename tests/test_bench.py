@@ -29,6 +29,7 @@ def pair(own_folder: Path) -> tuple[Path, Path]:
     return Path("dense.pt"), Path("slim.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "names"),
     [((0.5,), ["yolov8n"]), ((0.5, 1.3), ["yolov8n", "yolov8s"]), ((1.3,), ["yolov8n", "yolov8s"])],
@@ -48,6 +49,7 @@ def test_a_network_that_is_an_official_scale_is_not_put_beside_itself() -> None:
     assert list(neighbours([network], [measured(network, IMGSZ).macs or 0], IMGSZ)) == ["yolov8s"]
 
 
+@pytest.mark.slow
 def test_all_forms_of_a_model_are_timed_in_turns_with_the_others(
     pair: tuple[Path, Path], tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +83,7 @@ def test_all_forms_of_a_model_are_timed_in_turns_with_the_others(
     assert not list(Path().glob("*.onnx"))  # what was not there is not left behind
 
 
+@pytest.mark.slow
 def test_what_cannot_be_timed_is_told_in_its_row(pair: tuple[Path, Path]) -> None:
     Path("slim.onnx").write_bytes(b"no network")
     found = bench(pair, imgsz=64, rounds=1)

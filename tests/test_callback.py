@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nets import tiny_yaml
 from ultralytics import YOLO
 from ultralytics.utils.callbacks import default_callbacks
 
@@ -62,7 +63,7 @@ def test_attaching_registers_every_event_and_returns_the_callback() -> None:
 def test_registering_the_events_by_hand_is_the_same_as_attaching(
     own_folder: Path, tiny_data: Path, calls: list[str]
 ) -> None:
-    yolo = YOLO("yolov8n.yaml")
+    yolo = YOLO(tiny_yaml(own_folder))
     for event, function in PruneCallback(0.5).events.items():
         yolo.add_callback(event, function)
     yolo.train(data=tiny_data, epochs=1, imgsz=32, batch=4, plots=False, project=own_folder)

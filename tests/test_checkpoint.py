@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Python
-from nets import FAMILIES, IMGSZ, assert_same_tensors, build, make, state
+from nets import FAMILIES, IMGSZ, assert_same_tensors, build, fast_and_slow, make, state
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel, torch_safe_load
@@ -52,7 +52,7 @@ def test_the_record_rebuilds_the_same_network_with_its_weights(family: str) -> N
     assert all(torch.equal(a, b) for a, b in zip(outputs(model.eval(), x), outputs(again.eval(), x), strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_and_slow(*FAMILIES))
 def test_the_record_rebuilds_for_another_data_set(family: str) -> None:
     model = pruned(family)
     again = checkpoint.rebuild(partial(get_model, 7, 1), model.yaml, model)
@@ -86,15 +86,18 @@ def test_unmarking_gives_back_what_ultralytics_wrote() -> None:
     assert checkpoint.unmarked(model.yaml) == original
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_pruned_checkpoint_needs_no_yolo_prune(family: str, tmp_path: Path, python: Python) -> None:
-    model = pruned(family)
-    path = save(model, tmp_path / "best.pt")
+def test_a_pruned_checkpoint_needs_no_yolo_prune(own_folder: Path, python: Python) -> None:
     x = torch.rand(1, 3, IMGSZ, IMGSZ)
-    torch.save((x, outputs(YOLO(path).model.eval(), x)), tmp_path / "expected.pt")
-    result = python("-c", WITHOUT_PLUGIN, path, tmp_path / "expected.pt")
+    expected = {}
+    for family in FAMILIES:
+        path = save(pruned(family), own_folder / f"{family}.pt")
+        expected[path.name] = outputs(YOLO(path).model.eval(), x)
+    torch.save((x, expected), own_folder / "expected")
+    result = python("-c", WITHOUT_PLUGIN)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "all right"
+    assert [line for line in result.stdout.splitlines() if line.endswith("all right")] == [
+        f"{name}: all right" for name in expected
+    ]
 
 
 WITHOUT_PLUGIN = """
@@ -103,16 +106,16 @@ sys.modules["yolo_prune"] = None  # importing it now raises
 import numpy as np, torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import torch_safe_load
-path, expected = sys.argv[1:]
-torch_safe_load(path, safe_only=True)
-x, outputs = torch.load(expected)
-model = YOLO(path)
-with torch.no_grad():
-    assert torch.equal(model.model.eval()(x)[0], outputs[0])
-model.info()
-model.predict(np.zeros((96, 96, 3), np.uint8), imgsz=96, verbose=False)
-model.fuse()
-print("all right")
+x, expected = torch.load("expected")
+for path, outputs in expected.items():
+    torch_safe_load(path, safe_only=True)
+    model = YOLO(path)
+    with torch.no_grad():
+        assert torch.equal(model.model.eval()(x)[0], outputs[0])
+    model.info()
+    model.predict(np.zeros((96, 96, 3), np.uint8), imgsz=96, verbose=False)
+    model.fuse()
+    print(f"{path}: all right")
 """
 
 

@@ -145,6 +145,7 @@ def lines(log: pytest.LogCaptureFixture) -> list[str]:
     return [text for text in plain if text.startswith("prune: ")]
 
 
+@pytest.mark.slow
 def test_a_run_tells_a_line_per_cut_and_a_summary_with_the_paths_and_warns_of_nothing(
     run: Run, log: pytest.LogCaptureFixture
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_run_tells_a_line_per_cut_and_a_summary_with_the_paths_and_warns_of_no
     assert summary.splitlines()[-1] == paths
 
 
+@pytest.mark.slow
 def test_a_silent_run_tells_nothing_of_its_own(
     run: Run, log: pytest.LogCaptureFixture, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from nets import assert_same_tensors, build, labelled_batches, make, state
+from nets import assert_same_tensors, build, fast_and_slow, labelled_batches, make, narrow_yaml, state, tiny_yaml
 from task_data import as_task
+from trainings import Interrupted, Run, soon
 from ultralytics import YOLO
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
@@ -26,7 +27,7 @@ def distilled(family: str) -> DistillationModel:
     return DistillationModel(teacher_model=copy.deepcopy(model), student_model=model).train()
 
 
-@pytest.mark.parametrize("family", ["yolov8n", "yolo11n", "yolo26n", "yolov8n-seg"])
+@pytest.mark.parametrize("family", fast_and_slow("yolov8n", "yolo11n", "yolo26n", "yolov8n-seg"))
 def test_projectors_follow_a_cut_of_the_student(family: str) -> None:
     model = distilled(family)
     teacher, projectors = state(model.teacher_model), copy.deepcopy(model.projector)
@@ -54,22 +55,30 @@ def test_without_distillation_the_plan_is_the_plan() -> None:
     assert wrapped_plan(plan, model) is plan and student_of(model) is model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
 def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
     own_folder: Path, tiny_data: Path, task: str
 ) -> None:
     suffix = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}[task]
     data = tiny_data if task == "detect" else as_task(tiny_data, task, own_folder / "data")
-    yolo = YOLO(f"yolov8n{suffix}.yaml")
-    PruneCallback(
-        0.5, steps=2, start=0.34, end=0.67, calibration=4, benchmark=False, distill=True, max_drop=0.99
-    ).attach(yolo)
+    yolo = YOLO(narrow_yaml(f"yolov8n{suffix}", own_folder))
+    soon(start=0.34, end=0.67, distill=True, max_drop=0.99).attach(yolo)
     seen: list[tuple[int, bool, float]] = []
     yolo.add_callback(
         "on_train_epoch_end",
         lambda t: seen.append((t.epoch, isinstance(t.model, DistillationModel), float(t.tloss.get("dis_loss", 0)))),
     )
-    yolo.train(data=str(data), epochs=3, imgsz=64, batch=4, workers=0, plots=True, project=str(own_folder), name="run")
+    yolo.train(
+        data=str(data),
+        epochs=3,
+        imgsz=64,
+        batch=4,
+        workers=0,
+        plots=task == "detect",
+        project=str(own_folder),
+        name="run",
+    )
     assert [wrapped for _, wrapped, _ in seen] == [False, True, True]
     assert seen[0][2] == 0 and all(loss > 0 for _, _, loss in seen[1:])
     slim, _ = load_checkpoint(own_folder / "run" / "weights" / "best.pt")
@@ -81,37 +90,30 @@ def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
         rows = list(csv.DictReader(lines))
     assert [None in row for row in rows] == [False] * 3  # as many cells as columns
     assert [float(row["train/dis_loss"]) > 0 for row in rows] == [False, True, True]
-    assert (own_folder / "run" / "results.png").is_file()
+    assert (own_folder / "run" / "results.png").is_file() == (task == "detect")
 
 
-class Interrupted(Exception):
-    pass
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
-def test_a_distilled_run_resumes_with_its_teacher(own_folder: Path, tiny_data: Path, given: bool) -> None:
-    arguments: dict[str, Any] = {"data": str(tiny_data), "imgsz": 64, "batch": 4, "workers": 0}
-    teacher = own_folder / "teacher.pt"
-    YOLO("yolov8n.yaml").save(teacher)
+def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, given: bool) -> None:
+    teacher, model = own_folder / "teacher.pt", tiny_yaml(own_folder)
+    YOLO(model).save(teacher)
 
     def stop(trainer: Any) -> None:
         if trainer.epoch == 1:
             raise Interrupted
 
-    yolo = YOLO("yolov8n.yaml")
-    PruneCallback(
-        0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, distill=str(teacher) if given else True
-    ).attach(yolo)
+    yolo = YOLO(model)
     yolo.add_callback("on_fit_epoch_end", stop)
+    prune = soon(distill=str(teacher) if given else True)
     with pytest.raises(Interrupted):
-        yolo.train(**arguments, epochs=4, plots=False, project=str(own_folder), name="run")
-    again = YOLO(own_folder / "run" / "weights" / "last.pt")
-    PruneCallback(None).attach(again)
+        run(yolo, prune, name="run")
+    again = YOLO(own_folder / "runs" / "run" / "weights" / "last.pt")
     kinds: list[type] = []
     again.add_callback("on_train_epoch_end", lambda t: kinds.append(type(t.model)))
-    again.train(resume=True)
+    trainer = run(again, PruneCallback(None), resume=True)
     assert kinds == [DistillationModel] * 2
-    with (own_folder / "run" / "results.csv").open(newline="") as lines:
+    with trainer.csv.open(newline="") as lines:
         assert [float(row["train/dis_loss"]) > 0 for row in csv.DictReader(lines)] == [given, True, True, True]
 
 

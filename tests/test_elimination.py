@@ -77,8 +77,14 @@ def test_prices_of_other_bundles_follow_what_is_gone() -> None:
     assert any(before[b] != after[b] for b in changed & set(free))
 
 
-@pytest.mark.parametrize("family", ["yolo11n", "yolo26n"])
-@pytest.mark.parametrize("allocation", ["global", "uniform", "isomorphic"])
+@pytest.mark.parametrize(
+    ("family", "allocation"),
+    [
+        ("yolo11n", "global"),
+        *(pytest.param("yolo11n", a, marks=pytest.mark.slow) for a in ("uniform", "isomorphic")),
+        pytest.param("yolo26n", "global", marks=pytest.mark.slow),
+    ],
+)
 def test_a_plan_by_reconstruction_error_lands_on_its_target_and_is_repeatable(family: str, allocation: str) -> None:
     model, graph = build(family), graph_of(family)
     statistics = layer_statistics(model, labelled_batches())

@@ -1,35 +1,35 @@
 from __future__ import annotations
 
 import ast
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Python
-from nets import narrow_yaml
+from nets import tiny_yaml
+from ultralytics.nn import tasks
+from ultralytics.utils import DEFAULT_CFG
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MORE = {
     # 64 pixels on a busy machine: that anything gets faster cannot be relied on, so the time asked always holds
-    "latency_target.py": ("target=10 s, 10%", "runtime=pytorch"),
-    "compare_criteria.py": ("criteria=random,reconstruction",),
+    "latency_target.py": {"target": "10 s, 10%", "runtime": "pytorch"},
+    "compare_criteria.py": {"criteria": "random,reconstruction"},
 }
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not part of the sdist")
 
 
-@pytest.fixture
-def narrow(own_folder: Path) -> Path:
-    """A model YAML of half the width, for the classes of the tiny data."""
-    model = narrow_yaml("yolo11n", own_folder)
-    model.write_text(model.read_text().replace("nc: 80", "nc: 3"))
-    return model
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_every_example_runs(name: str, python: Python, narrow: Path, own_folder: Path, tiny_data: Path) -> None:
-    arguments = (f"model={narrow}", f"data={tiny_data}", "epochs=12", "imgsz=64", *MORE.get(name, ()))
-    done = python(EXAMPLES / name, *arguments, XDG_CACHE_HOME=str(own_folder))
-    assert done.returncode == 0, done.stderr
+def test_every_example_runs(name: str, own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {"model": tiny_yaml(own_folder), "data": tiny_data, "epochs": 12, "imgsz": 64, **MORE.get(name, {})}
+    monkeypatch.setattr(sys, "argv", [name, *(f"{name}={value}" for name, value in arguments.items())])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own_folder))
+    monkeypatch.setattr(tasks, "TwoPaths", None, raising=False)  # a block that an example puts there
+    for default, value in {"project": str(own_folder), "workers": 0, "plots": False}.items():
+        monkeypatch.setattr(DEFAULT_CFG, default, value)
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
@@ -47,14 +47,15 @@ def pictures(notebook: Any) -> list[str]:
     return [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", ())]
 
 
-def test_the_notebook_runs_and_was_committed_with_its_pictures(narrow: Path, own_folder: Path) -> None:
+@pytest.mark.slow
+def test_the_notebook_runs_and_was_committed_with_its_pictures(own_folder: Path) -> None:
     reason = "the notebook is run with the extra: pip install 'yolo-prune[notebook]'"
     nbclient, nbformat = (pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat"))
     pytest.importorskip("ipykernel", reason="the notebook runs in its kernel: pip install 'yolo-prune[notebook]'")
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     assert len(pictures(notebook)) == 4
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
-    tiny = {"model_yaml": str(narrow), "epochs": 6, "imgsz": 64, "images": {"train": 8, "val": 4}}
+    tiny = {"model_yaml": str(tiny_yaml(own_folder)), "epochs": 6, "imgsz": 64, "images": {"train": 8, "val": 4}}
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in tiny.items())
     done = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(own_folder)}}).execute()
     assert len(pictures(done)) == 4

@@ -56,6 +56,7 @@ def test_exports_lie_beside_the_checkpoint_and_agree_with_it(slim: Path) -> None
         assert 0 <= (record.max_abs_diff or 0) < 1e-3
 
 
+@pytest.mark.slow
 def test_openvino_is_compared_as_it_is_stored_whatever_precision_the_cpu_prefers(slim: Path) -> None:
     pytest.importorskip("openvino", reason='OpenVINO is missing: pip install "yolo-prune[export]"')
     (record,) = export_all(slim, ("openvino",), IMAGES)
@@ -129,6 +130,7 @@ def test_a_precision_that_a_format_cannot_have_is_refused_with_those_that_it_can
         check_formats(("onnx:8", "openvino:fp16", "litert:w8a32", export))
 
 
+@pytest.mark.slow
 def test_precisions_of_one_format_lie_beside_each_other_and_each_is_judged(slim: Path, tiny_data: Path) -> None:
     pytest.importorskip("onnxruntime.quantization", reason="INT8 ONNX needs onnxruntime")
     records = export_all(slim, ("onnx", "onnx:16", "onnx:8"), IMAGES, tiny_data)
@@ -146,6 +148,7 @@ def test_precisions_of_one_format_lie_beside_each_other_and_each_is_judged(slim:
     assert calibrated_on == [None, None, str(tiny_data)]
 
 
+@pytest.mark.slow
 def test_what_the_checkpoint_does_is_found_once(slim: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     stock = YOLO.val
@@ -279,6 +282,7 @@ class Runtime(ONNXBackend):
         self.apply_metadata(metadata)
 
 
+@pytest.mark.slow
 def test_the_way_to_tensorrt_is_complete_up_to_tensorrt_itself(
     slim: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +359,7 @@ def test_boxes_beyond_the_image_are_measured_relative_to_it() -> None:
     assert _detections(a, b, IMGSZ)[0] == pytest.approx(0.1, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo26n-sem", "yolo26n-depth"])
 def test_maps_are_compared_as_they_are_exported(name: str, tmp_path: Path) -> None:
     model = YOLO(f"{name}.yaml")

@@ -32,6 +32,7 @@ from yolo_prune.surgery.slicing import cut
 SMALLEST = [scaled(path)[0] for path in model_yamls()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SMALLEST, ids=lambda path: path.stem)
 def test_half_of_the_macs_can_be_cut_from_every_model_and_the_cut_is_right(path: Path) -> None:
     pixels = 128 if "p6" in path.stem else 64
@@ -74,6 +75,7 @@ def fresh(kind: type[tasks.BaseModel], cfg: dict[str, Any], weights: None, verbo
     return kind(copy.deepcopy(cfg), ch=cfg["channels"], nc=cfg["nc"], verbose=verbose)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "ch", "nc", "imgsz"),
     [
@@ -143,7 +145,8 @@ def model_yaml(draw: st.DrawFn) -> dict[str, Any]:
     return {"nc": 2, "end2end": end2end, "reg_max": draw(st.sampled_from((1, 16))), "backbone": rows, "head": [detect]}
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(
     yaml=model_yaml(),
     target=st.floats(0.05, 0.6),
@@ -171,7 +174,8 @@ def traced(name: str) -> tuple[tasks.BaseModel, ChannelGraph]:
     return network, trace(network, 64)
 
 
-@settings(max_examples=4, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["yolov8n-seg", "yolov9t", "yolov10n", "yolo12n", "yolo26n-pose"])
 def test_any_widths_that_keep_ties_are_cut_right(name: str, data: st.DataObject) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from nets import build, make
+from nets import build, fast_and_slow, make
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
@@ -108,14 +108,16 @@ ACTS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+@pytest.mark.parametrize("family", fast_and_slow("tiny", "yolo11n"))
 @pytest.mark.parametrize("norm", NORMS)
-def test_other_normalisations_are_cut_exactly(norm: str) -> None:
-    model = with_norm(NORMS[norm])
+def test_other_normalisations_are_cut_exactly(norm: str, family: str) -> None:
+    model = with_norm(NORMS[norm], family)
     plan = make(model, 0.5, importance="random")
     assert max(verify_cut(model, plan, 64).values()) < 1e-9
     assert not [e for e in plan.locked if "unknown" in e["why"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["model.2.cv1", "model.4", "model.10"])
 def test_another_normalisation_in_one_place_is_cut_exactly(where: str) -> None:
     for make_norm in (nn.SyncBatchNorm, lambda width: nn.GroupNorm(4, width), lambda width: nn.GroupNorm(1, width)):
@@ -132,7 +134,7 @@ def test_groups_of_a_group_norm_go_whole() -> None:
     assert all(norm.weight.numel() == norm.num_channels for norm in norms)
 
 
-@pytest.mark.parametrize("family", ["yolov8n", "yolo11n"])
+@pytest.mark.parametrize("family", fast_and_slow("yolov8n", "yolo11n"))
 def test_a_normalisation_that_computes_something_else_locks_what_it_takes_and_nothing_more(family: str) -> None:
     model = with_norm(OtherNorm, family, where="model.2.")
     plan = make(model, 0.3, importance="random")
@@ -141,9 +143,10 @@ def test_a_normalisation_that_computes_something_else_locks_what_it_takes_and_no
     assert max(verify_cut(model, plan, 64).values()) < 1e-9
 
 
+@pytest.mark.parametrize("family", fast_and_slow("tiny", "yolo11n"))
 @pytest.mark.parametrize("act", ACTS)
-def test_activations_of_any_make_lock_nothing(act: str) -> None:
-    model, stock = with_act(ACTS[act]), build("yolo11n")
+def test_activations_of_any_make_lock_nothing(act: str, family: str) -> None:
+    model, stock = with_act(ACTS[act], family), build(family)
     plan = make(model, 0.5, importance="random")
     assert [e["layer"] for e in plan.locked] == [e["layer"] for e in make(stock, 0.5).locked]
     assert max(verify_cut(model, plan, 64).values()) < 1e-9
@@ -168,7 +171,7 @@ def test_one_activation_that_all_layers_share_locks_nothing() -> None:
     assert max(verify_cut(model, plan, 64).values()) < 1e-9
 
 
-@pytest.mark.parametrize("family", ["yolov8n", "yolo11n"])
+@pytest.mark.parametrize("family", fast_and_slow("yolov8n", "yolo11n"))
 def test_an_activation_across_channels_is_locked_wherever_it_is(family: str) -> None:
     for act in (Centred(), nn.Softmax(1)):
         model = build(family)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import build, narrow_yaml
+from nets import build, tiny_yaml
 from torch import nn
 from torch.nn import functional as F
 from trainings import Run, report_of, soon
@@ -28,6 +28,13 @@ EPOCHS: list[int] = []
 @pytest.fixture(autouse=True)
 def no_epochs() -> None:
     EPOCHS.clear()
+
+
+@pytest.fixture
+def saved(own_folder: Path) -> Path:
+    """A checkpoint of the tiny model."""
+    YOLO(tiny_yaml(own_folder)).save(own_folder / "saved.pt")
+    return own_folder / "saved.pt"
 
 
 class Counting(DetectionTrainer):
@@ -51,10 +58,11 @@ class Synchronised(Counting):
         return nn.SyncBatchNorm.convert_sync_batchnorm(super().get_model(*arguments, **keywords))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [Terse, Synchronised])
-def test_a_get_model_of_the_users_own_is_called_as_ultralytics_calls_it(run: Run, trainer: type) -> None:
-    start = run(epochs=1).best  # from a YAML, Ultralytics itself gives ``verbose``
-    first = run(YOLO(start), soon(), trainer=trainer, epochs=3)
+def test_a_get_model_of_the_users_own_is_called_as_ultralytics_calls_it(run: Run, saved: Path, trainer: type) -> None:
+    # From a YAML, Ultralytics itself gives ``verbose``.
+    first = run(YOLO(saved), soon(), trainer=trainer, epochs=3)
     assert [cut["epoch"] for cut in report_of(first)["cuts"]] == [1, 2]
     widths = {name: p.shape for name, p in load_checkpoint(first.best)[0].named_parameters()}
     again = run(YOLO(first.best), PruneCallback(0), trainer=trainer, epochs=1)
@@ -122,12 +130,13 @@ class WithAdaptor(Counting):
         model.loss = loss
 
 
+@pytest.mark.slow
 def test_an_auxiliary_layer_of_the_network_is_cut_along(run: Run) -> None:
     trainer = run(prune=soon(importance="l2", allocation="uniform"), trainer=WithAuxiliary, epochs=3)
     model = unwrap_model(trainer.model)
     plans = [PrunePlan.load(trainer.save_dir / "pruning" / f"plan-{i}.json") for i in (1, 2)]
     assert any("aux" in plan.layers for plan in plans)
-    assert model.aux.in_channels == model.model[4].cv2.conv.out_channels == model.aux.weight.shape[1] < 32
+    assert model.aux.in_channels == model.model[4].cv2.conv.out_channels == model.aux.weight.shape[1] < 48
     for plan in plans:
         made, taken = (
             plan.layers.get(path, {}).get(side) for path, side in (("model.4.cv2.conv", "out"), ("aux", "in"))
@@ -137,6 +146,7 @@ def test_an_auxiliary_layer_of_the_network_is_cut_along(run: Run) -> None:
     assert unwrap_model(again.model).aux.in_channels == model.aux.in_channels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trainer", "broken", "source"),
     [
@@ -156,6 +166,7 @@ def test_what_cannot_follow_a_cut_is_refused_with_the_layers_to_leave(
     assert len(report_of(done)["cuts"]) == 2
 
 
+@pytest.mark.slow
 def test_a_trial_leaves_no_trace_in_the_run(run: Run) -> None:
     ends = []
     for kind in (Counting, WithAuxiliary):
@@ -185,12 +196,13 @@ class OnlyInItsLoop(Counting):
         model.loss = loss
 
 
+@pytest.mark.slow
 def test_a_loss_that_works_in_its_own_loop_only_is_no_reason_to_refuse(run: Run) -> None:
     assert len(report_of(run(prune=soon(), trainer=OnlyInItsLoop, epochs=3))["cuts"]) == 2
 
 
 def test_without_data_a_layer_that_no_forward_pass_runs_is_refused(own_folder: Path) -> None:
-    model = Auxiliary(narrow_yaml("yolov8n", own_folder), nc=3, verbose=False)
+    model = Auxiliary(tiny_yaml(own_folder), nc=3, verbose=False)
     with pytest.raises(UnsupportedError, match=r"aux belongs to the network.*give data="):
         prune_model(model, 0.3, imgsz=64)
 
@@ -214,6 +226,7 @@ class Nested(torch.optim.SGD):
                 self.state[p]["both"] = [torch.zeros_like(p), torch.zeros(7)]
 
 
+@pytest.mark.slow
 def test_an_optimizer_whose_state_is_factored_is_refused_before_training(run: Run) -> None:
     with pytest.raises(UnsupportedError, match=r"Adafactor keeps 'row_var'.*use SGD, MuSGD or an Adam"):
         run(prune=soon(), trainer=Factored, epochs=3)
@@ -233,6 +246,7 @@ def test_an_optimizer_is_tried_on_copies() -> None:
         check_optimizer(Nested(model.parameters(), lr=1.0))
 
 
+@pytest.mark.slow
 def test_too_few_images_to_judge_by_are_refused_before_training(run: Run) -> None:
     with pytest.raises(ConfigError, match=r"4 images make one batch.*raise calibration"):
         run(prune=soon(allocation="sensitivity"), trainer=Counting, epochs=3)
@@ -245,6 +259,7 @@ class OwnScheduler(Counting):
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_cannot_be_bent_is_refused_before_training(run: Run) -> None:
     with pytest.raises(UnsupportedError, match=r"this run's scheduler is a StepLR; use lr_after_cut=keep"):
         run(prune=soon(lr_after_cut="rewind"), trainer=OwnScheduler, epochs=3)
@@ -256,11 +271,12 @@ def test_a_learning_rate_that_cannot_be_bent_is_refused_before_training(run: Run
 
 
 def attached(folder: Path) -> YOLO:
-    yolo = YOLO(narrow_yaml("yolov8n", folder))
+    yolo = YOLO(tiny_yaml(folder))
     soon().attach(yolo)
     return yolo
 
 
+@pytest.mark.slow
 def test_callbacks_that_were_reset_are_told_of_before_training(run: Run, own_folder: Path) -> None:
     yolo = attached(own_folder)
     yolo.reset_callbacks()
@@ -271,6 +287,7 @@ def test_callbacks_that_were_reset_are_told_of_before_training(run: Run, own_fol
     assert report_of(run(yolo, trainer=Counting, epochs=3))["cuts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["on_pretrain_routine_start", "on_train_epoch_start", "on_train_end", "teardown"])
 def test_an_event_that_was_cleared_is_told_of_before_training(run: Run, own_folder: Path, event: str) -> None:
     yolo = attached(own_folder)
@@ -280,8 +297,9 @@ def test_an_event_that_was_cleared_is_told_of_before_training(run: Run, own_fold
     assert not EPOCHS
 
 
+@pytest.mark.slow
 def test_events_added_by_hand_and_removed_are_told_of(run: Run, own_folder: Path) -> None:
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo = YOLO(tiny_yaml(own_folder))
     for event, function in soon().events.items():
         if event != "on_train_epoch_start":
             yolo.add_callback(event, function)
@@ -290,6 +308,7 @@ def test_events_added_by_hand_and_removed_are_told_of(run: Run, own_folder: Path
     assert not EPOCHS
 
 
+@pytest.mark.slow
 def test_a_run_that_something_stops_says_at_once_what_is_missing(
     run: Run, own_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -307,17 +326,17 @@ def test_a_run_that_something_stops_says_at_once_what_is_missing(
 # Networks that were used before ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_network_that_predicted_is_read_again_and_one_that_cannot_be_is_refused(
-    run: Run, own_folder: Path, tiny_data: Path
+    run: Run, saved: Path, tiny_data: Path
 ) -> None:
-    best = run(epochs=1).best
-    yolo, fresh = YOLO(best), YOLO(best)
+    yolo, fresh = YOLO(saved), YOLO(saved)
     yolo.predict(torch.zeros(1, 3, 64, 64), verbose=False)
     assert prune_model(yolo, 0.3, imgsz=64).plan == prune_model(fresh, 0.3, imgsz=64).plan
     trainer = run(yolo, PruneCallback(0), epochs=1)
     assert trainer.best.exists()
 
-    gone = YOLO(best)
+    gone = YOLO(saved)
     gone.fuse()
     with torch.no_grad():
         gone.model.model[0].conv.weight.mul_(2)  # not what the file holds
@@ -326,15 +345,15 @@ def test_a_network_that_predicted_is_read_again_and_one_that_cannot_be_is_refuse
             prune_model(gone, 0.3, imgsz=64, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: torch.compile(network, backend="eager")])
-def test_a_wrapped_network_is_unwrapped(run: Run, own_folder: Path, wrap: Any) -> None:
-    best = run(epochs=1).best
-    yolo, plain = YOLO(best), YOLO(best)
+def test_a_wrapped_network_is_unwrapped(run: Run, saved: Path, wrap: Any) -> None:
+    yolo, plain = YOLO(saved), YOLO(saved)
     yolo.model = wrap(yolo.model)
     assert prune_model(yolo, 0.3, imgsz=64).plan == prune_model(plain, 0.3, imgsz=64).plan
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(yolo.model.eval()(x)[0], plain.model.eval()(x)[0])
-    again = YOLO(best)
+    again = YOLO(saved)
     again.model = wrap(again.model)
     assert report_of(run(again, soon(), epochs=3))["cuts"]

@@ -11,7 +11,7 @@ import torch
 from fuzz import PLAIN, mutated
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import build, make, state
+from nets import build, fast_and_slow, make, state
 
 from yolo_prune.errors import PlanError
 from yolo_prune.plan import PrunePlan
@@ -37,7 +37,7 @@ def test_the_same_network_gives_the_same_plan(plan: PrunePlan) -> None:
     assert make(build("yolov8n", seed=1)).sha256 != plan.sha256
 
 
-@pytest.mark.parametrize("family", ["yolov8n", "yolo11n", "yolo12n"])
+@pytest.mark.parametrize("family", fast_and_slow("yolov8n", "yolo11n", "yolo12n"))
 def test_two_plans_in_one_do_what_they_do_one_after_the_other(family: str) -> None:
     model, at_once = build(family), build(family)
     first = make(model, 0.2, importance="random")

@@ -70,6 +70,7 @@ def test_a_budget_of_something_else_has_the_iterations_of_the_multiply_adds_that
     assert [round(stage["latency"], 3) for stage in stages] == [round(10 * 0.6 ** (i / 6), 3) for i in range(1, 7)]
 
 
+@pytest.mark.slow
 def test_the_iterations_of_a_cut_by_parameters_are_small_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("yolo11n")
     uniform = plan_cut(model, PruneConfig(target="60% params", importance="l1", allocation="uniform"), IMGSZ)
@@ -130,6 +131,7 @@ def lands(
     return clock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("better", [None, MACS])
 def test_of_two_plans_for_a_latency_that_one_stays_which_loses_less(
     monkeypatch: pytest.MonkeyPatch, better: str | None
@@ -161,6 +163,7 @@ def test_where_savings_do_not_count_or_no_latency_is_asked_there_is_one_plan(kno
     assert planner._cost_metrics(config, request, CalibrationData(nn.Identity(), [{}])) == (None,)
 
 
+@pytest.mark.slow
 def test_the_last_iteration_is_made_anew_for_what_the_planned_network_really_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -169,12 +172,14 @@ def test_the_last_iteration_is_made_anew_for_what_the_planned_network_really_tak
     assert clock.measured[-1] == pytest.approx(1.6, rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_prediction_that_gets_worse_the_more_goes_is_met_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = lands(monkeypatch, lambda speedup, looks: 1.08 + 0.25 * (speedup - 1.6))
     assert len(clock.predicted) > 2 and clock.measured[-1] == pytest.approx(1.6, rel=TOLERANCE)
     assert clock.predicted == sorted(clock.predicted)
 
 
+@pytest.mark.slow
 def test_between_a_plan_that_is_too_slow_and_one_that_is_too_fast_lies_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -183,21 +188,25 @@ def test_between_a_plan_that_is_too_slow_and_one_that_is_too_fast_lies_the_next(
     assert slow < between < fast and clock.measured[1] > 1.6 > clock.measured[0]
 
 
+@pytest.mark.slow
 def test_of_plans_that_never_land_the_nearest_that_is_fast_enough_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = lands(monkeypatch, lambda speedup, looks: 1.3 - 0.5 * (looks % 2))
     assert len(clock.predicted) == MAX_MEASUREMENTS
 
 
+@pytest.mark.slow
 def test_where_no_network_is_as_fast_the_fastest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = lands(monkeypatch, lambda speedup, looks: speedup)  # nothing that goes saves any time
     assert len(clock.predicted) < MAX_MEASUREMENTS and max(clock.measured) < 1.1
 
 
+@pytest.mark.slow
 def test_where_another_target_binds_the_network_may_be_faster_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = lands(monkeypatch, lambda speedup, looks: 0.7, target="1.6x, 70%")
     assert len(clock.predicted) == 2 and clock.measured[0] > clock.measured[1] > 1.7
 
 
+@pytest.mark.slow
 def test_each_iteration_looks_at_what_the_one_before_would_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("yolo11n")
     before = state(model)
@@ -211,6 +220,7 @@ def test_each_iteration_looks_at_what_the_one_before_would_leave(monkeypatch: py
     assert sum(p.numel() for p in model.parameters()) == plan.params["after"]
 
 
+@pytest.mark.slow
 def test_limits_and_multiples_hold_over_all_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("yolov8n")
     plan, seen = planned(model, monkeypatch, target=0.5, max_pruning_ratio=0.6, round_to=4)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nets import FAMILIES, IMGSZ, build, graph_of
+from nets import FAMILIES, IMGSZ, build, fast_and_slow, graph_of
 
 from yolo_prune.cost import latency_table as latency
 from yolo_prune.cost.latency_table import SIMD, LatencyTable
@@ -46,7 +46,7 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return timed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_and_slow("tiny", *FAMILIES))
 def test_with_a_clock_that_tells_multiply_adds_the_prediction_is_the_cost(
     family: str, stopwatch: list[int], tmp_path: Path
 ) -> None:
@@ -67,21 +67,22 @@ def test_with_a_clock_that_tells_multiply_adds_the_prediction_is_the_cost(
 
 
 def test_multiply_adds_count_in_the_prediction_as_they_are_weighed(stopwatch: list[int], tmp_path: Path) -> None:
-    graph = graph_of("yolo11n")
-    table = replace(measure(build("yolo11n"), graph, "pytorch", 1, tmp_path), per_layer=0.0, per_value=0.0, fixed=0.0)
+    graph = graph_of("tiny")
+    table = replace(measure(build("tiny"), graph, "pytorch", 1, tmp_path), per_layer=0.0, per_value=0.0, fixed=0.0)
     cost = CostModel(graph, replace(table, per_mac=2.0))
     kept = np.maximum(cost.widths // 2, 1)
     assert cost.seconds(kept) == pytest.approx(2 * cost.macs(kept))
     assert cost.savings("latency", kept) == pytest.approx(2 * cost.savings("macs", kept))
 
 
+@pytest.mark.slow
 def test_what_is_known_is_not_timed_again(stopwatch: list[int], tmp_path: Path) -> None:
-    first = measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path)
+    first = measure(build("tiny"), graph_of("tiny"), "pytorch", 1, tmp_path)
     assert stopwatch
     stopwatch.clear()
-    again = measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path)
+    again = measure(build("tiny"), graph_of("tiny"), "pytorch", 1, tmp_path)
     assert not stopwatch and again == first
-    measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 2, tmp_path)
+    measure(build("tiny"), graph_of("tiny"), "pytorch", 2, tmp_path)
     assert stopwatch  # other threads are another machine
     (damaged,) = (p for p in tmp_path.iterdir() if '"threads": 1' in p.read_text())
     incomplete = damaged.read_text().replace('"dense"', '"other"')
@@ -93,15 +94,16 @@ def test_what_is_known_is_not_timed_again(stopwatch: list[int], tmp_path: Path) 
         '{"layers": {"a": {"b": "c"}}, "networks": {}}',
     ):
         damaged.write_text(content)
-        assert measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path) == first
+        assert measure(build("tiny"), graph_of("tiny"), "pytorch", 1, tmp_path) == first
 
 
 def test_what_cannot_be_kept_is_measured_all_the_same(stopwatch: list[int], tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("no folder")
-    assert measure(build("yolov8n"), graph_of("yolov8n"), "pytorch", 1, tmp_path / "cache").layers
+    assert measure(build("tiny"), graph_of("tiny"), "pytorch", 1, tmp_path / "cache").layers
     assert (tmp_path / "cache").read_text() == "no folder"
 
 
+@pytest.mark.slow
 def test_a_latency_budget_cuts_where_time_is_spent(stopwatch: list[int], tmp_path: Path) -> None:
     graph = graph_of("yolov8n")
     table = measure(build("yolov8n"), graph, "pytorch", 1, tmp_path)
@@ -134,6 +136,7 @@ def test_a_latency_needs_a_measurement() -> None:
         CostModel(graph_of("yolov8n")).amount("latency")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multiple", [16, 32])
 def test_random_plans_land_on_their_share_and_differ(multiple: int, stopwatch: list[int], tmp_path: Path) -> None:
     graph = graph_of("yolo11n")
@@ -148,6 +151,7 @@ def test_random_plans_land_on_their_share_and_differ(multiple: int, stopwatch: l
         assert kept and all(width % multiple == 0 or multiple % width == 0 for width in kept)
 
 
+@pytest.mark.slow
 def test_networks_are_really_timed() -> None:
     seconds = time_networks([build("yolov8n"), build("yolov8n")], "onnx", 64)
     assert len(seconds) == 2 and min(seconds) > 0

@@ -12,8 +12,9 @@ from typing import Any
 import onnx
 import pytest
 import torch
+import trainings
 from conftest import Python
-from nets import assert_same, narrow_yaml, snapshot
+from nets import assert_same, snapshot, tiny_yaml
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
@@ -27,9 +28,13 @@ from yolo_prune.host import qat as quantization
 from yolo_prune.host.distillation import student_of
 from yolo_prune.training import run_files
 
-needs_modelopt = pytest.mark.skipif(
-    find_spec("modelopt") is None, reason='INT8 training needs NVIDIA ModelOpt: pip install "yolo-prune[qat]"'
-)
+HAS_MODELOPT = find_spec("modelopt") is not None
+
+
+def needs_modelopt(test: Any) -> Any:
+    """Mark a test that trains in INT8."""
+    reason = 'INT8 training needs NVIDIA ModelOpt: pip install "yolo-prune[qat]"'
+    return pytest.mark.slow(pytest.mark.skipif(not HAS_MODELOPT, reason=reason)(test))
 
 
 def asking(quantize: Any = 8, resume: bool = False, compile: bool = False) -> Any:
@@ -77,11 +82,12 @@ def test_a_release_without_int8_training_is_told(monkeypatch: pytest.MonkeyPatch
         quantization.check_available()
 
 
+@pytest.mark.slow
 def test_without_modelopt_a_run_is_refused_before_it_starts(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "modelopt.torch.quantization", None)  # type: ignore[arg-type]  # cannot be imported
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo = YOLO(tiny_yaml(own_folder))
     PruneCallback(0.5).attach(yolo)
     with pytest.raises(
         UnsupportedError, match=r"needs nvidia-modelopt>=.* huggingface_hub.*pip install \"yolo-prune\[qat"
@@ -91,7 +97,7 @@ def test_without_modelopt_a_run_is_refused_before_it_starts(
 
 def train(folder: Path, data: Path, prune: PruneCallback, *watch: tuple[str, Any], **arguments: Any) -> Any:
     """Train for four short epochs and return the trainer."""
-    yolo = YOLO(arguments.pop("model", None) or narrow_yaml("yolov8n", folder))
+    yolo = YOLO(arguments.pop("model", None) or tiny_yaml(folder))
     prune.attach(yolo)
     for event, function in watch:
         yolo.callbacks[event].insert(0, function)
@@ -102,7 +108,7 @@ def train(folder: Path, data: Path, prune: PruneCallback, *watch: tuple[str, Any
 
 def soon(**knobs: Any) -> PruneCallback:
     """One cut before epoch 1 of four, INT8 before epoch 2."""
-    return PruneCallback(0.5, **{"schedule": "one-shot", "start": 0.25, "calibration": 4, "quantize_at": 0.5, **knobs})
+    return trainings.soon(**{"schedule": "one-shot", "start": 0.25, "quantize_at": 0.5, **knobs})
 
 
 def report_of(trainer: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Chain, assert_same_tensors, build, make, state
+from nets import Chain, assert_same_tensors, build, fast_and_slow, make, state
 from torch import nn
 from ultralytics.nn.modules import block, conv
 
@@ -162,7 +162,7 @@ def test_a_batchnorm_makes_of_its_inputs_what_it_made_before() -> None:
 
 
 def test_a_solution_is_never_worse_than_the_slice_on_the_layers_own_target() -> None:
-    model = build("yolov8n")
+    model = build("tiny")
     x = images(4, 64, dtype=torch.float)
     plan = make(model, 0.5)
     sliced, solved = copy.deepcopy(model), model
@@ -179,7 +179,9 @@ def test_a_solution_is_never_worse_than_the_slice_on_the_layers_own_target() -> 
     assert error(solved) < 0.5 * error(sliced)
 
 
-@pytest.mark.parametrize("family", ["yolov8n-seg", "yolo11n", "yolo26n", "yolo12n", "yolo11n-cls", "yolov10n"])
+@pytest.mark.parametrize(
+    "family", fast_and_slow("tiny", "yolov8n-seg", "yolo11n", "yolo26n", "yolo12n", "yolo11n-cls", "yolov10n")
+)
 def test_undo_brings_back_the_dense_network_bit_for_bit(family: str) -> None:
     model, x = build(family), images(4, 64, dtype=torch.float)
     before, flags = state(model), [m.training for m in model.modules()]
@@ -196,7 +198,7 @@ def test_undo_brings_back_the_dense_network_bit_for_bit(family: str) -> None:
 
 
 def test_tensors_keep_their_identity_since_an_optimizer_holds_them() -> None:
-    model, x = build("yolov8n"), images(4, 64, dtype=torch.float)
+    model, x = build("tiny"), images(4, 64, dtype=torch.float)
     plan, seen = make(model, 0.5), DenseOutputs(model, [x])
     done = cut(plan, [model])
     held = [id(p) for p in model.parameters()]
@@ -205,7 +207,7 @@ def test_tensors_keep_their_identity_since_an_optimizer_holds_them() -> None:
 
 
 def test_constant_layers_stay_constant() -> None:
-    model, x = build("yolov8n"), images(4, 64, dtype=torch.float)
+    model, x = build("tiny"), images(4, 64, dtype=torch.float)
     plan, seen = make(model, 0.5), DenseOutputs(model, [x])
     assert isinstance(model.model[-1].dfl, block.DFL)
     before = model.model[-1].dfl.conv.weight.clone()
@@ -214,7 +216,7 @@ def test_constant_layers_stay_constant() -> None:
 
 
 def test_a_plan_that_removes_nothing_changes_nothing() -> None:
-    model, x = build("yolov8n"), images(4, 64, dtype=torch.float)
+    model, x = build("tiny"), images(4, 64, dtype=torch.float)
     before, same = state(model), {"before": 1, "after": 1}
     reconstruct(Cut(), model, PrunePlan({}, {}, same, same, (64, 64)), DenseOutputs(model, [x]))
     assert_same_tensors(before, state(model))

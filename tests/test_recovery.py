@@ -8,31 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from nets import narrow_yaml, state
+import trainings
+from nets import state, tiny_yaml
+from trainings import report_of, soon
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune import PruneCallback
-from yolo_prune.errors import ConfigError
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.training import steps
 
+pytestmark = pytest.mark.slow
+
 
 def train(own_folder: Path, data: Path, prune: PruneCallback, *watch: tuple[str, Any], **arguments: Any) -> Any:
-    """Train the narrow YOLOv8n for four short epochs and return the trainer."""
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    """Train the tiny model, watched after the callback of ours, and return the trainer."""
+    yolo = YOLO(tiny_yaml(own_folder))
     prune.attach(yolo)
     for event, function in watch:
         yolo.add_callback(event, function)
-    short = {"data": str(data), "epochs": 4, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "nbs": 4}
-    yolo.train(**{**short, "project": str(own_folder / "runs"), **arguments})
-    return yolo.trainer
-
-
-def report_of(trainer: Any) -> dict[str, Any]:
-    return json.loads((trainer.save_dir / "pruning" / "report.json").read_text())
+    return trainings.train(own_folder, data, yolo, **{"nbs": 4, **arguments})
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, holds: float) -> None:
@@ -55,9 +52,7 @@ def test_a_guarded_run_ends_with_a_model_that_holds(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, holds: float, failures: int
 ) -> None:
     pretend(monkeypatch, holds)
-    even = {"importance": "l2", "allocation": "uniform"}
-    prune = PruneCallback(0.5, schedule="one-shot", start=0.1, calibration=4, benchmark=False, max_drop=0.01, **even)
-    trainer = train(own_folder, tiny_data, prune, epochs=16)
+    trainer = train(own_folder, tiny_data, soon(schedule="one-shot", start=0.1, max_drop=0.01), epochs=16)
     report = report_of(trainer)
     params = sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters())
     assert params == report["final"]["params"] == sum(p.numel() for p in trainer.ema.ema.parameters())
@@ -73,23 +68,17 @@ def test_a_cut_that_does_not_hold_at_the_end_of_the_run_is_not_handed_over(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, 1.0)
-    prune = PruneCallback(0.5, schedule="one-shot", start=0.75, calibration=4, benchmark=False, max_drop=0.01)
-    trainer = train(own_folder, tiny_data, prune)
+    trainer = train(own_folder, tiny_data, soon(schedule="one-shot", start=0.75, max_drop=0.01))
     assert report_of(trainer)["final"]["params"] == report_of(trainer)["dense"]["params"]
     assert (
         sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters()) == report_of(trainer)["dense"]["params"]
     )
 
 
-def test_a_guard_without_validation_is_refused(own_folder: Path, tiny_data: Path) -> None:
-    with pytest.raises(ConfigError, match=r"max_drop=0\.01 needs validation after each epoch; give val=True\."):
-        train(own_folder, tiny_data, PruneCallback(0.5, max_drop=0.01), val=False, epochs=10)
-
-
 def test_a_rewound_learning_rate_starts_over_at_the_cut(own_folder: Path, tiny_data: Path) -> None:
     rates: dict[str, list[float]] = {}
     for mode in ("keep", "rewind"):
-        prune = PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, benchmark=False, lr_after_cut=mode)
+        prune = soon(schedule="one-shot", start=0.5, lr_after_cut=mode)
         seen = rates.setdefault(mode, [])
         watch = ("on_train_epoch_end", lambda t, seen=seen: seen.append(t.optimizer.param_groups[-1]["lr"]))
         train(own_folder, tiny_data, prune, watch, epochs=8, warmup_epochs=0, optimizer="SGD", lr0=0.01)
@@ -110,8 +99,7 @@ def test_rewinding_brings_the_early_weights_back_at_each_cut(own_folder: Path, t
             after.append(state(unwrap_model(trainer.model)))
             assert not trainer.optimizer.state
 
-    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, rewind=0.0)
-    trainer = train(own_folder, tiny_data, prune, ("on_train_epoch_start", look))
+    trainer = train(own_folder, tiny_data, soon(rewind=0.0), ("on_train_epoch_start", look))
     kept = {n: json.loads((trainer.save_dir / "pruning" / f"plan-{n}.json").read_text())["layers"] for n in (1, 2)}
     left = early["model.0.conv.weight"]
     for n, weights in enumerate(after, 1):
@@ -120,33 +108,21 @@ def test_rewinding_brings_the_early_weights_back_at_each_cut(own_folder: Path, t
         assert torch.equal(weights["model.0.conv.weight"], left)
 
 
-@pytest.mark.parametrize("kind", ["bn_scale", "group_lasso"])
-def test_a_penalty_acts_until_the_first_cut(own_folder: Path, tiny_data: Path, kind: str) -> None:
-    hooks: list[int] = []
-    watch = ("on_train_epoch_end", lambda t: hooks.append(len(t.optimizer._optimizer_step_pre_hooks)))
-    plain, weights = (
-        PruneCallback(
-            0.5,
-            schedule="one-shot",
-            start=0.5,
-            calibration=4,
-            benchmark=False,
-            sparsity=sparsity,
-            sparsity_strength=0.1,
-        )
-        for sparsity in ("none", kind)
-    )
-    norms = []
-    for prune in (plain, weights):
-        dense: list[torch.Tensor] = []
-        look = (
-            "on_fit_epoch_end",
-            lambda t, dense=dense: dense.append(unwrap_model(t.model).model[4].cv2.bn.weight.norm()),
-        )
-        train(own_folder, tiny_data, prune, watch, look, optimizer="SGD", lr0=0.1, warmup_epochs=0)
-        norms.append(float(dense[1].detach()))
-    assert hooks[4:] == [1, 1, 0, 0] and hooks[:4] == [0, 0, 0, 0]
-    assert norms[1] < norms[0]
+def test_a_penalty_acts_until_the_first_cut(own_folder: Path, tiny_data: Path) -> None:
+    hooks: dict[str, list[int]] = {}
+    norms: dict[str, list[float]] = {}
+
+    def look(trainer: Any) -> None:
+        hooks[kind].append(len(trainer.optimizer._optimizer_step_pre_hooks))
+        norms[kind].append(float(unwrap_model(trainer.model).model[4].cv2.bn.weight.detach().norm()))
+
+    for kind in ("none", "bn_scale", "group_lasso"):
+        hooks[kind], norms[kind] = [], []
+        prune = soon(schedule="one-shot", start=0.5, sparsity=kind, sparsity_strength=0.1)
+        train(own_folder, tiny_data, prune, ("on_train_epoch_end", look), optimizer="SGD", lr0=0.1, warmup_epochs=0)
+    assert hooks.pop("none") == [0, 0, 0, 0] and all(seen == [1, 1, 0, 0] for seen in hooks.values())
+    without = norms.pop("none")[1]
+    assert all(norm[1] < without for norm in norms.values())
 
 
 @pytest.mark.parametrize("importance", ["taylor", "hessian"])
@@ -165,7 +141,6 @@ def test_gradients_of_the_epoch_before_a_cut_are_collected_for_free(
         return stock(model, *asked)
 
     monkeypatch.setattr(steps, "plan_traced", plan_traced)
-    prune = PruneCallback(0.5, steps=2, start=0.25, end=0.5, calibration=4, benchmark=False, importance=importance)
-    trainer = train(own_folder, tiny_data, prune, warmup_epochs=0)
+    trainer = train(own_folder, tiny_data, soon(importance=importance), warmup_epochs=0)
     assert taken == [2, 2]  # eight images in batches of four
     assert report_of(trainer)["final"]["macs"] <= 0.5 * report_of(trainer)["dense"]["macs"]

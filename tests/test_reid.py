@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import FAMILIES, IMGSZ, build, make, narrow_yaml
+from nets import FAMILIES, IMGSZ, build, fast_and_slow, make, narrow_yaml
 from trainings import soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
@@ -56,7 +56,7 @@ def untied(name: str = "yolov8n") -> DetectionModel:
     return network
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", fast_and_slow(*NAMES))
 def test_the_maps_of_the_head_are_one_bundle(name: str) -> None:
     network, graph = tied(name)
     (bundle,) = [b for b in graph.bundles if b.narrow]
@@ -67,7 +67,7 @@ def test_the_maps_of_the_head_are_one_bundle(name: str) -> None:
 
 @settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(data=st.data())
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", fast_and_slow(*NAMES))
 def test_whatever_is_cut_the_maps_stay_multiples_of_the_smallest_in_their_proportions(
     name: str, data: st.DataObject
 ) -> None:
@@ -83,15 +83,21 @@ def test_whatever_is_cut_the_maps_stay_multiples_of_the_smallest_in_their_propor
     assert [n * dense[0] for n in left] == [n * left[0] for n in dense]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", fast_and_slow(*FAMILIES))
 def test_a_cut_with_tied_maps_is_exact(name: str) -> None:
     network = build(name)
     plan = make(network, 0.5, importance="random", allocation="global", reid=True)
     assert max(verify_cut(network, plan, 64).values()) < 1e-9
 
 
-@pytest.mark.parametrize(("name", "target"), [("yolov8n", 0.3), ("yolo11n", 0.5), ("yolo26n", 0.6)])
-@pytest.mark.parametrize(("round_to", "multiple"), [(None, 8), (1, 1), (16, 16)])
+@pytest.mark.parametrize(
+    ("name", "target", "round_to", "multiple"),
+    [
+        *(("yolov8n", 0.3, n, multiple) for n, multiple in ((None, 8), (1, 1), (16, 16))),
+        pytest.param("yolo11n", 0.5, None, 8, marks=pytest.mark.slow),
+        pytest.param("yolo26n", 0.6, None, 8, marks=pytest.mark.slow),
+    ],
+)
 def test_the_smallest_map_is_rounded_as_any_width(
     name: str, round_to: int | None, multiple: int, target: float
 ) -> None:
@@ -169,6 +175,7 @@ def test_a_cut_by_weights_alone_says_so(monkeypatch: pytest.MonkeyPatch, caplog:
     assert "tracking with" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_promise_and_its_report_has_the_widths(run: Callable[..., Any], own_folder: Path) -> None:
     trainer = run(YOLO(narrow_yaml("yolov8n", own_folder)), soon(reid=True))
     report = json.loads((trainer.save_dir / "pruning" / "report.json").read_text())
@@ -176,6 +183,7 @@ def test_a_run_keeps_the_promise_and_its_report_has_the_widths(run: Callable[...
     assert report["maps"] != [32, 64, 128] and report["cuts"]
 
 
+@pytest.mark.slow
 def test_a_run_without_it_says_at_its_end_what_does_not_work(
     run: Callable[..., Any], own_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,7 +223,7 @@ def track(network: DetectionModel, frames: list[np.ndarray], tracker: Path) -> l
     return [yolo.track(frame, persist=True, **options)[0] for frame in frames]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", fast_and_slow(*FAMILIES))
 def test_botsort_tracks_by_the_features_of_a_pruned_detector(
     name: str, frames: list[np.ndarray], own_folder: Path
 ) -> None:

@@ -46,6 +46,7 @@ def test_a_layer_runs_in_each_runtime(name: str) -> None:
     assert described(name, 1)["threads"] == 1 and described(name, 1)["version"] != "unknown"
 
 
+@pytest.mark.slow
 def test_an_exported_network_runs_in_each_runtime(name: str, tmp_path: Path) -> None:
     path = export(build("yolov8n"), name, (64, 64), tmp_path)
     assert (alternating([file_runner(path, (1, 3, 64, 64), all_threads())], rounds=1) > 0).all()

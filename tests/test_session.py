@@ -1,21 +1,27 @@
-"""The live run: real trainings of narrow networks on eight images."""
+"""The live run: real trainings of small networks on eight images, several looked at by many tests."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nets import FAMILIES, assert_same, assert_same_tensors, dense_as_predicted, narrow_yaml, snapshot, state
-from trainings import Interrupted, Run, report_of, soon
+from nets import assert_same, assert_same_tensors, dense_as_predicted, narrow_yaml, snapshot, state, tiny_yaml
+from trainings import DEFAULTS, Interrupted, Run, report_of, soon, train
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
+from ultralytics.utils.plotting import plot_results
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune import PruneCallback
@@ -24,27 +30,75 @@ from yolo_prune.cost.latency_table import LatencyTable, Surface
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy import bench
 from yolo_prune.deploy.stopwatch import Timing
-from yolo_prune.errors import CheckpointError, ConfigError, CutError, ExportError, TargetError
+from yolo_prune.errors import CheckpointError, CutError, ExportError, TargetError
 from yolo_prune.graph.layers import named_layers
 from yolo_prune.graph.trace import trace
 from yolo_prune.host import checkpoint, qat
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.latency_fit import PlannedCut
 from yolo_prune.report import page
-from yolo_prune.report.records import Report
-from yolo_prune.training import latency_feedback, run_files, setup, steps
+from yolo_prune.training import latency_feedback, setup, steps
 from yolo_prune.training.guard import Guard
+
+
+@pytest.fixture
+def yolo(own_folder: Path) -> YOLO:
+    return YOLO(tiny_yaml(own_folder))
+
+
+# One run, with all defaults ------------------------------------------------------------------------------------------
+
+
+def seen_at(trainer: Any) -> dict[str, Any]:
+    """Return what a trainer is at the start of an epoch, after a cut."""
+    shapes = {k: v.shape for k, v in unwrap_model(trainer.model).state_dict().items()}
+    last = torch.load(trainer.last, weights_only=False) if trainer.last.exists() else {"epoch": None, "ema": None}
+    return {
+        "best": trainer.best_fitness,
+        "stopper": trainer.stopper.best_fitness,
+        "best.pt": trainer.best.exists(),
+        "last fits": last["ema"] is not None and shapes == {k: v.shape for k, v in last["ema"].state_dict().items()},
+        "last epoch": last["epoch"],
+    }
+
+
+@cache
+def finished(family: str, folder: Path, data: Path) -> Any:
+    """Return a run with a narrow network of a family, with the model, the callback and what was seen in each epoch."""
+    found = SimpleNamespace(prune=soon(**DEFAULTS, export=("onnx",)), epochs={}, metrics=[])
+    (folder / family).mkdir(exist_ok=True)
+    found.yolo = YOLO(narrow_yaml(family, folder))
+    found.prune.attach(found.yolo)
+    found.yolo.add_callback("on_train_epoch_start", lambda t: found.epochs.update({t.epoch: seen_at(t)}))
+    found.yolo.add_callback("on_fit_epoch_end", lambda t: found.metrics.append(dict(t.metrics)))
+    found.trainer = train(folder / family, data, found.yolo)
+    found.report = report_of(found.trainer)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the runs that several tests look at."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def done(folder: Path, tiny_data: Path) -> Any:
+    """The run of YOLOv8n."""
+    return finished("yolov8n", folder, tiny_data)
 
 
 @pytest.mark.parametrize(
     "family",
     [  # older releases export an end-to-end head that asks for 300 boxes, of which 64 pixels have 84
-        pytest.param(family, marks=() if family == "yolo26n" else pytest.mark.drift) for family in FAMILIES
+        pytest.param("yolov8n", marks=pytest.mark.drift),
+        pytest.param("yolo11n", marks=[pytest.mark.drift, pytest.mark.slow]),
+        pytest.param("yolo26n", marks=pytest.mark.slow),
     ],
 )
-def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(run: Run, family: str) -> None:
-    trainer = run(family, soon(export=("onnx",)))
-    report = report_of(trainer)
+def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(family: str, folder: Path, tiny_data: Path) -> None:
+    done = finished(family, folder, tiny_data)
+    trainer, report = done.trainer, done.report
     dense, final = report["dense"], report["final"]
     assert 0.48 <= final["macs"] / dense["macs"] <= 0.5
     assert final["params"] < 0.6 * dense["params"] and final["bytes"] < dense["bytes"]
@@ -67,23 +121,9 @@ def test_one_run_trains_cuts_recovers_and_hands_over_a_slim_model(run: Run, fami
     assert sum(p.numel() for p in dense_model.parameters()) == final["params"]
 
 
-def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run) -> None:
-    def prune(**knobs: Any) -> PruneCallback:
-        return PruneCallback(0.3, schedule="one-shot", calibration=4, benchmark=False, **knobs)
-
-    learning = run(prune=prune(), epochs=4)
-    knowing = run(YOLO(learning.wdir / "dense.pt"), prune(), epochs=4)
-    told = run(prune=prune(start=0.0), epochs=4)
-    assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing, told)] == [1, 0, 0]
-    dense = [report_of(trainer)["dense"] for trainer in (learning, knowing, told)]
-    assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0), (False, 0)]
-    too_short = run(prune=PruneCallback(0.3, calibration=4, benchmark=False), epochs=9)  # 3, 4 and 4
-    assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
-
-
-def test_the_report_keeps_its_contract(run: Run) -> None:
-    trainer = run(prune=soon())
-    report = report_of(trainer)
+@pytest.mark.drift
+def test_the_report_keeps_its_contract(done: Any) -> None:
+    trainer, report = done.trainer, done.report
     assert report["schema"] == 1 and report["imgsz"] == [64, 64]
     for key in ("dense", "final"):
         assert {"macs", "params", "bytes", "fitness"} <= report[key].keys()
@@ -105,56 +145,152 @@ def test_the_report_keeps_its_contract(run: Run) -> None:
     assert len(set(report["samples"])) == 4 and all(Path(file).is_file() for file in report["samples"])
     page = (trainer.save_dir / "pruning" / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 8
-    assert report["config"] == soon().config.to_dict()
+    assert report["config"] == done.prune.config.to_dict()
     assert {"yolo-prune", "ultralytics", "torch", "torch-pruning", "python"} <= report["versions"].keys()
 
 
-def test_a_page_that_cannot_be_made_costs_nothing_else(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_yolo_object_holds_the_pruned_model_afterwards(done: Any) -> None:
+    assert sum(p.numel() for p in done.yolo.model.parameters()) == done.report["final"]["params"]
+
+
+def test_after_a_cut_the_stage_starts_anew_and_last_has_the_live_shapes(done: Any) -> None:
+    seen = done.epochs
+    for epoch in (1, 2):
+        assert seen[epoch]["best"] is None and seen[epoch]["stopper"] == 0.0 and not seen[epoch]["best.pt"]
+    assert all(seen[e]["last fits"] and seen[e]["last epoch"] == e - 1 for e in (1, 2, 3))
+    assert seen[3]["best.pt"]
+
+
+def test_loggers_and_results_get_the_figures_of_the_pruning(done: Any) -> None:
+    cuts, results = done.report["cuts"], done.trainer.csv
+    macs = [row["prune/GMACs"] for row in done.metrics[:4]]
+    assert macs[1:3] == [cut["macs"] / 1e9 for cut in cuts] and macs[0] > macs[1] > macs[2] == macs[3]
+    header, *rows = results.read_text().splitlines()
+    assert header.split(",")[-5:-3] == ["prune/GMACs", "prune/params(M)"] and len(rows) == 4
+    plot_results(results)
+    assert results.with_name("results.png").exists()
+
+
+# One run of the tiny network, and what comes after it -----------------------------------------------------------------
+
+
+@cache
+def quick(folder: Path, data: Path) -> Any:
+    """Return the trainer of a run."""
+    (folder / "quick").mkdir(exist_ok=True)
+    return train(folder / "quick", data, prune=soon())
+
+
+@pytest.mark.slow
+def test_what_fails_after_the_last_epoch_costs_nothing_else(
+    run: Run,
+    folder: Path,
+    tiny_data: Path,
+    own_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """The page, the timing and an export; and the same seed gives the same plans."""
+
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no ink")
 
     monkeypatch.setattr(page, "render", fail)
+    monkeypatch.setattr(bench, "check_runtime", lambda runtime: 1 / 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(LOGGER, "propagate", True)
-    trainer = run(prune=soon())
-    assert report_of(trainer)["final"] and trainer.best.exists()
-    assert not (trainer.save_dir / "pruning" / "report.html").exists()
+    with pytest.raises(ExportError, match="engine: TensorRT needs an NVIDIA GPU and this machine has none"):
+        run(prune=soon(benchmark=True, export=("engine", "torchscript")))
+    at = own_folder / "runs" / "train"
+    report = json.loads((at / "pruning" / "report.json").read_text())
+    assert report["final"]["fitness"] is not None and (at / "weights" / "best.pt").exists()
+    assert not (at / "pruning" / "report.html").exists()
     assert "no report.html (RuntimeError: no ink)" in caplog.text
+    assert report["timed"] is None and report["final"]["latency"] is None and not report["scales"]
+    assert [e["ok"] for e in report["exports"]] == [False, True]
+    assert (at / "weights" / "best.torchscript").exists()
+
+    plans = [[cut["plan_sha256"] for cut in of["cuts"]] for of in (report, report_of(quick(folder, tiny_data)))]
+    assert plans[0] == plans[1] and plans[0][0] != plans[0][1]
 
 
-def test_the_yolo_object_holds_the_pruned_model_afterwards(own_folder: Path, run: Run) -> None:
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
-    trainer = run(yolo, soon())
-    assert sum(p.numel() for p in yolo.model.parameters()) == report_of(trainer)["final"]["params"]
+@pytest.mark.slow
+def test_a_pruned_checkpoint_is_trained_on_as_it_is_and_can_be_cut_further(
+    run: Run, folder: Path, tiny_data: Path
+) -> None:
+    first = quick(folder, tiny_data)
+    slim = {k: v.shape for k, v in load_checkpoint(first.best)[0].state_dict().items()}
+    again = run(first.best, PruneCallback(0), epochs=2)
+    assert {k: v.shape for k, v in load_checkpoint(again.best)[0].state_dict().items()} == slim
+    assert checkpoint.is_pruned(load_checkpoint(again.best)[0].yaml)
+    further = run(again.best, soon(0.3, round_to=1))
+    report = report_of(further)
+    assert report["dense"]["macs"] == report_of(first)["final"]["macs"]
+    assert 0.68 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.7
+    with pytest.raises(KeyError, match="pruned by yolo_prune"):
+        run(further.best, epochs=1)
 
 
-def final_weights(trainer: Any) -> list[dict[str, torch.Tensor]]:
-    return [state(unwrap_model(trainer.model)), state(trainer.ema.ema)]
+@pytest.mark.slow
+def test_a_pruned_checkpoint_can_learn_from_its_dense_model(run: Run, folder: Path, tiny_data: Path) -> None:
+    first = quick(folder, tiny_data)
+    again = run(first.best, PruneCallback(0), epochs=2, distill_model=str(first.wdir / "dense.pt"))
+    assert report_of(again)["final"]["macs"] == report_of(first)["final"]["macs"]
 
 
-def test_with_nothing_to_cut_the_run_is_the_same_bit_for_bit(run: Run) -> None:
-    for a, b in zip(final_weights(run()), final_weights(run(prune=PruneCallback(0))), strict=True):
-        assert_same_tensors(a, b)
+@pytest.mark.slow
+def test_what_an_earlier_run_left_in_the_folder_is_not_taken_for_this_one(
+    run: Run, folder: Path, tiny_data: Path
+) -> None:
+    first = quick(folder, tiny_data)
+    same = {"project": first.save_dir.parent, "name": first.save_dir.name, "exist_ok": True}
+    dense = report_of(first)["dense"]
+    again = run(prune=PruneCallback(0.3, schedule="one-shot", start=0, benchmark=False), epochs=2, **same)
+    quick.cache_clear()
+    assert again.save_dir == first.save_dir
+    assert sorted(p.name for p in (again.save_dir / "pruning").iterdir()) == [
+        "plan-1.json",
+        "report.html",
+        "report.json",
+    ]
+    reference, _ = load_checkpoint(again.wdir / "dense.pt")
+    assert sum(p.numel() for p in reference.parameters()) == dense["params"]
+    report = report_of(again)
+    assert report["cuts"][0]["epoch"] == 0 and report["dense"]["fitness"] is not None  # a cut before the first epoch
+    assert report["final"]["macs"] <= 0.7 * report["dense"]["macs"]
 
 
+# The schedule and the target ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run) -> None:
+    def prune(**knobs: Any) -> PruneCallback:
+        return soon(0.3, **{"schedule": "one-shot", "start": None, "end": None, **knobs})
+
+    learning = run(prune=prune(), epochs=4)
+    knowing = run(YOLO(learning.wdir / "dense.pt"), prune(), epochs=4)
+    told = run(prune=prune(start=0.0), epochs=4)
+    assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing, told)] == [1, 0, 0]
+    dense = [report_of(trainer)["dense"] for trainer in (learning, knowing, told)]
+    assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0), (False, 0)]
+    too_short = run(prune=soon(0.3, steps=3, start=None, end=None), epochs=9)  # 3, 4 and 4
+    assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
+
+
+@pytest.mark.slow
 def test_a_run_lands_on_targets_in_the_users_units(run: Run) -> None:
-    trainer = run(prune=soon("40% params, 0.9 MB"))
+    trainer = run(prune=soon("40% params, 0.47 MB"))
     report = report_of(trainer)
     dense, final = report["dense"], report["final"]
-    assert report["config"]["target"] == "40% params, 0.9 MB"
-    assert final["params"] <= 0.6 * dense["params"] and final["bytes"] <= 0.9e6
-    assert final["params"] > 0.58 * dense["params"] or final["bytes"] > 0.8e6
+    assert report["config"]["target"] == "40% params, 0.47 MB"
+    assert final["params"] <= 0.6 * dense["params"] and final["bytes"] <= 0.47e6
+    assert final["params"] > 0.58 * dense["params"] or final["bytes"] > 0.42e6
     first, second = (cut["params"] for cut in report["cuts"])
     assert dense["params"] > first > second == final["params"]
 
 
-def test_a_target_that_holds_already_cuts_nothing(run: Run) -> None:
-    trainer = run(prune=soon("5000 GMACs"))
-    report = report_of(trainer)
-    assert not report["cuts"] and report["final"] == report["dense"]
-
-
+@pytest.mark.slow
 def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again(
     run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,7 +361,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
 
     exported.clear()
     watch(swinging)
-    trainer = run(prune=soon("1.4x"), name="swinging")
+    trainer = run("yolov8n", soon("1.4x", allocation="global"), name="swinging")
     dense, pruned = as_predicted([load_checkpoint(p)[0] for p in (trainer.wdir / "dense.pt", trainer.best)])
     assert len(exported) == 1 + 6  # the dense network once, and what each measurement is of
     assert not errors and 1.4 * 1.1**0.5 <= dense / pruned <= 1.4 * 1.1**0.5 * 1.03
@@ -237,8 +373,9 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert (own_folder / "runs" / "untimed" / "pruning" / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_measured_speed_up_beside_the_official_scales(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scale = YOLO("yolov8n.yaml").model
     monkeypatch.setattr(bench, "siblings", lambda network: [("yolov8n", scale)])
@@ -248,23 +385,56 @@ def test_a_run_ends_with_a_measured_speed_up_beside_the_official_scales(
     times = [stage["latency"] for stage in (report["dense"], report["final"], *report["scales"].values())]
     assert all(seconds > 0 for seconds in times) and report["timed"]["runtime"] == "onnx"
 
-    monkeypatch.setattr(bench, "check_runtime", lambda runtime: 1 / 0)
-    report = report_of(run(prune=soon(benchmark=True)))
-    assert report["timed"] is None and report["final"]["latency"] is None and not report["scales"]
 
-
+@pytest.mark.slow
 def test_a_file_that_is_larger_than_asked_is_an_error_after_saving(
     run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "NOTES", -400_000)  # as if a checkpoint shrank by what is noted in it
-    with pytest.raises(TargetError, match=r"best.pt has 1\.\d+ MB, 0\.9 MB were asked for: ask for a little less"):
-        run(prune=soon("0.9 MB"))
+    monkeypatch.setattr(budget, "NOTES", -200_000)  # as if a checkpoint shrank by what is noted in it
+    with pytest.raises(TargetError, match=r"best.pt has \d\.\d+ MB, 0\.4 MB were asked for: ask for a little less"):
+        run(prune=soon("0.4 MB"))
     assert (own_folder / "runs" / "train" / "weights" / "best.pt").exists()
 
 
+# Bit for bit the same -------------------------------------------------------------------------------------------------
+
+
+def final_weights(trainer: Any) -> list[dict[str, torch.Tensor]]:
+    return [state(unwrap_model(trainer.model)), state(trainer.ema.ema)]
+
+
+@cache
+def plain(optimizer: str, folder: Path, data: Path) -> tuple[list[dict[str, torch.Tensor]], list[list[float]]]:
+    """Return the last weights of a run without pruning, and its learning rates."""
+    return watched(folder / f"plain-{optimizer}", data, None, optimizer)
+
+
+def watched(
+    folder: Path, data: Path, prune: PruneCallback | None, optimizer: str
+) -> tuple[list[dict[str, torch.Tensor]], list[list[float]]]:
+    """Return the last weights of a run, and the learning rates of each batch."""
+    folder.mkdir(exist_ok=True)
+    model, rates = YOLO(tiny_yaml(folder)), []
+    model.add_callback("on_train_batch_end", lambda t: rates.append([g["lr"] for g in t.optimizer.param_groups]))
+    return final_weights(train(folder, data, model, prune, optimizer=optimizer)), rates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [0, "5000 GMACs"])
+def test_with_nothing_to_cut_the_run_is_the_same_bit_for_bit(
+    folder: Path, own_folder: Path, tiny_data: Path, target: Any
+) -> None:
+    weights, _ = watched(own_folder, tiny_data, soon(target), "SGD")
+    (report,) = (json.loads(file.read_text()) for file in own_folder.rglob("report.json"))
+    assert not report["cuts"] and report["final"] == report["dense"]
+    for a, b in zip(plain("SGD", folder, tiny_data)[0], weights, strict=True):
+        assert_same_tensors(a, b)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
 def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
-    run: Run, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, own_folder: Path, tiny_data: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keep_everything(model: Any, graph: Any, *_: Any) -> PlannedCut:
         widths = {p: layer.sides for p, layer in graph.layers.items()}
@@ -272,142 +442,85 @@ def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
         same = {"before": 1, "after": 1}
         return PlannedCut(PrunePlan(kept, widths, same, same, graph.imgsz))
 
-    expected = final_weights(run(optimizer=optimizer))
     monkeypatch.setattr(steps, "plan_traced", keep_everything)
-    trainer = run(prune=soon(reconstruction=False), optimizer=optimizer)
-    assert len(report_of(trainer)["cuts"]) == 2
-    for a, b in zip(expected, final_weights(trainer), strict=True):
+    expected, rates = plain(optimizer, folder, tiny_data)
+    weights, same_rates = watched(own_folder, tiny_data, soon(reconstruction=False), optimizer)
+    (report,) = own_folder.rglob("report.json")
+    assert len(json.loads(report.read_text())["cuts"]) == 2
+    for a, b in zip(expected, weights, strict=True):
         assert_same_tensors(a, b)
+    assert same_rates == rates, "the learning-rate curve does not notice the cuts"
 
 
-STAGES = (
-    (run_files, "strip_optimizer"),
-    (steps, "plan_traced"),
-    (steps, "cut"),
-    (steps, "calibration_batches"),
-    (steps, "DenseOutputs"),
-    (steps, "reconstruct"),
-    (steps, "validate"),
-    (steps, "file_bytes"),
-    (checkpoint, "marked"),
-    (PrunePlan, "save"),
-    (Report, "save"),
-    (run_files, "save_checkpoint"),
-)
+# All or nothing -------------------------------------------------------------------------------------------------------
 
 
+class Paused(Exception):
+    """Ends a run of which all has been seen."""
+
+
+@contextmanager
+def failing_at(n: int, error: type[BaseException], stages: list[Any]) -> Iterator[None]:
+    """Let the n-th stage fail: of the functions that the steps of a run call in other packages of ours."""
+    ours, training = str(Path(steps.__file__).parents[1]), str(Path(steps.__file__).parent)
+
+    def look(frame: Any, event: str, _: Any) -> None:
+        code, caller = frame.f_code, frame.f_back.f_code if frame.f_back else None
+        if event != "call" or code in stages or caller is None or not caller.co_filename.startswith(training):
+            return
+        if code.co_name in ("set", "extend", "forget_states"):  # the list of what is to be undone; after last.pt
+            return
+        if code.co_filename.startswith(ours) and not code.co_filename.startswith(training):
+            stages.append(code)
+            if len(stages) == n + 1:
+                raise error("no space left on device")
+
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["AdamW", "MuSGD"])
-@pytest.mark.parametrize(("owner", "stage"), STAGES)
-def test_a_cut_that_fails_at_any_stage_leaves_the_trainer_as_it_was(
-    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, stage: str, optimizer: str
-) -> None:
-    before: dict[str, Any] = {}
-    trainers: list[Any] = []
-    calls: list[str] = []
+def test_a_cut_that_fails_at_any_stage_leaves_the_trainer_as_it_was(run: Run, yolo: YOLO, optimizer: str) -> None:
+    prune = soon(ignored_layers=("model.0.*", "model.4.*"))  # what is not cut is reconstructed all the same
+    message = r"cut 1 of 2 at epoch 1 failed and was taken back; .*last\.pt can be resumed\. RuntimeError: no space"
+    failed: list[str] = []
 
-    def fail(*_: Any, **__: Any) -> None:
-        calls.append(stage)
-        raise RuntimeError("no space left on device")
+    def fail_everywhere(trainer: Any) -> None:
+        if trainer.epoch != 1:
+            return
+        before, dense = snapshot(trainer), sum(p.numel() for p in trainer.model.parameters())
+        with pytest.raises(KeyboardInterrupt), failing_at(9, KeyboardInterrupt, []):
+            prune.on_train_epoch_start(trainer)
+        assert_same(before, snapshot(trainer))
+        for n in range(99):
+            stages: list[Any] = []
+            try:
+                with failing_at(n, RuntimeError, stages):
+                    prune.on_train_epoch_start(trainer)
+            except CutError as e:
+                assert re.match(message, str(e))
+                failed.append(stages[-1].co_name)
+            except RuntimeError:  # before anything was done, or when all was
+                if sum(p.numel() for p in trainer.model.parameters()) < dense:
+                    raise Paused from None
+            assert_same(before, snapshot(trainer))
 
-    def look(trainer: Any) -> None:
-        if trainer.epoch == 1:
-            trainers.append(trainer)
-            before.update(snapshot(trainer))
-            monkeypatch.setattr(owner, stage, fail)
-
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
-    yolo.add_callback("on_train_epoch_start", look)  # before ours
-    with pytest.raises(
-        CutError, match=r"cut 1 of 2 at epoch 1 failed and was taken back; .*last\.pt can be resumed\. "
-    ):
-        run(yolo, soon(), optimizer=optimizer)
-    assert calls
-    assert_same(before, snapshot(trainers[0]))
-
-
-def test_a_failure_after_reconstruction_leaves_even_uncut_layers_as_they_were(
-    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before: dict[str, Any] = {}
-    trainers: list[Any] = []
-
-    def look(trainer: Any) -> None:
-        if trainer.epoch == 1:
-            trainers.append(trainer)
-            before.update(snapshot(trainer))
-            monkeypatch.setattr(
-                run_files, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
-            )
-
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
-    yolo.add_callback("on_train_epoch_start", look)
-    with pytest.raises(CutError, match="OSError: disk full"):
-        run(yolo, soon(ignored_layers=("model.0.*", "model.4.*")))
-    assert_same(before, snapshot(trainers[0]))
+    yolo.add_callback("on_train_epoch_start", fail_everywhere)  # before ours
+    with pytest.raises(Paused):
+        run(yolo, prune, optimizer=optimizer)
+    assert len(failed) > 15, failed
 
 
-def test_an_interrupt_during_a_cut_leaves_the_trainer_as_it_was(
-    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before: dict[str, Any] = {}
-
-    def look(trainer: Any) -> None:
-        if trainer.epoch == 1:
-            before.update(snapshot(trainer))
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(steps, "validate", interrupt)
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
-    yolo.add_callback("on_train_epoch_start", look)
-    with pytest.raises(KeyboardInterrupt):
-        run(yolo, soon())
-    assert_same(before, snapshot(yolo.trainer))
+# What is frozen, and when a run ends ----------------------------------------------------------------------------------
 
 
-def test_after_a_cut_the_stage_starts_anew_and_last_has_the_live_shapes(run: Run, own_folder: Path) -> None:
-    seen: dict[int, dict[str, Any]] = {}
-
-    def look(trainer: Any) -> None:
-        shapes = {k: v.shape for k, v in unwrap_model(trainer.model).state_dict().items()}
-        seen[trainer.epoch] = {
-            "best": trainer.best_fitness,
-            "stopper": trainer.stopper.best_fitness,
-            "best.pt": trainer.best.exists(),
-            "last fits": trainer.last.exists()
-            and shapes == {k: v.shape for k, v in load_checkpoint(trainer.last)[0].state_dict().items()},
-            "last epoch": torch.load(trainer.last, weights_only=False)["epoch"] if trainer.last.exists() else None,
-            "lr": [g["lr"] for g in trainer.optimizer.param_groups],
-        }
-
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
-    prune = soon()
-    prune.attach(yolo)
-    yolo.add_callback("on_train_epoch_start", look)  # after ours
-    run(yolo)
-    for epoch in (1, 2):
-        assert seen[epoch]["best"] is None and seen[epoch]["stopper"] == 0.0 and not seen[epoch]["best.pt"]
-    assert all(seen[e]["last fits"] and seen[e]["last epoch"] == e - 1 for e in (1, 2, 3))
-    assert seen[3]["best.pt"]
-
-
-def test_the_learning_rate_curve_does_not_notice_the_cuts(run: Run, own_folder: Path) -> None:
-    curves = []
-    for prune in (None, soon()):
-        curve: list[float] = []
-        yolo = YOLO(narrow_yaml("yolov8n", own_folder))
-        yolo.add_callback(
-            "on_train_batch_end", lambda t, c=curve: c.append([g["lr"] for g in t.optimizer.param_groups])
-        )
-        run(yolo, prune)
-        curves.append(curve)
-    assert curves[0] == curves[1]
-
-
-def test_frozen_layers_stay_frozen_and_keep_their_statistics(run: Run, own_folder: Path) -> None:
+@pytest.mark.slow
+def test_frozen_layers_stay_frozen_and_keep_their_statistics(run: Run, yolo: YOLO) -> None:
     start: dict[str, torch.Tensor] = {}
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
     yolo.add_callback("on_train_start", lambda t: start.update(state(t.model)))
     trainer = run(yolo, soon(ignored_layers=("model.0.*",)), freeze=1)
     model = unwrap_model(trainer.model)
@@ -428,11 +541,10 @@ def converged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BaseTrainer, "validate", validate)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("converged")
 def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(run: Run) -> None:
-    trainer = run(
-        prune=PruneCallback(0.5, steps=2, start=0.1, end=0.8, calibration=4, benchmark=False), epochs=12, patience=2
-    )
+    trainer = run(prune=soon(start=0.1, end=0.8), epochs=12, patience=2)
     report = report_of(trainer)
     assert [cut["epoch"] for cut in report["cuts"]] == [1, 4]
     assert trainer.epoch == 6  # after the last cut, patience ends the run
@@ -448,11 +560,9 @@ def turned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
-def test_a_run_turns_to_int8_once_after_its_last_cut_and_starts_anew(
-    run: Run, own_folder: Path, turned: list[int]
-) -> None:
+@pytest.mark.slow
+def test_a_run_turns_to_int8_once_after_its_last_cut_and_starts_anew(run: Run, yolo: YOLO, turned: list[int]) -> None:
     asked: list[Any] = []
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
     soon(quantize_at=0.75).attach(yolo)
     yolo.add_callback("on_train_epoch_start", lambda t: asked.append((t.args.quantize, t.best_fitness is None)))
     report = report_of(run(yolo, quantize=8))
@@ -463,36 +573,39 @@ def test_a_run_turns_to_int8_once_after_its_last_cut_and_starts_anew(
     assert None not in report["quantization"].values()
 
 
+@pytest.mark.slow
 def test_a_run_whose_target_holds_already_turns_to_int8_all_the_same(run: Run, turned: list[int]) -> None:
     report = report_of(run(prune=soon("5000 GMACs"), quantize=8))
     assert turned == [3] and not report["cuts"] and report["quantization"]["epoch"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("converged")
 def test_patience_that_runs_out_before_int8_brings_it_forward(run: Run, turned: list[int]) -> None:
-    trainer = run(
-        prune=PruneCallback(0.5, steps=1, start=0.1, end=0.1, calibration=4), quantize=8, epochs=12, patience=2
-    )
+    trainer = run(prune=soon(steps=1, start=0.1, end=0.1), quantize=8, epochs=12, patience=2)
     assert turned == [4]
     assert trainer.epoch == 6  # after it, patience ends the run
 
 
+@pytest.mark.slow
 def test_a_guarded_cut_is_judged_before_int8(run: Run, turned: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
     monkeypatch.setattr(Guard, "holds", lambda guard, fitness: bool(judged.append(len(turned))))
-    prune = PruneCallback(0.5, schedule="one-shot", start=0.1, calibration=4, max_drop=0.5, quantize_at=0.5)
+    prune = soon(schedule="one-shot", start=0.1, max_drop=0.5, quantize_at=0.5)
     report = report_of(run(prune=prune, quantize=8, epochs=10))
     assert turned == [5] and judged and not any(judged)
     assert not report["cuts"] and report["quantization"]["epoch"] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [3, 4])
-def test_an_interrupted_run_turns_to_int8_once(run: Run, own_folder: Path, turned: list[int], after: int) -> None:
+def test_an_interrupted_run_turns_to_int8_once(
+    run: Run, yolo: YOLO, own_folder: Path, turned: list[int], after: int
+) -> None:
     def stop(trainer: Any) -> None:
         if trainer.epoch == after:
             raise Interrupted
 
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
     yolo.add_callback("on_fit_epoch_end", stop)
     with pytest.raises(Interrupted):
         run(yolo, soon(quantize_at=0.7), quantize=8, epochs=6, name="interrupted")
@@ -502,80 +615,36 @@ def test_an_interrupted_run_turns_to_int8_once(run: Run, own_folder: Path, turne
     assert [e["epoch"] for e in report["epochs"]] == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_before_int8_ends_with_an_error_after_saving(
-    run: Run, own_folder: Path, turned: list[int]
+    run: Run, yolo: YOLO, turned: list[int]
 ) -> None:
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
     yolo.add_callback("on_train_epoch_end", lambda t: setattr(t, "stop", t.epoch == 2))
     with pytest.raises(TargetError, match=r"stopped at epoch 3 of 4, before the step to INT8 at epoch 3, so .* float"):
         run(yolo, soon(), quantize=8)
     assert not turned and report_of(yolo.trainer)["final"]["macs"] <= 0.5 * report_of(yolo.trainer)["dense"]["macs"]
 
 
-def test_a_run_that_is_stopped_before_its_last_cut_ends_with_an_error_after_saving(run: Run, own_folder: Path) -> None:
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+@pytest.mark.slow
+def test_a_run_that_is_stopped_before_its_last_cut_ends_with_an_error_after_saving(run: Run, yolo: YOLO) -> None:
     yolo.add_callback("on_train_epoch_end", lambda t: setattr(t, "stop", t.epoch == 1))
     with pytest.raises(TargetError, match="the run was stopped at epoch 2 of 4 with 1 of 2 cuts not made"):
         run(yolo, soon())
     assert report_of(yolo.trainer)["final"]["macs"] > 0.5 * report_of(yolo.trainer)["dense"]["macs"]
 
 
+@pytest.mark.slow
 def test_without_validation_the_run_still_ends_pruned(run: Run) -> None:
     report = report_of(run(prune=soon(), val=False))
     assert [cut["fitness_cut"] for cut in report["cuts"]] == [None, None]
     assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
 
 
-def test_a_cut_before_the_first_epoch_works(run: Run) -> None:
-    report = report_of(run(prune=PruneCallback(0.3, schedule="one-shot", start=0, end=0, benchmark=False), epochs=2))
-    assert report["cuts"][0]["epoch"] == 0 and report["dense"]["fitness"] is not None
-    assert report["final"]["macs"] <= 0.7 * report["dense"]["macs"]
-
-
-def test_what_an_earlier_run_left_in_the_folder_is_not_taken_for_this_one(run: Run, own_folder: Path) -> None:
-    first = run(prune=soon(), name="same", exist_ok=True)
-    dense = report_of(first)["dense"]
-    again = run(
-        prune=PruneCallback(0.3, schedule="one-shot", start=0, benchmark=False), name="same", exist_ok=True, epochs=2
-    )
-    assert again.save_dir == first.save_dir
-    assert sorted(p.name for p in (again.save_dir / "pruning").iterdir()) == [
-        "plan-1.json",
-        "report.html",
-        "report.json",
-    ]
-    reference, _ = load_checkpoint(again.wdir / "dense.pt")
-    assert sum(p.numel() for p in reference.parameters()) == dense["params"]
-
-
-def test_a_pruned_checkpoint_is_trained_on_as_it_is_and_can_be_cut_further(run: Run, tiny_data: Path) -> None:
-    first = run(prune=soon(0.3))
-    slim = {k: v.shape for k, v in load_checkpoint(first.best)[0].state_dict().items()}
-    again = run(first.best, PruneCallback(0), epochs=2)
-    assert {k: v.shape for k, v in load_checkpoint(again.best)[0].state_dict().items()} == slim
-    assert checkpoint.is_pruned(load_checkpoint(again.best)[0].yaml)
-    further = run(again.best, soon(0.3))
-    report = report_of(further)
-    assert report["dense"]["macs"] == report_of(first)["final"]["macs"]
-    assert 0.68 <= report["final"]["macs"] / report["dense"]["macs"] <= 0.7
-    with pytest.raises(KeyError, match="pruned by yolo_prune"):
-        run(further.best, epochs=1)
-
-
-def test_a_pruned_checkpoint_can_learn_from_its_dense_model(run: Run) -> None:
-    first = run(prune=soon())
-    again = run(first.best, PruneCallback(0), epochs=2, distill_model=str(first.wdir / "dense.pt"))
-    assert report_of(again)["final"]["macs"] == report_of(first)["final"]["macs"]
-
-
-def test_the_same_seed_gives_the_same_plans(run: Run) -> None:
-    first, second = (report_of(run(prune=soon())) for _ in range(2))
-    assert [c["plan_sha256"] for c in first["cuts"]] == [c["plan_sha256"] for c in second["cuts"]]
-    assert first["cuts"][0]["plan_sha256"] != first["cuts"][1]["plan_sha256"]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_a_loss_that_is_not_finite_takes_the_run_back_to_its_last_epoch_and_not_its_cuts(run: Run, epoch: int) -> None:
+def test_a_loss_that_is_not_finite_takes_the_run_back_to_its_last_epoch_and_not_its_cuts(
+    run: Run, yolo: YOLO, epoch: int
+) -> None:
     """Ultralytics loads last.pt into the live network: before a cut follows, in the epoch of a cut, and after it."""
     spoilt: list[int] = []
 
@@ -584,16 +653,16 @@ def test_a_loss_that_is_not_finite_takes_the_run_back_to_its_last_epoch_and_not_
             spoilt.append(epoch)
             trainer.loss = trainer.loss * float("nan")
 
-    yolo = YOLO(narrow_yaml("yolov8n", Path.cwd()))
     yolo.add_callback("on_train_epoch_end", spoil)
-    trainer = run(yolo, PruneCallback(0.5, steps=2, start=0.5, end=0.7, calibration=4, benchmark=False), epochs=5)
+    trainer = run(yolo, soon(start=0.5, end=0.7), epochs=5)
     report = report_of(trainer)
     assert spoilt == [epoch] and [e["epoch"] for e in report["epochs"]] == [0, 1, 2, 3, 4]
     assert len(report["cuts"]) == 2 and report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
     assert all(torch.isfinite(t).all() for t in load_checkpoint(trainer.best)[0].state_dict().values())
 
 
-def test_memory_that_runs_out_in_the_first_epoch_halves_the_batch_and_does_not_cut_twice(run: Run) -> None:
+@pytest.mark.slow
+def test_memory_that_runs_out_in_the_first_epoch_halves_the_batch_and_does_not_cut_twice(run: Run, yolo: YOLO) -> None:
     failed: list[int] = []
 
     def fail(trainer: Any) -> None:
@@ -605,7 +674,6 @@ def test_memory_that_runs_out_in_the_first_epoch_halves_the_batch_and_does_not_c
 
         trainer.preprocess_batch = preprocess
 
-    yolo = YOLO(narrow_yaml("yolov8n", Path.cwd()))
     yolo.add_callback("on_train_start", fail)
     trainer = run(yolo, soon(start=0.0, end=0.5))
     report = report_of(trainer)
@@ -614,63 +682,10 @@ def test_memory_that_runs_out_in_the_first_epoch_halves_the_batch_and_does_not_c
     assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
 
 
-def test_loggers_and_results_get_the_figures_of_the_pruning(run: Run) -> None:
-    from ultralytics.utils.plotting import plot_results
-
-    seen: list[dict[str, float]] = []
-    yolo = YOLO(narrow_yaml("yolov8n", Path.cwd()))
-    yolo.add_callback("on_fit_epoch_end", lambda trainer: seen.append(dict(trainer.metrics)))
-    trainer = run(yolo, soon())
-    cuts = report_of(trainer)["cuts"]
-    macs = [row["prune/GMACs"] for row in seen[:4]]
-    assert macs[1:3] == [cut["macs"] / 1e9 for cut in cuts] and macs[0] > macs[1] > macs[2] == macs[3]
-    header, *rows = trainer.csv.read_text().splitlines()
-    assert header.split(",")[-5:-3] == ["prune/GMACs", "prune/params(M)"] and len(rows) == 4
-    plot_results(trainer.csv)
-    assert trainer.csv.with_name("results.png").exists()
-
-
-def test_resuming_a_run_that_never_pruned_needs_a_target(run: Run, own_folder: Path) -> None:
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+@pytest.mark.slow
+def test_resuming_a_run_that_never_pruned_needs_a_target(run: Run, yolo: YOLO, own_folder: Path) -> None:
     yolo.add_callback("on_fit_epoch_end", lambda t: (_ for _ in ()).throw(Interrupted))
     with pytest.raises(Interrupted):
         run(yolo, name="dense")
     with pytest.raises(CheckpointError, match=r"last\.pt holds no pruning run to continue; say how much to remove"):
         run(YOLO(own_folder / "runs" / "dense" / "weights" / "last.pt"), PruneCallback(None), resume=True)
-
-
-def test_a_failed_export_is_an_error_after_everything_else_is_saved(
-    run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ExportError, match="engine: TensorRT needs an NVIDIA GPU and this machine has none"):
-        run(prune=soon(export=("engine", "torchscript")), name="exports")
-    folder = own_folder / "runs" / "exports"
-    report = json.loads((folder / "pruning" / "report.json").read_text())
-    assert [e["ok"] for e in report["exports"]] == [False, True]
-    assert (folder / "weights" / "best.torchscript").exists() and (folder / "weights" / "best.pt").exists()
-
-
-REFUSED: list[tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = [
-    ({"epochs": 3}, {"end": 0.3}, ConfigError, "2 cuts between start=0.25 and end=0.3 do not fit epochs=3"),
-    ({}, {"export": ("onxx",)}, ConfigError, "export='onxx' is no export format of Ultralytics: did you mean onnx?"),
-    (
-        {},
-        {"export": ("pb:8",)},
-        ConfigError,
-        "export='pb:8': Ultralytics exports no pb of this precision. Valid: pb:32",
-    ),
-    ({}, {"target": 0.999}, TargetError, "is the least that can be reached"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "knobs", "error", "message"), REFUSED)
-def test_what_cannot_work_is_refused_before_training(
-    run: Run, own_folder: Path, arguments: dict[str, Any], knobs: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    started: list[Any] = []
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
-    yolo.add_callback("on_train_start", started.append)
-    with pytest.raises(error, match=message):
-        run(yolo, soon(**{"target": 0.5, **knobs}), **arguments)
-    assert not started

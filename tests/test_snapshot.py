@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import assert_same_tensors, build, labelled_batches, make, state
+from nets import assert_same_tensors, build, fast_and_slow, labelled_batches, make, state
 from ultralytics.utils.torch_utils import EarlyStopping, ModelEMA
 
 from yolo_prune.surgery.slicing import cut
@@ -46,7 +46,7 @@ def everything(trainer: Any) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("family", ["yolov8n", "yolo11n"])
+@pytest.mark.parametrize("family", fast_and_slow("tiny", "yolov8n", "yolo11n"))
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_going_back_restores_every_tensor_after_a_cut_and_training(
     family: str, optimizer: type[torch.optim.Optimizer], tmp_path: Path

@@ -279,6 +279,7 @@ def test_our_own_error_during_training_is_one_line_and_an_exit_code(
     assert capsys.readouterr().err == "yolo-prune: could only reach 38 %\n"
 
 
+@pytest.mark.slow
 def test_the_stock_command_prunes_for_real(python: Python, own_folder: Path, tiny_data: Path) -> None:
     run = own_folder / "run"
     options = ["imgsz=64", "batch=4", "workers=0", "plots=False", "amp=False", f"project={own_folder}", "name=run"]

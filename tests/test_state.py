@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from nets import assert_same_tensors, narrow_yaml
-from trainings import Interrupted, Run, report_of, soon
+from nets import assert_same_tensors, tiny_yaml
+from trainings import DEFAULTS, Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
@@ -33,7 +35,7 @@ def interrupted(run: Run, folder: Path, when: str, epoch: int, callback: PruneCa
 
 
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "defaults": ({}, {}),
+    "defaults": ({}, DEFAULTS),
     "steps across epochs": ({"nbs": 12, "warmup_epochs": 1}, {}),
     "gradients": ({"optimizer": "AdamW", "nbs": 4}, {"importance": "taylor"}),
     "sparsity": ({"optimizer": "SGD", "nbs": 4}, {"sparsity": "group_lasso", "sparsity_strength": 0.01}),
@@ -42,35 +44,50 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+LOST = (("on_fit_epoch_end", 0), ("on_train_epoch_end", 2))
+"""When a machine is lost: before any cut with the epoch validated, and in the middle of the epoch of the last cut."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "defaults" else pytest.mark.slow) for n in RUNS])
 def test_an_interrupted_run_ends_as_if_nothing_had_happened(run: Run, own_folder: Path, name: str) -> None:
     arguments, knobs = RUNS[name]
-    undisturbed = run(prune=soon(**knobs), name="undisturbed", **arguments)
-    for when, epoch in (("on_fit_epoch_end", 0), ("on_train_epoch_end", 2)):
-        model = narrow_yaml("yolov8n", own_folder)
-        left = interrupted(run, own_folder, when, epoch, soon(**knobs), model=model, exist_ok=True, **arguments)
-        assert_same_end(undisturbed, run(left, PruneCallback(None), resume=True))
+    yolo = YOLO(tiny_yaml(own_folder))
+    for n, (event, epoch) in enumerate(LOST):  # what is on the disk then is what a lost machine leaves
+
+        def keep(trainer: Any, epoch: int = epoch, copy: Path = own_folder / f"left-{n}") -> None:
+            if trainer.epoch == epoch:
+                shutil.copytree(trainer.save_dir, copy, dirs_exist_ok=True)
+
+        yolo.add_callback(event, keep)
+    at = run(yolo, soon(**knobs), name="run", **arguments).save_dir
+    undisturbed = at.rename(own_folder / "undisturbed")
+    for n in range(len(LOST)):
+        shutil.copytree(own_folder / f"left-{n}", at)
+        assert_same_end(undisturbed, run(YOLO(at / "weights" / "last.pt"), PruneCallback(None), resume=True).save_dir)
+        shutil.rmtree(at)
 
 
-def assert_same_end(undisturbed: Any, resumed: Any) -> None:
-    """Check that a resumed run has the cuts, the results and the weights of one that was not interrupted."""
-    expected, found = report_of(undisturbed), report_of(resumed)
+def assert_same_end(undisturbed: Path, resumed: Path) -> None:
+    """Check that the folder of a resumed run has the cuts, results and weights of one that was not interrupted."""
+    runs = undisturbed, resumed
+    expected, found = (json.loads((folder / "pruning" / "report.json").read_text()) for folder in runs)
     assert [c["plan_sha256"] for c in found["cuts"]] == [c["plan_sha256"] for c in expected["cuts"]]
     assert len(found["cuts"]) == 2
     assert found["final"]["fitness"] == expected["final"]["fitness"]
-    for file in ("best", "last"):
-        networks = [load_checkpoint(getattr(trainer, file))[0] for trainer in (undisturbed, resumed)]
+    for file in ("best.pt", "last.pt"):
+        networks = [load_checkpoint(folder / "weights" / file)[0] for folder in runs]
         assert_same_tensors(*(network.state_dict() for network in networks))
-    rows = [t.csv.read_text().splitlines() for t in (undisturbed, resumed)]
+    rows = [(folder / "results.csv").read_text().splitlines() for folder in runs]
     untimed = [[",".join([r.split(",")[0], *r.split(",")[2:]]) for r in of] for of in rows]
     assert untimed[0] == untimed[1]
-    assert not list((resumed.save_dir / "pruning").glob("state-*"))
+    assert not list((resumed / "pruning").glob("state-*"))
 
 
+@pytest.mark.slow
 def test_without_its_exact_state_a_run_resumes_all_the_same(
     run: Run, own_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    left = interrupted(run, own_folder, "on_train_epoch_end", 2, soon(), model=narrow_yaml("yolov8n", own_folder))
+    left = interrupted(run, own_folder, "on_train_epoch_end", 2, soon(), model=tiny_yaml(own_folder))
     (file,) = (own_folder / "runs" / "interrupted" / "pruning").glob("state-*.pt")
     file.write_bytes(file.read_bytes()[:1000])
     with caplog.at_level("WARNING"):
@@ -79,8 +96,9 @@ def test_without_its_exact_state_a_run_resumes_all_the_same(
     assert len(report["cuts"]) == 2 and report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
 
 
+@pytest.mark.slow
 def test_a_state_of_another_network_is_refused(run: Run, own_folder: Path) -> None:
-    left = interrupted(run, own_folder, "on_train_epoch_end", 2, soon(), model=narrow_yaml("yolov8n", own_folder))
+    left = interrupted(run, own_folder, "on_train_epoch_end", 2, soon(), model=tiny_yaml(own_folder))
     (file,) = (own_folder / "runs" / "interrupted" / "pruning").glob("state-*.pt")
     content = state.load(file)
     content["networks"][0].popitem()

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nets import narrow_yaml
 from task_data import as_task
 from torch import nn
 from ultralytics import RTDETR, YOLO
 
 from yolo_prune import PruneCallback
 from yolo_prune.graph.layers import named_layers, widths
+
+pytestmark = pytest.mark.slow
 
 RUNS = [
     ("yolo11n-seg", "segment"),
@@ -39,7 +42,7 @@ def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
         "optimizer": "AdamW", "warmup_epochs": 0,
     }  # fmt: skip
     kind = RTDETR if "rtdetr" in name else YOLO
-    model = kind(f"{name}.yaml")
+    model = kind(narrow_yaml(name, own_folder))
     PruneCallback(0.5, schedule="one-shot", start=0.5, calibration=4, benchmark=False, export="torchscript").attach(
         model
     )
@@ -69,7 +72,7 @@ def shape(network: nn.Module) -> dict[str, dict[str, int]]:
 
 def test_a_pretrained_model_meets_other_channels_one_class_and_rectangles(tiny_data: Path, own_folder: Path) -> None:
     pretrained = own_folder / "pretrained.pt"
-    YOLO("yolo26n-p2.yaml").save(pretrained)  # 3 channels and 80 classes
+    YOLO(narrow_yaml("yolo26n-p2", own_folder)).save(pretrained)  # 3 channels and 80 classes
     data = own_folder / "gray.yaml"
     data.write_text(tiny_data.read_text() + "channels: 1\n", encoding="utf-8")
     settings = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import narrow_yaml
+from nets import tiny_yaml
 from trainings import Run, report_of, soon
 from ultralytics import YOLO, __version__
 from ultralytics.engine import trainer as engine
@@ -22,13 +22,14 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.checks import check_version
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune import PruneCallback
 from yolo_prune.errors import TargetError, UnsupportedError
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def yolo(own_folder: Path) -> YOLO:
-    return YOLO(narrow_yaml("yolov8n", own_folder))
+    return YOLO(tiny_yaml(own_folder))
 
 
 def parameters(path: Path) -> int:
@@ -145,7 +146,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch, yolo: YOLO) -> Callable[[float], YOL
 def test_a_run_that_is_given_a_time_cuts_by_the_share_of_it_that_is_over(
     run: Run, slowly: Callable[[float], YOLO]
 ) -> None:
-    prune = PruneCallback(0.5, steps=3, start=0.1, end=0.6, calibration=4, benchmark=False)
+    prune = soon(steps=3, start=0.1, end=0.6)
     trainer = run(slowly(60), prune, epochs=100, time=4 / 60)  # cuts after 10, 35 and 60 epochs of a hundred
     assert trainer.epochs == 4 and trainer.epoch == 3
     assert [cut["epoch"] for cut in report_of(trainer)["cuts"]] == [1, 2, 3] and lands_on_target(trainer, cuts=3)
@@ -154,7 +155,7 @@ def test_a_run_that_is_given_a_time_cuts_by_the_share_of_it_that_is_over(
 def test_a_run_of_few_epochs_makes_the_cuts_that_it_has_passed_in_one(
     run: Run, slowly: Callable[[float], YOLO]
 ) -> None:
-    prune = PruneCallback(0.5, steps=4, start=0.1, end=0.4, calibration=4, benchmark=False)
+    prune = soon(steps=4, start=0.1, end=0.4)
     trainer = run(slowly(60), prune, epochs=100, time=2 / 60)
     assert trainer.epochs == 2 and [cut["epoch"] for cut in report_of(trainer)["cuts"]] == [1]
     assert lands_on_target(trainer, cuts=1)
@@ -163,24 +164,6 @@ def test_a_run_of_few_epochs_makes_the_cuts_that_it_has_passed_in_one(
 def test_a_run_whose_time_is_up_before_its_cuts_says_so(run: Run, slowly: Callable[[float], YOLO]) -> None:
     with pytest.raises(TargetError, match="stopped at epoch 1 of 1 with 2 of 2 cuts not made"):
         run(slowly(3600), soon(), epochs=100, time=0.5)
-
-
-@pytest.mark.drift
-@pytest.mark.parametrize("optimizer", ["SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp", "auto"])
-def test_optimizers_go_on_with_what_they_remember(run: Run, yolo: YOLO, optimizer: str) -> None:
-    steps: list[set[float]] = []
-
-    def look(trainer: Any) -> None:
-        steps.append({float(state.get("step", 0)) for state in trainer.optimizer.state.values()})
-
-    yolo.add_callback("on_train_epoch_end", look)
-    trainer = run(yolo, soon(steps=1, start=0.5, end=0.5), epochs=2, nbs=4, optimizer=optimizer, amp=False)
-    assert lands_on_target(trainer, cuts=1)
-    live = {p for p in trainer.model.parameters() if p.requires_grad}
-    assert trainer.optimizer.state.keys() == live
-    for parameter, state in trainer.optimizer.state.items():
-        assert {v.shape for v in state.values() if torch.is_tensor(v) and v.ndim} == {parameter.shape}
-    assert steps in ([{0}, {0}], [{2}, {4}])  # those that count were not set back
 
 
 def test_several_data_sets_get_a_pruned_model_each(own_folder: Path, tiny_data: Path, yolo: YOLO) -> None:

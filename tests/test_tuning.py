@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nets import narrow_yaml
+from nets import tiny_yaml
 from trainings import soon
 from ultralytics import YOLO, __version__
 from ultralytics.engine import trainer, tuner
@@ -32,7 +32,7 @@ SETTINGS = {"epochs": 2, "imgsz": 64, "batch": 4, "plots": False, "save": False,
 
 @pytest.fixture
 def yolo(own_folder: Path) -> YOLO:
-    return YOLO(narrow_yaml("yolov8n", own_folder))
+    return YOLO(tiny_yaml(own_folder))
 
 
 def once() -> PruneCallback:
@@ -46,6 +46,7 @@ def check_report(run: Path, target: float) -> None:
     assert target - 0.05 <= 1 - report["final"]["macs"] / report["dense"]["macs"] <= target + 0.05
 
 
+@pytest.mark.slow
 @needs_arguments
 def test_every_trial_prunes_with_the_knobs_that_it_is_given(own_folder: Path, tiny_data: Path, yolo: YOLO) -> None:
     once().attach(yolo)
@@ -59,6 +60,7 @@ def test_every_trial_prunes_with_the_knobs_that_it_is_given(own_folder: Path, ti
     assert tuner.Tuner is not tuning.Trials
 
 
+@pytest.mark.slow
 @needs_arguments
 def test_the_commands_of_the_trials_have_the_knobs(
     own_folder: Path, tiny_data: Path, yolo: YOLO, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +147,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_tuner.checks, "check_requirements", lambda *_, **__: True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_the_copies_that_ray_tune_trains_prune_with_the_knobs_that_it_chose(
     own_folder: Path, tiny_data: Path, yolo: YOLO
@@ -159,6 +162,7 @@ def test_the_copies_that_ray_tune_trains_prune_with_the_knobs_that_it_chose(
     assert once().config == next(f.__self__.config for f in yolo.callbacks["on_train_end"] if hasattr(f, "__self__"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_a_knob_that_ray_tune_does_not_know_is_refused_before_training(
     own_folder: Path, tiny_data: Path, yolo: YOLO

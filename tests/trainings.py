@@ -1,4 +1,4 @@
-"""Trainings that several tests share: narrow networks on eight images."""
+"""Trainings that several tests share: small networks on eight images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nets import FAMILIES, narrow_yaml
+from nets import FAMILIES, narrow_yaml, tiny_yaml
 from ultralytics import YOLO
 
-from yolo_prune import PruneCallback
+from yolo_prune import PruneCallback, PruneConfig
 
 Run = Callable[..., Any]
 
@@ -20,11 +20,15 @@ class Interrupted(Exception):
 
 
 def train(
-    folder: Path, data: Path, model: YOLO | str | Path = "yolov8n", prune: PruneCallback | None = None, **arguments: Any
+    folder: Path,
+    data: Path,
+    model: YOLO | str | Path | None = None,
+    prune: PruneCallback | None = None,
+    **arguments: Any,
 ) -> Any:
-    """Train a model for a few epochs, with an optional PruneCallback, and return its trainer."""
-    if model in FAMILIES:
-        model = narrow_yaml(str(model), folder)
+    """Train the tiny model, a narrow one of a family or another one for a few epochs, and return its trainer."""
+    if model is None or model in FAMILIES:
+        model = narrow_yaml(str(model), folder) if model else tiny_yaml(folder)
     yolo = model if isinstance(model, YOLO) else YOLO(model)
     if prune:
         prune.attach(yolo)
@@ -33,11 +37,14 @@ def train(
     return yolo.trainer
 
 
+DEFAULTS = {name: getattr(PruneConfig(), name) for name in ("importance", "allocation")}
+"""What chooses channels if the user says nothing."""
+
+
 def soon(target: Any = 0.5, **knobs: Any) -> PruneCallback:
-    """Two cuts, before epochs 1 and 2 of four."""
-    return PruneCallback(
-        target, **{"steps": 2, "start": 0.25, "end": 0.5, "calibration": 4, "benchmark": False, **knobs}
-    )
+    """Two cuts, before epochs 1 and 2 of four, by what chooses channels in no time."""
+    quick = {"calibration": 4, "benchmark": False, "importance": "l2", "allocation": "uniform"}
+    return PruneCallback(target, **{"steps": 2, "start": 0.25, "end": 0.5, **quick, **knobs})
 
 
 def report_of(trainer: Any) -> dict[str, Any]:
