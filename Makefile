@@ -1,7 +1,7 @@
 .PHONY: check test test-slow bench docs
 
 check:
-	ruff check . && ruff format --check . && mypy && lint-imports && python benchmarks/check.py
+	ruff check . && ruff format --check . && codespell && mypy && lint-imports && python benchmarks/check.py
 
 test:
 	pytest -n 2
