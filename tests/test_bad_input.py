@@ -700,7 +700,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (
             Act(train(arguments={"quantize": 8, "epochs": 10}).do, {"small.yaml": small}, ("modelopt",)),
             "quantize=8 needs nvidia-modelopt",
-            'pip install "yolo-prune[qat]"',
+            "install yolo_prune with its extra qat",
         ),
     )
     + refused(
@@ -708,7 +708,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (
             command("demo", missing=("onnx",)),
             "the demo exports ONNX, but onnx is not installed",
-            'pip install "yolo-prune[export]", or leave the export out with prune_export=',
+            "pip install onnx onnxslim onnxruntime, or leave the export out with prune_export=",
         ),
     ),
 }

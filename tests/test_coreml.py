@@ -47,7 +47,7 @@ def test_the_label_and_probabilities_of_a_classifier_have_no_shape_to_compare() 
 
 @pytest.mark.parametrize("scale", [1 / 255, 1.0])
 def test_a_package_tells_its_input_outputs_classes_and_weights(own_folder: Path, scale: float) -> None:
-    ct = pytest.importorskip("coremltools", reason='coremltools is missing: pip install "yolo-prune[coreml]"')
+    ct = pytest.importorskip("coremltools", reason='coremltools is missing: pip install ".[coreml]"')
     network = torch.nn.Conv2d(3, 8, 3, 2, 1).eval()
     traced = torch.jit.trace(network, torch.zeros(1, 3, 64, 96))
     image = ct.ImageType("image", shape=(1, 3, 64, 96), scale=scale, color_layout=ct.colorlayout.RGB)

@@ -49,9 +49,9 @@ def pictures(notebook: Any) -> list[str]:
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_was_committed_with_its_pictures(own_folder: Path) -> None:
-    reason = "the notebook is run with the extra: pip install 'yolo-prune[notebook]'"
+    reason = "the notebook is run with the extra: pip install '.[notebook]'"
     nbclient, nbformat = (pytest.importorskip(name, reason=reason) for name in ("nbclient", "nbformat"))
-    pytest.importorskip("ipykernel", reason="the notebook runs in its kernel: pip install 'yolo-prune[notebook]'")
+    pytest.importorskip("ipykernel", reason="the notebook runs in its kernel: pip install '.[notebook]'")
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     assert len(pictures(notebook)) == 4
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))

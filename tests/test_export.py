@@ -58,7 +58,7 @@ def test_exports_lie_beside_the_checkpoint_and_agree_with_it(slim: Path) -> None
 
 @pytest.mark.slow
 def test_openvino_is_compared_as_it_is_stored_whatever_precision_the_cpu_prefers(slim: Path) -> None:
-    pytest.importorskip("openvino", reason='OpenVINO is missing: pip install "yolo-prune[export]"')
+    pytest.importorskip("openvino", reason='OpenVINO is missing: pip install ".[export]"')
     (record,) = export_all(slim, ("openvino",), IMAGES)
     assert record.ok and (record.max_abs_diff or 0) < 1e-5
 

@@ -33,7 +33,7 @@ HAS_MODELOPT = find_spec("modelopt") is not None
 
 def needs_modelopt(test: Any) -> Any:
     """Mark a test that trains in INT8."""
-    reason = 'INT8 training needs NVIDIA ModelOpt: pip install "yolo-prune[qat]"'
+    reason = 'INT8 training needs NVIDIA ModelOpt: pip install ".[qat]"'
     return pytest.mark.slow(pytest.mark.skipif(not HAS_MODELOPT, reason=reason)(test))
 
 
@@ -90,7 +90,7 @@ def test_without_modelopt_a_run_is_refused_before_it_starts(
     yolo = YOLO(tiny_yaml(own_folder))
     PruneCallback(0.5).attach(yolo)
     with pytest.raises(
-        UnsupportedError, match=r"needs nvidia-modelopt>=.* huggingface_hub.*pip install \"yolo-prune\[qat"
+        UnsupportedError, match=r"needs nvidia-modelopt>=.* huggingface_hub.*install yolo_prune with its extra qat"
     ):
         yolo.train(data=str(tiny_data), quantize=8, epochs=10, imgsz=64, project=own_folder)
 

@@ -31,7 +31,7 @@ from yolo_prune.errors import UnsupportedError
 def name(request: pytest.FixtureRequest) -> str:
     """A runtime that a machine without a GPU can have."""
     for package in PACKAGES[request.param]:
-        pytest.importorskip(package, reason=f'{package} is missing: pip install "yolo-prune[export]"')
+        pytest.importorskip(package, reason=f'{package} is missing: pip install ".[export]"')
     return str(request.param)
 
 

@@ -58,7 +58,7 @@ def run(arguments: Iterable[str]) -> None:
         raise ConfigError(f"demo takes key=value arguments such as epochs=20, not {stray[0]}.")
     if "onnx" in config.export and not find_spec("onnx"):
         raise ConfigError(
-            'the demo exports ONNX, but onnx is not installed: pip install "yolo-prune[export]", '
+            "the demo exports ONNX, but onnx is not installed: pip install onnx onnxslim onnxruntime, "
             "or leave the export out with prune_export="
         )
     folder = Path.cwd() / FOLDER

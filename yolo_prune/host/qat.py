@@ -88,7 +88,7 @@ def check_available() -> None:
     if not is_there:
         raise UnsupportedError(
             f"quantize=8 needs {' and '.join(requirements)}, and they cannot be imported here: "
-            'pip install "yolo-prune[qat]", or train without it and quantize the pruned best.pt at export.'
+            "install yolo_prune with its extra qat, or train without it and quantize the pruned best.pt at export."
         )
 
 
