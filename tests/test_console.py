@@ -16,7 +16,7 @@ from ultralytics.utils import LOGGER
 import yolo_prune
 from yolo_prune.graph.trace import trace
 from yolo_prune.utils import console
-from yolo_prune.utils.console import PATIENCE, quiet, say, talking, waiting
+from yolo_prune.utils.console import PATIENCE, progress_bar, silence, verbosity
 
 COLOURS = re.compile(r"\x1b\[[\d;]*[mK]")
 Capture = pytest.CaptureFixture[str]
@@ -40,7 +40,7 @@ def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> py
 
 def work(clock: list[float], seconds: float, steps: int = 10, what: str = "timing layers") -> None:
     """Take some seconds for each of the steps."""
-    with waiting(what, steps) as step:
+    with progress_bar(what, steps) as step:
         for _ in range(steps):
             clock[0] += seconds
             step()
@@ -72,7 +72,7 @@ def test_what_is_done_in_two_seconds_shows_no_bar(clock: list[float], capsys: Ca
 
 
 def test_a_bar_is_shown_while_others_are_kept_quiet(clock: list[float], capsys: Capture) -> None:
-    with quiet(), quiet():
+    with silence(), silence():
         LOGGER.info("of no interest")
         work(clock, 1)
     assert frames(capsys)
@@ -82,11 +82,11 @@ def test_a_bar_is_shown_while_others_are_kept_quiet(clock: list[float], capsys: 
 def test_a_bar_is_silent_where_the_user_wants_none(
     clock: list[float], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with talking(False), talking(True):
+    with verbosity(False), verbosity(True):
         work(clock, 1)
     monkeypatch.setattr(LOGGER, "level", logging.WARNING)
     work(clock, 1)
-    with quiet():
+    with silence():
         work(clock, 1)
     monkeypatch.undo()
     assert frames(capsys) == []
@@ -102,7 +102,7 @@ def test_a_bar_is_silent_on_other_ranks_and_in_a_silent_host(
 
 
 def test_a_bar_is_closed_when_something_fails(clock: list[float], capsys: Capture) -> None:
-    with pytest.raises(ZeroDivisionError), waiting("timing layers", 10) as step:
+    with pytest.raises(ZeroDivisionError), progress_bar("timing layers", 10) as step:
         for _ in range(5):
             clock[0] += 1
             step()
@@ -113,7 +113,7 @@ def test_a_bar_is_closed_when_something_fails(clock: list[float], capsys: Captur
 
 
 def test_a_part_that_takes_long_says_what_it_is_a_part_of(clock: list[float], capsys: Capture) -> None:
-    with waiting("choosing channels", 3) as step:
+    with progress_bar("choosing channels", 3) as step:
         for seconds in (0.1, 1.5, 0.1):
             work(clock, seconds, what="solving weights")
             step()
@@ -125,11 +125,11 @@ def test_a_part_that_takes_long_says_what_it_is_a_part_of(clock: list[float], ca
 def test_a_line_has_the_prefix_and_comes_from_the_first_process(
     log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    say("one")
-    with talking(False):
-        say("two")
+    console.log("one")
+    with verbosity(False):
+        console.log("two")
     monkeypatch.setattr(console, "RANK", 1)
-    say("three")
+    console.log("three")
     assert lines(log) == ["prune: one"]
 
 

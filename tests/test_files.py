@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from yolo_prune.errors import PlanError, WriteError
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 
 
 def test_a_draft_takes_the_place_of_a_file_when_it_is_complete(own_folder: Path) -> None:
     file = own_folder / "new" / "a.json"
     for text in ("first", "second"):
-        with replacing(file) as draft:
+        with atomic_write(file) as draft:
             draft.write_text(text)
             assert not file.exists() or file.read_text() == "first"
         assert file.read_text() == text
@@ -34,7 +34,7 @@ def test_what_fails_leaves_the_file_as_it_was_and_no_draft(
 ) -> None:
     file = own_folder / "a.json"
     file.write_text("first")
-    with pytest.raises(seen) as error, replacing(file) as draft:
+    with pytest.raises(seen) as error, atomic_write(file) as draft:
         draft.write_text("half")
         raise failure
     assert (error.value is failure) == (seen is not WriteError)
@@ -44,6 +44,6 @@ def test_what_fails_leaves_the_file_as_it_was_and_no_draft(
 def test_the_file_that_cannot_be_written_is_named_once(own_folder: Path) -> None:
     (own_folder / "a").write_text("no folder")
     outer, inner = own_folder / "b.json", own_folder / "a" / "c.json"
-    with pytest.raises(WriteError) as error, replacing(outer), replacing(inner):
+    with pytest.raises(WriteError) as error, atomic_write(outer), atomic_write(inner):
         pass
     assert str(error.value).startswith(f"{inner} cannot be written (")

@@ -140,7 +140,7 @@ def test_the_table_has_what_is_read_of_a_trainer() -> None:
                 used.add(node.attr)
             elif (
                 isinstance(node, ast.Call)
-                and ast.unparse(node.func) in {"done.set", "kept"}
+                and ast.unparse(node.func) in {"undo.set", "preserve_attributes"}
                 and ast.unparse(node.args[0]) == "trainer"
             ):
                 used |= {a.value for a in node.args[1:] if isinstance(a, ast.Constant) and isinstance(a.value, str)}

@@ -92,9 +92,9 @@ def test_the_guard_decides_for_all_ranks(seen: dict[str, Any]) -> None:
 
 
 def test_one_process_asks_nobody() -> None:
-    assert ranks.agreed("value") == "value"
-    assert ranks.once(lambda: 1) == 1
-    with pytest.raises(ZeroDivisionError), ranks.together("dividing"):
+    assert ranks.broadcast("value") == "value"
+    assert ranks.on_rank_zero(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError), ranks.all_or_none("dividing"):
         1 / 0  # noqa: B018  # what fails is raised as it is
     network = build("yolov8n")
     ranks.synchronize(network)
@@ -114,7 +114,7 @@ def test_ranks_that_differ_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ranks, "_gathered", lambda value: [value, "other"])
     with pytest.raises(CutError, match="the plan of rank 1 differ"):
         ranks.check_same("plan", "one")
-    with pytest.raises(CutError, match="cutting failed on rank 1: other"), ranks.together("cutting"):
+    with pytest.raises(CutError, match="cutting failed on rank 1: other"), ranks.all_or_none("cutting"):
         pass
 
 

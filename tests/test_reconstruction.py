@@ -14,7 +14,7 @@ from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.verification import largest_difference, outputs
 from yolo_prune.surgery import reconstruction
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.surgery.slicing import Cut, cut
+from yolo_prune.surgery.slicing import UndoLog, cut
 
 
 def images(n: int = 8, size: int = 32, seed: int = 0, dtype: torch.dtype = torch.double) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_depthwise_layers_are_solved_group_by_group() -> None:
     model.model[0].weight.data *= 2  # what the depthwise layer takes has changed, and it can make up for that
     model.model[0].bias.data *= 2
     plan = plan_for(model, {"model.2": {}})
-    reconstruct(Cut(), model, plan, seen)
+    reconstruct(UndoLog(), model, plan, seen)
     assert largest_difference([model(x)], [dense(x)]) < 1e-6
 
 
@@ -155,7 +155,7 @@ def test_a_batchnorm_makes_of_its_inputs_what_it_made_before() -> None:
     hook = norm.register_forward_hook(lambda *_: before.update(out=_[2]))
     with calibrating(dense), calibrating(model), torch.no_grad():
         dense_out = dense.model[1].bn(dense.model[1].conv(dense.model[0](x)))
-        reconstruct(Cut(), model, plan_for(model, {"model.0.conv": {}}), seen, weights=False, norms=True)
+        reconstruct(UndoLog(), model, plan_for(model, {"model.0.conv": {}}), seen, weights=False, norms=True)
         model(x)
     hook.remove()
     torch.testing.assert_close(before["out"], dense_out)
@@ -218,7 +218,7 @@ def test_constant_layers_stay_constant() -> None:
 def test_a_plan_that_removes_nothing_changes_nothing() -> None:
     model, x = build("tiny"), images(4, 64, dtype=torch.float)
     before, same = state(model), {"before": 1, "after": 1}
-    reconstruct(Cut(), model, PrunePlan({}, {}, same, same, (64, 64)), DenseOutputs(model, [x]))
+    reconstruct(UndoLog(), model, PrunePlan({}, {}, same, same, (64, 64)), DenseOutputs(model, [x]))
     assert_same_tensors(before, state(model))
 
 

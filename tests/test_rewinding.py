@@ -6,7 +6,7 @@ import pytest
 from nets import assert_same_tensors, build, fast_and_slow, make, state
 
 from yolo_prune.surgery.rewinding import recall, remember, rewind
-from yolo_prune.surgery.slicing import Cut, cut
+from yolo_prune.surgery.slicing import UndoLog, cut
 
 
 @pytest.mark.parametrize("family", fast_and_slow("yolov8n", "yolo12n"))
@@ -17,7 +17,7 @@ def test_what_comes_back_is_the_early_network_after_the_same_cuts(family: str, t
     for share in (0.3, 0.2):
         plan = make(later, share)
         cut(plan, [early, later, back])
-    before, done = state(later), Cut()
+    before, done = state(later), UndoLog()
     rewind(done, [later], back)
     assert_same_tensors(state(early), state(later))
     done.undo()

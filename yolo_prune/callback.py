@@ -190,14 +190,14 @@ def telling_all(trainer_class: type[BaseTrainer]) -> type[BaseTrainer]:
             super().__init__(*args, **kwargs)
             from ultralytics.utils import RANK
 
-            from yolo_prune.host.trainer import kept
+            from yolo_prune.host.trainer import preserve_attributes
 
             if not self.ddp and RANK in {-1, 0}:
                 return  # has been told
             for function in self.callbacks["on_pretrain_routine_start"]:
                 if isinstance(getattr(function, "__self__", None), PruneCallback):
                     if self.ddp:  # the launcher looks, and leaves the arguments for the others as they are
-                        with kept(self.args, "quantize", "distill_model"):
+                        with preserve_attributes(self.args, "quantize", "distill_model"):
                             function(self)
                     else:
                         function(self)

@@ -60,7 +60,7 @@ class ExportError(PruneError):
     """An export failed, or its outputs disagree with the checkpoint."""
 
 
-def seen(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return a value as a message shows it: short, however large or deep it is."""
     try:
         return _READABLE.repr(value)
@@ -74,7 +74,7 @@ def listed(values: Iterable[Any]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what another package's error says, on one line: its class, and its first line of text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

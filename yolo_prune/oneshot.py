@@ -37,7 +37,7 @@ from yolo_prune.report.records import Report
 from yolo_prune.surgery.slicing import cut, network_of
 from yolo_prune.training.finish import reid_hint
 from yolo_prune.training.session import Session
-from yolo_prune.utils.console import say, talking
+from yolo_prune.utils.console import log, verbosity
 from yolo_prune.utils.text import aligned
 
 
@@ -122,13 +122,13 @@ def prune_model(
     imgsz = image_size(network, imgsz)
     if data is not None:
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
-    with talking(config.verbose):
+    with verbosity(config.verbose):
         graph, latency = _traced(network, config, imgsz, config.is_timed)
         plan = plan_traced(network, graph, config, request_for(network, graph, config, latency)).plan
         apply_plan(plan, network)
         torch.compiler.reset()  # what was compiled for the old widths
         if hint := reid_hint(network):
-            say(hint)
+            log(hint)
     if network is not model:
         model.predictor = None  # it holds a fused copy of the dense network
     return PruneResult(plan)
@@ -155,7 +155,7 @@ def sensitivity(
     """
     config, size = PruneConfig(calibration=calibration), image_size(network_of(model), imgsz)
     arguments = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}
-    with talking(arguments.get("verbose", True)), _never_training(model, arguments) as trainer:
+    with verbosity(arguments.get("verbose", True)), _never_training(model, arguments) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
         known = CalibrationData(network, calibration_batches(trainer, calibration))
         measured = scan(network, graph, ranking_factory(graph, config, known), *known.halves())
@@ -192,7 +192,7 @@ def dry_run(
         raise ConfigError(f"{', '.join(arguments)}: says how to read data, and there is none; give data=… as well.")
     network = network_of(model)
     size = image_size(network, imgsz)
-    with talking(config.verbose):
+    with verbosity(config.verbose):
         graph, latency = _traced(network, config, size, timed or config.is_timed)
         request = request_for(network, graph, config, latency)
         if data is None:
@@ -230,7 +230,7 @@ def _unfused(model: Any) -> nn.Module:
         merged = copy_of(whole).fuse(verbose=False).state_dict()
         now = network.state_dict()
         if merged.keys() == now.keys() and all(torch.equal(merged[name], now[name].to(merged[name])) for name in now):
-            say(f"the network was fused by predict or val, so its weights are read again from {path}")
+            log(f"the network was fused by predict or val, so its weights are read again from {path}")
             model.model = whole
             return whole
     raise UnsupportedError(

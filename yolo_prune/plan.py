@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_prune.errors import PlanError, seen, told
-from yolo_prune.utils.files import replacing
+from yolo_prune.errors import PlanError, describe_error, short_repr
+from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,10 +95,13 @@ class PrunePlan:
             PlanError: If the data is no plan, is damaged, or comes from a newer schema.
         """
         if not isinstance(data, Mapping) or "layers" not in data:
-            raise PlanError(f"a plan is a mapping with 'layers', this is {seen(data)}; use a plan-<n>.json of a run.")
+            raise PlanError(
+                f"a plan is a mapping with 'layers', this is {short_repr(data)}; use a plan-<n>.json of a run."
+            )
         if data.get("schema") != SCHEMA:
             raise PlanError(
-                f"plan schema {seen(data.get('schema'))} is unknown, this version reads {SCHEMA}; update yolo_prune."
+                f"plan schema {short_repr(data.get('schema'))} is unknown, this version reads {SCHEMA}; update "
+                "yolo_prune."
             )
         try:
             plan = cls(
@@ -114,12 +117,15 @@ class PrunePlan:
         except PlanError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as e:
-            raise PlanError(f"the plan is damaged ({told(e)}); make it anew or use another plan-<n>.json.") from e
+            raise PlanError(
+                f"the plan is damaged ({describe_error(e)}); make it anew or use another plan-<n>.json."
+            ) from e
         if {p: sides.keys() for p, sides in plan.layers.items()} != {p: of.keys() for p, of in plan.widths.items()}:
             raise PlanError("the plan is damaged: 'layers' and 'widths' name different layers or sides; make it anew.")
         if data.get("sha256") != plan.sha256:
             raise PlanError(
-                f"the plan is damaged: its sha256 is {plan.sha256}, it says {seen(data.get('sha256'))}; make it anew."
+                f"the plan is damaged: its sha256 is {plan.sha256}, it says {short_repr(data.get('sha256'))}; "
+                "make it anew."
             )
         return plan
 
@@ -129,7 +135,7 @@ class PrunePlan:
         Raises:
             WriteError: If it cannot be written.
         """
-        with replacing(Path(path)) as draft:
+        with atomic_write(Path(path)) as draft:
             draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -142,7 +148,9 @@ class PrunePlan:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as e:
-            raise PlanError(f"{path} cannot be read as a plan ({told(e)}); give the path of a plan-<n>.json.") from e
+            raise PlanError(
+                f"{path} cannot be read as a plan ({describe_error(e)}); give the path of a plan-<n>.json."
+            ) from e
         return cls.from_dict(data)
 
 
@@ -152,12 +160,12 @@ def _indices(path: Any, side: Any, values: Any) -> list[int]:
     kept = [int(v) for v in values if not isinstance(v, bool)]
     if kept != list(values) or not kept or kept[0] < 0 or any(b <= a for a, b in pairwise(kept)):
         raise PlanError(
-            f"the plan is damaged: {path} {side} is no rising list of channels: {seen(values)}; make it anew."
+            f"the plan is damaged: {path} {side} is no rising list of channels: {short_repr(values)}; make it anew."
         )
     return kept
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{seen(value)} is no whole number >= 0")
+        raise ValueError(f"{short_repr(value)} is no whole number >= 0")
     return value

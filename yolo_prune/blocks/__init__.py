@@ -5,13 +5,13 @@ from yolo_prune.blocks.channelwise import NORMS, channel_dim, channel_parameters
 from yolo_prune.blocks.heads import map_readers
 from yolo_prune.blocks.reading import is_read, shadow_of
 from yolo_prune.blocks.registry import BlockAdapter, adapter_for, followed, register_block
-from yolo_prune.blocks.shadow import Call, Lane, Parts, Shadow, Unit, flat, mapped
+from yolo_prune.blocks.shadow import Call, ChannelSlice, Parts, Shadow, Unit, flat, mapped
 
 __all__ = [
     "NORMS",
     "BlockAdapter",
     "Call",
-    "Lane",
+    "ChannelSlice",
     "Parts",
     "Shadow",
     "Unit",

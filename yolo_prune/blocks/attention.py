@@ -82,7 +82,7 @@ def _trace_products(shadow: Shadow, path: str, module: nn.Module, keys: int, val
 
     A query channel meets its key channel and nothing else; the sum over them carries no channel on to the values.
     """
-    mix = shadow.stand_in(path, "mix", keys, values)
+    mix = shadow.add_placeholder(path, "mix", keys, values)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         query, key, value = module.qkv(x)
@@ -125,7 +125,7 @@ class _MaxSigmoidAttention(BlockAdapter):
         macs = sum(n * m for n, m in zip(shadow.positions(path), words, strict=True))
         shadow.products.append((path, f"{path}.gl", list(range(text)), macs))
         guide = shadow.as_channels(path, "gl")
-        mix = shadow.stand_in(path, "mix", text, image)
+        mix = shadow.add_placeholder(path, "mix", text, image)
 
         def forward(x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
             embed = x if module.ec is None else module.ec(x)
@@ -148,10 +148,10 @@ class _ImagePoolingAttention(BlockAdapter):
         for i in range(module.nf):
             shadow.fixed[f"{path}.projections.{i}"] = "feeds a LayerNorm over all channels"
         for name in ("query", "key", "value", "proj"):
-            shadow.keep(f"{path}.{name}", "LayerNorm and the text embedding have fixed widths")
+            shadow.lock_unread(f"{path}.{name}", "LayerNorm and the text embedding have fixed widths")
 
         def forward(x: list[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
-            shadow.watch(*(project(xi) for project, xi in zip(module.projections, x, strict=True)))
+            shadow.add_output(*(project(xi) for project, xi in zip(module.projections, x, strict=True)))
             return text
 
         module.forward = forward

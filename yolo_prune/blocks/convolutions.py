@@ -53,7 +53,7 @@ class _RepConv(BlockAdapter):
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> None:
         if not hasattr(module, "conv"):
-            shadow.idle.append(f"{path}.conv2.")
+            shadow.unused_when_deployed.append(f"{path}.conv2.")
 
     def follow(self, module: nn.Module) -> dict[str, Any]:
         merged = module.conv if hasattr(module, "conv") else module.conv1.conv
@@ -65,7 +65,7 @@ class _Conv2(BlockAdapter):
     """As `RepConv`: `fuse` merges the 1x1 convolution into the larger one."""
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> None:
-        shadow.idle.append(f"{path}.cv2.")
+        shadow.unused_when_deployed.append(f"{path}.cv2.")
 
 
 @register_block(block.RepVGGDW)
@@ -73,7 +73,7 @@ class _RepVGGDW(BlockAdapter):
     """7x7 and 3x3 depthwise convolution side by side, which `fuse` merges into one 7x7."""
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> None:
-        shadow.idle.append(f"{path}.conv1.")
+        shadow.unused_when_deployed.append(f"{path}.conv1.")
 
     def follow(self, module: nn.Module) -> dict[str, Any]:
         return {"dim": (module.conv if isinstance(module.conv, nn.Conv2d) else module.conv.conv).out_channels}
@@ -88,9 +88,9 @@ class _ADown(BlockAdapter):
         half = module.cv1.conv.in_channels
         halves = []
         for i, name in enumerate(names):
-            wires: list[tuple[tuple[str, str, int], ...]] = [()] * (2 * half)
-            wires[i * half : (i + 1) * half] = [((f"{path}.{name}.conv", "in", c),) for c in range(half)]
-            halves.append(shadow.stand_in(path, f"half{i}", 2 * half, half, wires))
+            sources: list[tuple[tuple[str, str, int], ...]] = [()] * (2 * half)
+            sources[i * half : (i + 1) * half] = [((f"{path}.{name}.conv", "in", c),) for c in range(half)]
+            halves.append(shadow.add_placeholder(path, f"half{i}", 2 * half, half, sources))
         shadow.tie(*((f"{path}.{name}.conv", "in", range(half)) for name in names))
 
         def forward(x: torch.Tensor) -> torch.Tensor:
@@ -111,8 +111,8 @@ class _Focus(BlockAdapter):
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> None:
         width = module.conv.conv.in_channels // 4
         inner = f"{path}.conv.conv"
-        wires = [tuple((inner, "in", k * width + i) for k in range(4)) for i in range(width)]
-        take = shadow.stand_in(path, "take", width, 4 * width, wires)
+        sources = [tuple((inner, "in", k * width + i) for k in range(4)) for i in range(width)]
+        take = shadow.add_placeholder(path, "take", width, 4 * width, sources)
         module.forward = lambda x: module.conv(take(F.max_pool2d(x, 2)))
 
 
@@ -164,7 +164,7 @@ class _Proto26(_Proto):
             for i, refine in enumerate(module.feat_refine):
                 feat = feat + F.interpolate(refine(x[i + 1]), scale_factor=2 ** (i + 1))
             if module.semseg is not None:
-                shadow.watch(module.semseg(feat))
+                shadow.add_output(module.semseg(feat))
             return block.Proto.forward(module, module.feat_fuse(feat))
 
         module.forward = forward

@@ -55,13 +55,13 @@ class _Detect(BlockAdapter):
                         shadow.fixed[f"{path}.{branch}.{i}{_last_of(level)}"] = f"predicts {self.predicts[name]}"
             if getattr(module, name, None) is not None and getattr(module, f"{_TWIN}{name}", None) is not None:
                 self._tie_twins(shadow, path, module, name)
-        shadow.idle += [
+        shadow.unused_when_deployed += [
             f"{path}.{branch}."
             for branch in module._modules
             if branch.startswith(_TWIN) and getattr(module, branch.removeprefix(_TWIN), None) is not None
         ]
         if isinstance(module.dfl, block.DFL):
-            shadow.keep(f"{path}.dfl", "the box distribution has fixed bins")
+            shadow.lock_unread(f"{path}.dfl", "the box distribution has fixed bins")
 
         def forward(x: list[torch.Tensor], *_: Any) -> list[torch.Tensor]:
             # raw outputs, without decoding; the stock head detaches what the twin reads, and autograd would not see it
@@ -116,7 +116,9 @@ class _Pose26(_Detect):
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
         if module.flow_model is not None:  # absent in a fused network
-            shadow.keep(f"{path}.flow_model", "the likelihood of a keypoint's two coordinates; dropped when deployed")
+            shadow.lock_unread(
+                f"{path}.flow_model", "the likelihood of a keypoint's two coordinates; dropped when deployed"
+            )
         return super().trace(shadow, path, module)
 
     def outputs(self, module: nn.Module, x: list[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -147,7 +149,7 @@ class _TextGuided(_Detect):
 
     def trace(self, shadow: Shadow, path: str, module: nn.Module) -> str | None:
         if hasattr(module, "reprta"):
-            shadow.keep(f"{path}.reprta", "works on the text embedding")
+            shadow.lock_unread(f"{path}.reprta", "works on the text embedding")
         return super().trace(shadow, path, module)
 
     def outputs(self, module: nn.Module, x: list[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -185,7 +187,7 @@ class _VisualPrompts(BlockAdapter):
         shadow.fixed[f"{path}.cv3"] = "makes an embedding as wide as the text's"
         shadow.fixed[f"{path}.cv4"] = "makes one map per group of the embedding"
         for name in ("cv5", "cv6"):
-            shadow.keep(f"{path}.{name}", "works on one map per group of the embedding")
+            shadow.lock_unread(f"{path}.{name}", "works on one map per group of the embedding")
 
         def forward(x: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             wide, narrow = ([level(xi) for level, xi in zip(cv, x, strict=True)] for cv in (module.cv1, module.cv2))
@@ -240,7 +242,7 @@ class _RTDETRDecoder(BlockAdapter):
         for name, child in module.named_children():
             if name != "input_proj":
                 why = "embeds the classes" if isinstance(child, nn.Embedding) else "only hidden widths are cut"
-                shadow.keep(f"{path}.{name}", f"{why}; LayerNorms and attention work on the whole width")
+                shadow.lock_unread(f"{path}.{name}", f"{why}; LayerNorms and attention work on the whole width")
         for name, layer in module.named_modules():
             if layer is not module and (adapter := adapter_for(layer)):
                 adapter.trace(shadow, f"{path}.{name}", layer)

@@ -82,7 +82,7 @@ def shadow_of(copy: nn.Module, calls: dict[str, list[Call]] | None = None) -> Sh
 
 def _prepare(shadow: Shadow, path: str, module: nn.Module) -> str | None:
     """Make a block and all below it traceable; return why it is not, if its parent has to be locked instead."""
-    if path in shadow.kept:
+    if path in shadow.locked_blocks:
         return None
     why: str | None = None
     if adapter := adapter_for(module):

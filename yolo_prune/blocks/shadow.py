@@ -21,7 +21,7 @@ from yolo_prune.blocks.channelwise import nothing
 Unit = tuple[str, str, int]
 """(layer path, side, channel); side is ``"out"`` or ``"in"``."""
 
-Lane = tuple[str, str, Sequence[int]]
+ChannelSlice = tuple[str, str, Sequence[int]]
 """(layer path, side, channels): channels of the real network that a block treats as one list."""
 
 Call = tuple[tuple[Any, ...], Any]
@@ -76,11 +76,11 @@ class Shadow:
     def __init__(self, model: nn.Module, calls: dict[str, list[Call]] | None) -> None:
         self.model = model
         self.calls = calls
-        self.ties: list[list[Lane]] = []
+        self.ties: list[list[ChannelSlice]] = []
         self.narrow: set[int] = set()
         self.fixed: dict[str, str] = {}
-        self.kept: dict[str, str] = {}
-        self.idle: list[str] = []
+        self.locked_blocks: dict[str, str] = {}
+        self.unused_when_deployed: list[str] = []
         self.products: list[tuple[str, str, list[int], int]] = []
         self.joined: list[tuple[Unit, Unit]] = []
         self.locks: dict[str, str] = {}
@@ -119,8 +119,8 @@ class Shadow:
                     self._units[here, "in"] = [((leaf, "in", index),) for index in range(conv.in_channels)]
         return getattr(parent, name)
 
-    def stand_in(
-        self, path: str, name: str, inp: int, out: int, wires: Sequence[tuple[Unit, ...]] | None = None
+    def add_placeholder(
+        self, path: str, name: str, inp: int, out: int, sources: Sequence[tuple[Unit, ...]] | None = None
     ) -> nn.Conv2d:
         """Add a 1x1 convolution to the block at ``path`` that has no counterpart in the real network.
 
@@ -129,11 +129,11 @@ class Shadow:
             name: A name that the block does not use.
             inp: Input channels.
             out: Output channels.
-            wires: Per input channel the real units that it is; by default none.
+            sources: Per input channel the real units that it is; by default none.
         """
         conv = nn.Conv2d(inp, out, 1, device="meta")
         setattr(self.model.get_submodule(path), name, conv)
-        self._units[f"{path}.{name}", "in"] = list(wires) if wires else [()] * inp
+        self._units[f"{path}.{name}", "in"] = list(sources) if sources else [()] * inp
         self._units[f"{path}.{name}", "out"] = [()] * out
         return conv
 
@@ -153,7 +153,7 @@ class Shadow:
         setattr(parent, name, nn.Conv2d(linear.in_features, linear.out_features, 1, device="meta"))
         return getattr(parent, name)
 
-    def tie(self, *lanes: Lane, narrow: bool = False) -> None:
+    def tie(self, *lanes: ChannelSlice, narrow: bool = False) -> None:
         """Let lanes keep equal shares of their channels; which of them stay is free in each.
 
         Args:
@@ -168,27 +168,27 @@ class Shadow:
         """Say that layer ``second`` reads exactly what layer ``first`` makes, without tracing either."""
         self.joined += [((first, "out", i), (second, "in", i)) for i in range(width)]
 
-    def keep(self, path: str, why: str) -> None:
+    def lock_unread(self, path: str, why: str) -> None:
         """Say that nothing at ``path`` and below is traced: its widths stay, but for what `chain` says."""
-        self.kept[path] = why
+        self.locked_blocks[path] = why
 
-    def watch(self, *results: torch.Tensor) -> None:
+    def add_output(self, *results: torch.Tensor) -> None:
         """Let tracing see results that a forward pass computes without returning them."""
         self.watched += results
 
-    def read(self, source: str, wires: Sequence[tuple[Unit, ...]]) -> None:
+    def read(self, source: str, sources: Sequence[tuple[Unit, ...]]) -> None:
         """Let something that tracing does not see take what the module at ``source`` makes.
 
         Args:
             source: Path of a module that makes one feature map.
-            wires: Per channel of that map the real units that take it.
+            sources: Per channel of that map the real units that take it.
         """
-        conv, name = nn.Conv2d(len(wires), 1, 1, device="meta"), f"outside_reader_{source.replace('.', '_')}"
+        conv, name = nn.Conv2d(len(sources), 1, 1, device="meta"), f"outside_reader_{source.replace('.', '_')}"
         while hasattr(self.model, name):
             name += "_"
         self.model.add_module(name, conv)
-        self._units[name, "in"], self._units[name, "out"] = list(wires), [()]
-        self.model.get_submodule(source).register_forward_hook(lambda *call: self.watch(conv(call[-1])))
+        self._units[name, "in"], self._units[name, "out"] = list(sources), [()]
+        self.model.get_submodule(source).register_forward_hook(lambda *call: self.add_output(conv(call[-1])))
 
     def positions(self, path: str) -> list[int]:
         """Return height times width of the feature map that the block at ``path`` takes first, per call."""
@@ -229,8 +229,8 @@ class Shadow:
         for arguments, result in calls:
             if any(t.ndim != 4 for t in flat(arguments)) or (not is_last and any(t.ndim != 4 for t in flat(result))):
                 return False
-        for inner in [p for p in self.kept if p.startswith(f"{path}.")]:
-            del self.kept[inner]
+        for inner in [p for p in self.locked_blocks if p.startswith(f"{path}.")]:
+            del self.locked_blocks[inner]
         parent, _, name = path.rpartition(".")
         old = self.model.get_submodule(path)
         new = _Locked(calls, with_results=not is_last)
@@ -238,7 +238,7 @@ class Shadow:
             if hasattr(old, attribute):
                 setattr(new, attribute, getattr(old, attribute))
         setattr(self.model.get_submodule(parent), name, new)
-        self.kept[path] = why
+        self.locked_blocks[path] = why
         for inner, conv in new.named_modules():
             if isinstance(conv, nn.Conv2d):
                 self.locks[f"{path}.{inner}"] = why

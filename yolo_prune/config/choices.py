@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from yolo_prune.errors import ConfigError, seen
+from yolo_prune.errors import ConfigError, short_repr
 
 IMPORTANCES = (
     *("l1", "l2", "bn_scale", "lamp", "fpgm", "random"),
@@ -41,5 +41,7 @@ def without_removed(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options.keys() & REMOVED.keys():
         idle, instead = REMOVED[name]
         if options[name] != idle:
-            raise ConfigError(f"{name}={seen(options[name])}: {name} was removed in 0.2.0: {instead}; leave it out.")
+            raise ConfigError(
+                f"{name}={short_repr(options[name])}: {name} was removed in 0.2.0: {instead}; leave it out."
+            )
     return {name: value for name, value in options.items() if name not in REMOVED}

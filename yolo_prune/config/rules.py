@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from yolo_prune.config.targets import canonical, read_targets
-from yolo_prune.errors import ConfigError, seen
+from yolo_prune.errors import ConfigError, short_repr
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def choice(*allowed: str, removed: Mapping[str, str] | None = None) -> Rule:
         if removed and isinstance(value, str) and value in removed:
             raise ConfigError(f"{name}={value} was removed in 0.2.0: {removed[value]}.")
         if value not in allowed:
-            near = difflib.get_close_matches(seen(value), allowed, n=1)
+            near = difflib.get_close_matches(short_repr(value), allowed, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{name}={seen(value)} is not one of {', '.join(allowed)}.{hint}")
+            raise ConfigError(f"{name}={short_repr(value)} is not one of {', '.join(allowed)}.{hint}")
         return value
 
     return Rule(check, lambda name, text, default: text.strip("'\""))
@@ -65,7 +65,7 @@ def whole(low: int) -> Rule:
 
     def check(name: str, value: Any, help: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1e9:
-            raise ConfigError(f"{name}={seen(value)} is not a whole number >= {low}; {help}.")
+            raise ConfigError(f"{name}={short_repr(value)} is not a whole number >= {low}; {help}.")
         return value
 
     def read(name: str, text: str, default: Any) -> Any:
@@ -88,7 +88,7 @@ def number(is_valid: Callable[[float], bool] = lambda x: True, why: str = "") ->
     def check(name: str, value: Any, help: str) -> float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not abs(value) < 1e9:  # nor infinite, nor NaN
-            raise ConfigError(f"{name}={seen(value)} is not a number; {help}.")
+            raise ConfigError(f"{name}={short_repr(value)} is not a number; {help}.")
         if not is_valid(value):
             raise ConfigError(f"{name}={value:g} {why.format(name=name)}")
         return float(value)
@@ -107,7 +107,7 @@ def flag() -> Rule:
 
     def check(name: str, value: Any, help: str) -> Any:
         if not isinstance(value, bool):
-            raise ConfigError(f"{name}={seen(value)} is not a bool; use True or False.")
+            raise ConfigError(f"{name}={short_repr(value)} is not a bool; use True or False.")
         return value
 
     def read(name: str, text: str, default: Any) -> Any:
@@ -123,7 +123,7 @@ def flag_or_path() -> Rule:
 
     def check(name: str, value: Any, help: str) -> Any:
         if not isinstance(value, (bool, str)) or not str(value):
-            raise ConfigError(f"{name}={seen(value)} is neither True, False nor the path of a checkpoint.")
+            raise ConfigError(f"{name}={short_repr(value)} is neither True, False nor the path of a checkpoint.")
         return value
 
     return Rule(check, lambda name, text, default: flag_or_text(text))
@@ -135,7 +135,7 @@ def names() -> Rule:
     def check(name: str, value: Any, help: str) -> tuple[str, ...]:
         values = _split_names(value) if isinstance(value, str) else value
         if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
-            raise ConfigError(f"{name}={seen(value)} is not a list of names; {help}.")
+            raise ConfigError(f"{name}={short_repr(value)} is not a list of names; {help}.")
         return tuple(values)
 
     return Rule(check, lambda name, text, default: _split_names(text))
@@ -147,10 +147,10 @@ def shares() -> Rule:
     def check(name: str, value: Any, help: str) -> dict[str, float]:
         value = read(name, value, None) if isinstance(value, str) else value
         if not isinstance(value, Mapping) or not all(isinstance(k, str) and k for k in value):
-            raise ConfigError(f"{name}={seen(value)} does not map name patterns to shares; {help}.")
+            raise ConfigError(f"{name}={short_repr(value)} does not map name patterns to shares; {help}.")
         for pattern, share in value.items():
             if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-                raise ConfigError(f"{name}: {pattern} has {seen(share)}, not a share in 0 <= x < 1; {help}.")
+                raise ConfigError(f"{name}: {pattern} has {short_repr(share)}, not a share in 0 <= x < 1; {help}.")
         return {pattern: float(share) for pattern, share in value.items()}
 
     def read(name: str, text: str, default: Any) -> Any:

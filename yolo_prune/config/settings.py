@@ -29,7 +29,7 @@ from yolo_prune.config.choices import (
 from yolo_prune.config.rules import Rule
 from yolo_prune.config.targets import LATENCY, Target, read_targets
 from yolo_prune.config.text import CLI_PREFIX, as_text, read_yaml
-from yolo_prune.errors import ConfigError, seen
+from yolo_prune.errors import ConfigError, short_repr
 
 
 def _option(default: Any, rule: Rule, help: str) -> Any:
@@ -236,17 +236,21 @@ class PruneConfig:
             return read_yaml(value)
         if isinstance(value, (int, float, str, list, tuple)):
             return {"target": value}
-        raise ConfigError(f"prune={seen(value)} is a {type(value).__name__}; use a target, a dict or a YAML file.")
+        raise ConfigError(
+            f"prune={short_repr(value)} is a {type(value).__name__}; use a target, a dict or a YAML file."
+        )
 
     @classmethod
     def from_dict(cls, knobs: Mapping[str, Any]) -> PruneConfig:
         """Make a configuration from a mapping of knob names to values; unknown names are refused."""
         if not isinstance(knobs, Mapping):
             example = {"target": 0.5, "steps": 3}
-            raise ConfigError(f"{seen(knobs)} is a {type(knobs).__name__}, not a dict of options such as {example}.")
+            raise ConfigError(
+                f"{short_repr(knobs)} is a {type(knobs).__name__}, not a dict of options such as {example}."
+            )
         knobs = without_removed(knobs)
         for name in knobs:
-            _known(name if isinstance(name, str) else seen(name), prefix="")
+            _known(name if isinstance(name, str) else short_repr(name), prefix="")
         return cls(**knobs)
 
     @classmethod
@@ -314,7 +318,7 @@ class PruneConfig:
                 if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
                     near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
                     raise ConfigError(
-                        f"{name}: {seen(pattern)} matches no layer of this network; its layers have names like "
+                        f"{name}: {short_repr(pattern)} matches no layer of this network; its layers have names like "
                         f"{', '.join(near)}."
                     )
 

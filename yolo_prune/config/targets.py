@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from yolo_prune.errors import ConfigError, seen
+from yolo_prune.errors import ConfigError, short_repr
 
 MACS, PARAMS, BYTES, LATENCY = QUANTITIES = ("macs", "params", "bytes", "latency")
 """Multiply-adds for one image, parameters, bytes of the checkpoint file, seconds for one image."""
@@ -86,7 +86,7 @@ def read_targets(value: Any) -> tuple[Target, ...]:
     if not isinstance(terms, (list, tuple)):
         terms = [terms]
     if not terms:
-        raise ConfigError(f"target={seen(value)} says nothing; give {EXAMPLES}.")
+        raise ConfigError(f"target={short_repr(value)} says nothing; give {EXAMPLES}.")
     targets = [_read(term) for term in terms]
     return tuple(dict.fromkeys(t for t in targets if t.removed != 0))
 
@@ -114,8 +114,8 @@ def in_units(quantity: str, amount: float, digits: int = 3) -> str:
 def _read(term: Any) -> Target:
     """Read one target, and keep what was typed on one line."""
     if isinstance(term, bool) or not isinstance(term, (int, float, str)):
-        raise ConfigError(f"target={seen(term)} is a {type(term).__name__}; give {EXAMPLES}.")
-    text = term if isinstance(term, str) else seen(term)
+        raise ConfigError(f"target={short_repr(term)} is a {type(term).__name__}; give {EXAMPLES}.")
+    text = term if isinstance(term, str) else short_repr(term)
     return replace(_parse(text), text=" ".join(text.split()))
 
 

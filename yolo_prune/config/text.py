@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.errors import ConfigError, told
+from yolo_prune.errors import ConfigError, describe_error
 
 CLI_PREFIX = "prune_"
 """The option ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
@@ -40,7 +40,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as e:
         raise ConfigError(f"prune={path} is not valid YAML: {' '.join(str(e).split())}; write {lines}.") from e
     except Exception as e:  # yaml raises whatever a tag such as !!bool finds in its text
-        raise ConfigError(f"prune={path} cannot be read ({told(e)}); write {lines}.") from e
+        raise ConfigError(f"prune={path} cannot be read ({describe_error(e)}); write {lines}.") from e
     if not isinstance(options, dict):
         raise ConfigError(f"prune={path} holds a {type(options).__name__}, not {lines}.")
     names = [key.value for key, _ in tree.value] if tree else []

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.errors import PlanError, seen, told
-from yolo_prune.utils.files import replacing
+from yolo_prune.errors import PlanError, describe_error, short_repr
+from yolo_prune.utils.files import atomic_write
 
 SIMD = 16
 """Channels that a CPU computes at once in single precision; fewer take as long."""
@@ -109,7 +109,7 @@ class LatencyTable:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON; a reader never sees half of it."""
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
@@ -130,7 +130,9 @@ class LatencyTable:
             table = cls(layers, positions, **numbers, multiple=int(data["multiple"]), where=dict(data["where"] or {}))
             table._check()
         except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
-            raise PlanError(f"the latency table {path} cannot be read ({told(e)}); start the run anew.") from e
+            raise PlanError(
+                f"the latency table {path} cannot be read ({describe_error(e)}); start the run anew."
+            ) from e
         return table
 
     def _check(self) -> None:
@@ -145,7 +147,7 @@ class LatencyTable:
                 )
             for marks in (s.outs, s.ins):
                 if not marks or sorted(set(marks)) != list(marks):
-                    raise ValueError(f"the widths {seen(marks)} of {path} do not rise")
+                    raise ValueError(f"the widths {short_repr(marks)} of {path} do not rise")
             amounts += [*s.outs, *s.ins, *(t for row in s.seconds for t in row)]
         if self.multiple < 1:
             raise ValueError(f"no widths are multiples of {self.multiple}")

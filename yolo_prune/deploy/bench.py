@@ -26,7 +26,7 @@ from yolo_prune.host.checkpoint import is_pruned, load_network
 from yolo_prune.host.trainer import open_model
 from yolo_prune.host.zoo import siblings
 from yolo_prune.report.records import Report, Speedup, Stage
-from yolo_prune.utils.console import quiet, talking, waiting
+from yolo_prune.utils.console import progress_bar, silence, verbosity
 
 ROUNDS = 20
 
@@ -62,7 +62,7 @@ def bench(
         UnsupportedError: If an asked runtime is not there, or a file is no export of Ultralytics.
     """
     _check_runtimes(runtimes)
-    with tempfile.TemporaryDirectory() as folder, quiet(), talking(verbose):
+    with tempfile.TemporaryDirectory() as folder, silence(), verbosity(verbose):
         subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
         networks = [s.network for s in subjects if s.network is not None]
         size = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
@@ -102,7 +102,7 @@ def _export_missing(
         wanted = known & set(RUNTIMES) if subject.is_official else set(runtimes)
         if subject.network:
             missing += [(subject, subject.network, runtime) for runtime in sorted(wanted - subject.files.keys())]
-    with waiting("exporting networks", len(missing)) as step:
+    with progress_bar("exporting networks", len(missing)) as step:
         for subject, network, runtime in missing:
             subject.files[runtime] = export(network, runtime, imgsz, Path(tempfile.mkdtemp(dir=folder)))
             step()
@@ -124,7 +124,7 @@ def _time_all(
 
 def _judge(judged: Sequence[tuple[Row, _Subject]], data: str, imgsz: tuple[int, int]) -> None:
     """Validate each file."""
-    with waiting("validating", len(judged)) as step:
+    with progress_bar("validating", len(judged)) as step:
         for row, subject in judged:
             task = subject.network and guess_model_task(subject.network)
             row.fitness = fitness(subject.files[row.runtime], str(data), max(imgsz), task)
@@ -152,7 +152,7 @@ def neighbours(
     """
     own = {Path(network.yaml.get("yaml_file", "")).stem for network in networks if not is_pruned(network.yaml)}
     found: dict[str, tuple[nn.Module, Stage]] = {}
-    with quiet():
+    with silence():
         for name, other in siblings(networks[0]):
             if name in own:
                 continue

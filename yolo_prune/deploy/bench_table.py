@@ -11,7 +11,7 @@ from typing import Any
 from yolo_prune.config.targets import BYTES, MACS, PARAMS, in_units
 from yolo_prune.deploy.stopwatch import TRIES
 from yolo_prune.report.records import QUIET
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned
 
 
@@ -99,7 +99,7 @@ class Bench:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON; a reader never sees half of it."""
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 

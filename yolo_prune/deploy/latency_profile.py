@@ -48,8 +48,8 @@ from yolo_prune.importance.statistics import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import ByScore, PlanRequest, make_plan
 from yolo_prune.surgery.slicing import cut
-from yolo_prune.utils.console import PREFIX, quiet, waiting
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.console import PREFIX, progress_bar, silence
+from yolo_prune.utils.files import atomic_write
 
 MARKS = 5
 """Widths of each side at which a layer is timed."""
@@ -87,7 +87,7 @@ def measure(
     known = _Known(cache / f"latency-{_digest(where)}.json", where)
     image = torch.zeros(1, image_channels(network), *graph.imgsz)
     timed, layers = list(_timed_layers(network, graph, image)), {}
-    with waiting("timing layers", len(timed)) as step:
+    with progress_bar("timing layers", len(timed)) as step:
         for path, layer, act, size in timed:
             layers[path] = _surface(graph, path, layer, act, size, runtime, threads, known)
             step()
@@ -117,7 +117,7 @@ def export(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Pat
     torch.save({"model": copy_of(network).cpu().half(), "train_args": {}}, checkpoint)
     if runtime not in FORMATS:
         return checkpoint
-    with quiet():
+    with silence():
         return Path(YOLO(checkpoint).export(format=FORMATS[runtime], imgsz=list(imgsz), verbose=False))
 
 
@@ -164,7 +164,7 @@ class _Known:
         """Write the file; where that is impossible, what it holds is measured again next time."""
         data = {"where": self._where, "layers": self.layers, "networks": self.networks}
         try:
-            with replacing(self._path) as draft:
+            with atomic_write(self._path) as draft:
                 draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         except WriteError as e:
             LOGGER.warning(f"{PREFIX}what has been measured is not kept: {e}")
@@ -270,7 +270,7 @@ def _exported(
 ) -> tuple[list[Runner], int]:
     """Return what runs each network, exported into a folder, and the rounds that fill `NETWORK_SECONDS`."""
     size, runners = height_and_width(imgsz), []
-    with waiting("exporting networks", len(networks)) as step:
+    with progress_bar("exporting networks", len(networks)) as step:
         for i, network in enumerate(networks):
             runners.append(exported_runner(network, runtime, size, folder / str(i), threads))
             step()

@@ -18,7 +18,7 @@ from ultralytics.nn.modules import SemanticSegment
 
 from yolo_prune.graph.layers import is_quantized
 from yolo_prune.report.records import ExportRecord
-from yolo_prune.utils.console import waiting
+from yolo_prune.utils.console import progress_bar
 
 SCORE_TOLERANCE = 1e-3
 """Largest difference of a score (0..1) that still counts as the same function."""
@@ -188,7 +188,7 @@ def _outputs(backend: AutoBackend, images: torch.Tensor) -> list[torch.Tensor]:
     """Run image by image (exports have batch 1) and return all output tensors on the CPU."""
     backend.eval()
     outputs = []
-    with torch.no_grad(), waiting("comparing outputs", len(images)) as step:
+    with torch.no_grad(), progress_bar("comparing outputs", len(images)) as step:
         for image in images:
             result = backend(image[None].to(backend.device))  # TensorRT has its own
             tensors = [

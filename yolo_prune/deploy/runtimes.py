@@ -20,7 +20,7 @@ from ultralytics.nn.autobackend import AutoBackend
 
 from yolo_prune.cost.latency_table import SIMD
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.utils.console import waiting
+from yolo_prune.utils.console import progress_bar
 
 PACKAGES = {
     "onnx": ("onnxruntime", "onnx"),
@@ -157,7 +157,7 @@ def alternating(
         for _ in range(warmup):
             run()
     seconds = np.zeros((len(runners), rounds))
-    with waiting("timing", rounds) as step:
+    with progress_bar("timing", rounds) as step:
         for i in range(rounds):
             if between:
                 between(i)

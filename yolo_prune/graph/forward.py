@@ -17,7 +17,7 @@ from yolo_prune.blocks import (
     mapped,
     simplify,
 )
-from yolo_prune.errors import UnsupportedError, told
+from yolo_prune.errors import UnsupportedError, describe_error
 
 
 def weightless_copy(model: nn.Module) -> nn.Module:
@@ -97,6 +97,6 @@ def unreadable(model: nn.Module, error: Exception) -> UnsupportedError:
     """Return the error for a network whose forward pass without values fails."""
     return UnsupportedError(
         f"this {type(model).__name__} cannot be read without data, because its forward pass on tensors without "
-        f"values ends in {told(error)}; shapes must not depend on values, as they do in a prompt-free YOLOE (cut the "
-        "YOLOE that it was made from)."
+        f"values ends in {describe_error(error)}; shapes must not depend on values, as they do in a "
+        "prompt-free YOLOE (cut the YOLOE that it was made from)."
     )

@@ -15,7 +15,7 @@ import torch_pruning as tp
 from torch import nn
 
 from yolo_prune.blocks import (
-    Lane,
+    ChannelSlice,
     Shadow,
     Unit,
 )
@@ -148,7 +148,7 @@ def _join_groups(union: _Union, locked: dict[Unit, str], path: str, layer: nn.Mo
 
 
 def channel_groups(
-    components: list[_Component], order: list[str], fixed: dict[str, str], ties: list[list[Lane]]
+    components: list[_Component], order: list[str], fixed: dict[str, str], ties: list[list[ChannelSlice]]
 ) -> tuple[tuple[ChannelGroup, ...], list[frozenset[tuple[int, int]]]]:
     """Sort components that touch the same members, and the same lanes of ties, into channel groups.
 
@@ -170,7 +170,7 @@ Signature = tuple[tuple[str, str], ...]
 """(layer path, side) of each channel of a unit, what makes it first."""
 
 
-def _lanes_of_units(ties: list[list[Lane]]) -> dict[Unit, set[tuple[int, int]]]:
+def _lanes_of_units(ties: list[list[ChannelSlice]]) -> dict[Unit, set[tuple[int, int]]]:
     """Return the (tie, lane) pairs that each unit lies in."""
     lanes: dict[Unit, set[tuple[int, int]]] = defaultdict(set)
     for t, tie in enumerate(ties):
@@ -210,7 +210,7 @@ def _channel_group(
 def bundles(
     groups: tuple[ChannelGroup, ...],
     lanes: list[Lanes],
-    ties: list[list[Lane]],
+    ties: list[list[ChannelSlice]],
     narrow: set[int],
 ) -> tuple[Bundle, ...]:
     """Join groups whose lanes are tied: they all keep the same share. A bundle is locked if one of its groups is."""
@@ -229,7 +229,7 @@ def bundles(
     return tuple(found)
 
 
-def _tied(groups: int, lanes: list[Lanes], ties: list[list[Lane]]) -> tuple[list[list[int]], set[int]]:
+def _tied(groups: int, lanes: list[Lanes], ties: list[list[ChannelSlice]]) -> tuple[list[list[int]], set[int]]:
     """Return the indices of groups that are tied to each other, and those of which a tie has a lane without groups."""
     in_lane: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, memberships in enumerate(lanes):

@@ -128,7 +128,7 @@ class ChannelGraph:
         products: Products of activations.
         groups: Channel groups; every unit of every layer that can be traced is in exactly one.
         bundles: A partition of the groups.
-        kept: Path of a block -> why nothing in it was traced, so that its widths stay.
+        locked_blocks: Path of a block -> why nothing in it was traced, so that its widths stay.
         other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
         other_params: Parameters that belong to no layer, such as embeddings and layer normalisations.
         other_bytes: Bytes of an FP16 checkpoint's tensors beside parameters and ``buffers_per_out``, such as counters.
@@ -139,7 +139,7 @@ class ChannelGraph:
     groups: tuple[ChannelGroup, ...]
     bundles: tuple[Bundle, ...]
     products: tuple[Product, ...] = ()
-    kept: dict[str, str] = field(default_factory=dict)
+    locked_blocks: dict[str, str] = field(default_factory=dict)
     other_macs: int = 0
     other_params: int = 0
     other_bytes: int = 0
@@ -147,4 +147,4 @@ class ChannelGraph:
     def locked(self) -> list[dict[str, str]]:
         """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""
         groups = {self.groups[i].name: bundle.locked for bundle in self.bundles for i in bundle.groups if bundle.locked}
-        return [{"layer": path, "why": why} for path, why in {**groups, **self.kept}.items()]
+        return [{"layer": path, "why": why} for path, why in {**groups, **self.locked_blocks}.items()]

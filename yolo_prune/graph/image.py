@@ -11,7 +11,7 @@ from ultralytics.nn.tasks import guess_model_task
 from yolo_prune.blocks import (
     flat,
 )
-from yolo_prune.errors import ConfigError, UnsupportedError, seen
+from yolo_prune.errors import ConfigError, UnsupportedError, short_repr
 from yolo_prune.graph.forward import ForwardRun, unreadable, weightless_copy
 
 
@@ -69,7 +69,9 @@ def height_and_width(imgsz: Any) -> tuple[int, int]:
     """
     pair = tuple(imgsz) if isinstance(imgsz, (list, tuple)) else (imgsz, imgsz)
     if len(pair) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or not 0 < n < 1e5 for n in pair):
-        raise ConfigError(f"imgsz={seen(imgsz)} is no size in pixels; give a side such as 640, or (height, width).")
+        raise ConfigError(
+            f"imgsz={short_repr(imgsz)} is no size in pixels; give a side such as 640, or (height, width)."
+        )
     return pair
 
 

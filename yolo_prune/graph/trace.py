@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from yolo_prune.blocks import (
-    Lane,
+    ChannelSlice,
     map_readers,
     shadow_of,
 )
@@ -21,7 +21,7 @@ from yolo_prune.graph.grouping import bundles, channel_groups, connected_units, 
 from yolo_prune.graph.groups import FP16, ChannelGraph, Layer, Product, are_multiples
 from yolo_prune.graph.image import height_and_width, image_channels
 from yolo_prune.graph.layers import AnyLayer, group_count, is_quantized, named_layers, widths
-from yolo_prune.utils.console import waiting
+from yolo_prune.utils.console import progress_bar
 
 
 def trace(
@@ -64,14 +64,14 @@ def trace(
         shadow.read(source, [((path, "in", i),) for i in range(widths(model.get_submodule(path))["in"])])
     if reid:
         shadow.tie(*_maps(model), narrow=True)
-    layers = _layers(model, run.positions, shadow.idle)
+    layers = _layers(model, run.positions, shadow.unused_when_deployed)
     fixed = dict(shadow.fixed)
     for path in layers:
         if ignored and (pattern := ignored(path)):
             fixed.setdefault(path, f"kept on request (ignored_layers has {pattern})")
     grouped = {path: layer for path, layer in named_layers(model) if group_count(layer)}
     convs = sum(isinstance(module, nn.modules.conv._ConvNd) for module in shadow.model.modules())
-    with waiting("tracing layers", convs) as step:
+    with progress_bar("tracing layers", convs) as step:
         units = connected_units(shadow_groups(shadow, image, step), shadow, grouped)
     groups, lanes = channel_groups(units, list(layers), fixed, shadow.ties)
     products = tuple(Product(path, layer, tuple(channels), macs) for path, layer, channels, macs in shadow.products)
@@ -81,13 +81,13 @@ def trace(
         groups,
         bundles(groups, lanes, shadow.ties, shadow.narrow),
         products,
-        dict(shadow.kept),
+        dict(shadow.locked_blocks),
     )
     in_layers = {id(p) for _, layer in named_layers(model) for p in _parameters(layer)}
     per_channel = sum(layer.buffers_per_out * layer.out for layer in layers.values())
     return replace(
         graph,
-        other_macs=_other_macs(graph, run, shadow.idle),
+        other_macs=_other_macs(graph, run, shadow.unused_when_deployed),
         other_params=sum(p.numel() for p in model.parameters() if id(p) not in in_layers),
         other_bytes=sum(_bytes(b) for b in model.buffers()) - FP16 * per_channel,
     )
@@ -107,7 +107,7 @@ def makers(model: nn.Module, imgsz: tuple[int, int], source: str) -> list[str]:
     return [path for path, layer in named_layers(model) if path in found and "in" in widths(layer)]
 
 
-def _maps(model: nn.Module) -> list[Lane]:
+def _maps(model: nn.Module) -> list[ChannelSlice]:
     """Return the maps that a detection head reads as lanes.
 
     Raises:

@@ -17,10 +17,10 @@ from torch import nn
 from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
 
 from yolo_prune.blocks import followed
-from yolo_prune.errors import CheckpointError, seen, told
+from yolo_prune.errors import CheckpointError, describe_error, short_repr
 from yolo_prune.graph.layers import named_layers, resized, widths
 from yolo_prune.graph.outline import outline
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 
 SCHEMA = 1
 KEY = "yolo_prune"
@@ -38,8 +38,8 @@ SENTENCE = (
 RUN_SENTENCE = (
     "This checkpoint belongs to a run of yolo_prune, and a plain train() or resume would go on without its cuts. Way "
     "out: install the plugin yolo_prune from where it was had, then PruneCallback(None).attach(model) before "
-    "model.train(resume=True), or add prune=True to the yolo command; prune=0 and PruneCallback(0) train the network as "
-    "it is."
+    "model.train(resume=True), or add prune=True to the yolo command; prune=0 and PruneCallback(0) train the "
+    "network as it is."
 )
 
 
@@ -53,7 +53,7 @@ def load_network(path: str | Path) -> nn.Module:
         network: nn.Module = load_checkpoint(path)[0]
     except Exception as e:  # Ultralytics and torch name no common class for what a wrong file raises
         raise CheckpointError(
-            f"{path} is no checkpoint that can be read ({told(e)}); give a .pt of Ultralytics."
+            f"{path} is no checkpoint that can be read ({describe_error(e)}); give a .pt of Ultralytics."
         ) from e
     return network
 
@@ -78,7 +78,7 @@ def _record(yaml: Mapping[str, Any]) -> Mapping[str, Any]:
     record = yaml[KEY]
     if not isinstance(record, Mapping) or record.get("schema") != SCHEMA:
         raise CheckpointError(
-            f"the checkpoint has a record {seen(record)} of yolo_prune, and this version reads those of schema "
+            f"the checkpoint has a record {short_repr(record)} of yolo_prune, and this version reads those of schema "
             f"{SCHEMA}; update yolo_prune."
         )
     return record
@@ -130,7 +130,7 @@ def unmark_file(path: Path) -> None:
     content, _ = torch_safe_load(path)
     for network in filter(None, (content.get("model"), content.get("ema"))):
         network.yaml = unmarked(network.yaml)
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         torch.save(content, draft)
 
 
@@ -164,8 +164,8 @@ def rebuild(
             _narrow(model, cfg[KEY]["widths"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
             raise CheckpointError(
-                f"the widths that the pruned checkpoint notes cannot be built ({told(e)}); use another checkpoint of "
-                "the run."
+                f"the widths that the pruned checkpoint notes cannot be built ({describe_error(e)}); use "
+                "another checkpoint of the run."
             ) from e
     if weights is not None:
         model.load(weights)

@@ -24,23 +24,23 @@ def is_first() -> bool:
     return RANK in {-1, 0}
 
 
-def are_several() -> bool:
+def is_distributed() -> bool:
     """Whether other processes train the same network."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def agreed(value: T) -> T:
+def broadcast(value: T) -> T:
     """Return rank 0's value, on every rank; all of them have to ask."""
-    if not are_several():
+    if not is_distributed():
         return value
     told = [value if is_first() else None]
     distributed.broadcast_object_list(told, src=0)
     return told[0]  # type: ignore[return-value]  # rank 0's
 
 
-def once(function: Callable[[], T]) -> T:
+def on_rank_zero(function: Callable[[], T]) -> T:
     """Call a function on rank 0 and return what it returned, on every rank; what it raises is raised on every rank."""
-    if not are_several():
+    if not is_distributed():
         return function()
     outcome: tuple[T | None, Exception | None] = None, None
     if is_first():
@@ -48,20 +48,20 @@ def once(function: Callable[[], T]) -> T:
             outcome = function(), None
         except Exception as e:
             outcome = None, e if isinstance(e, PruneError) else CutError(f"{type(e).__name__}: {e}")
-    value, error = agreed(outcome)
+    value, error = broadcast(outcome)
     if error:
         raise error
     return value  # type: ignore[return-value]  # rank 0's
 
 
 @contextmanager
-def together(what: str) -> Iterator[None]:
+def all_or_none(what: str) -> Iterator[None]:
     """Do something on every rank, without talking to the others in between; it fails on all of them or on none.
 
     Raises:
         CutError: If it failed on another rank.
     """
-    if not are_several():
+    if not is_distributed():
         yield
         return
     error: Exception | None = None
@@ -82,7 +82,7 @@ def synchronize(*networks: nn.Module) -> None:
     Raises:
         CutError: If the networks still differ, or have other shapes.
     """
-    if not are_several():
+    if not is_distributed():
         return
     tensors = [t for network in networks for t in network.state_dict().values() if isinstance(t, torch.Tensor)]
     check_same("widths", [tuple(t.shape) for t in tensors])
@@ -95,7 +95,7 @@ def synchronize(*networks: nn.Module) -> None:
 
 def check_same(what: str, value: Any) -> None:
     """Raise a CutError if the ranks have different values."""
-    if are_several() and len(set(map(repr, told := _gathered(value)))) > 1:
+    if is_distributed() and len(set(map(repr, told := _gathered(value)))) > 1:
         differing = next(rank for rank, other in enumerate(told) if repr(other) != repr(told[0]))
         raise CutError(f"the {what} of rank {differing} differ from those of rank 0, so the run cannot go on as one.")
 

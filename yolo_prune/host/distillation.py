@@ -24,7 +24,7 @@ from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host.checkpoint import load_network
 from yolo_prune.host.patches import patch
 from yolo_prune.plan import PrunePlan
-from yolo_prune.surgery.slicing import Cut
+from yolo_prune.surgery.slicing import UndoLog
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -108,11 +108,11 @@ def wrapped_plan(plan: PrunePlan, model: nn.Module) -> PrunePlan:
     return replace(plan, layers=layers, widths=widths)
 
 
-def begin(done: Cut, trainer: BaseTrainer, teacher: Path) -> None:
+def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path) -> None:
     """From now on, let the network of a run learn from a teacher as well.
 
     Args:
-        done: Records what is replaced: the trainer's model, its EMA, and the optimizer's lists of parameters.
+        undo: Records what is replaced: the trainer's model, its EMA, and the optimizer's lists of parameters.
         trainer: A run whose model is not a DistillationModel yet.
         teacher: A checkpoint. A resumed run finds it there.
     """
@@ -120,20 +120,20 @@ def begin(done: Cut, trainer: BaseTrainer, teacher: Path) -> None:
     model = DistillationModel(teacher_model=network.float(), student_model=unwrap_model(trainer.model)).train()
     memo: dict[int, Any] = {id(model.teacher_model): None, id(model.student_model): trainer.ema.ema}
     averaged = deepcopy(model, memo).eval().requires_grad_(False)
-    done.set(trainer, "model", model)
-    done.set(trainer.ema, "ema", averaged)
-    done.set(trainer.ema, "_pairs", None)
-    done.set(trainer, "freeze_layer_names", [*trainer.freeze_layer_names, TEACHER])
-    done.set(trainer.args, "distill_model", str(teacher))
+    undo.set(trainer, "model", model)
+    undo.set(trainer.ema, "ema", averaged)
+    undo.set(trainer.ema, "_pairs", None)
+    undo.set(trainer, "freeze_layer_names", [*trainer.freeze_layer_names, TEACHER])
+    undo.set(trainer.args, "distill_model", str(teacher))
     if hasattr(trainer, "loss_items"):
-        done.set(trainer, "loss_items", {**trainer.loss_items, LOSS: torch.zeros(1, device=trainer.device)})
-    done.set(trainer, "loss_names", tuple(dict.fromkeys((*trainer.loss_names, LOSS))))
+        undo.set(trainer, "loss_items", {**trainer.loss_items, LOSS: torch.zeros(1, device=trainer.device)})
+    undo.set(trainer, "loss_names", tuple(dict.fromkeys((*trainer.loss_names, LOSS))))
     # A resumed run builds its optimizer around the whole DistillationModel, and loads what is remembered by position.
     name = type(trainer.optimizer).__name__
     fresh = trainer.build_optimizer(model, name=name, lr=trainer.args.lr0, momentum=trainer.args.momentum)
     order = {group["param_group"]: group["params"] for group in fresh.param_groups}
     for group in trainer.optimizer.param_groups:
-        done.set(group, "params", order[group["param_group"]])
+        undo.set(group, "params", order[group["param_group"]])
 
 
 def keep_columns(trainer: BaseTrainer) -> None:

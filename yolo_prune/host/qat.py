@@ -23,7 +23,7 @@ from yolo_prune.graph.layers import is_quantized
 from yolo_prune.host.checkpoint import load_network
 from yolo_prune.host.distillation import student_of
 from yolo_prune.host.trainer import training_batches
-from yolo_prune.surgery.slicing import Cut
+from yolo_prune.surgery.slicing import UndoLog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,22 +92,22 @@ def check_available() -> None:
         )
 
 
-def begin(done: Cut, trainer: BaseTrainer) -> None:
+def begin(undo: UndoLog, trainer: BaseTrainer) -> None:
     """From now on, let the network of a run and its EMA compute what they would in INT8.
 
     Layers become ModelOpt's in place: parameters, and with them the optimizer, stay the same objects.
 
     Args:
-        done: Records what is replaced.
+        undo: Records what is replaced.
         trainer: A run between two epochs, with a plain network.
     """
     model, averaged = student_of(trainer.model), student_of(trainer.ema.ema)
-    done.on_undo(_way_back(model))
-    done.on_undo(_way_back(averaged))
+    undo.on_undo(_way_back(model))
+    undo.on_undo(_way_back(averaged))
     torch_utils.prepare_qat(model, training_batches(trainer, BATCHES), preprocess=lambda batch: batch, batches=BATCHES)
     torch_utils.restore_qat(averaged, torch_utils.qat_state(model))
-    done.set(trainer.ema, "_pairs", None)  # it does not have the ranges
-    done.set(trainer.args, "quantize", 8)  # what a checkpoint says, and a resumed run goes by
+    undo.set(trainer.ema, "_pairs", None)  # it does not have the ranges
+    undo.set(trainer.args, "quantize", 8)  # what a checkpoint says, and a resumed run goes by
 
 
 def load_plain(path: Path) -> nn.Module:

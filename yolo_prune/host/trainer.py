@@ -23,9 +23,9 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.config.settings import KNOBS
 from yolo_prune.config.text import CLI_PREFIX
-from yolo_prune.errors import CheckpointError, ConfigError, told
+from yolo_prune.errors import CheckpointError, ConfigError, describe_error
 from yolo_prune.host.patches import patch, patched
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -52,7 +52,7 @@ def read_arguments(texts: Mapping[str, str], command: str, also: Sequence[str] =
     try:
         get_cfg(overrides={name: value for name, value in values.items() if name not in also})
     except (TypeError, ValueError) as e:
-        raise ConfigError(f"Ultralytics refuses an argument of {command}: {told(e)}") from e
+        raise ConfigError(f"Ultralytics refuses an argument of {command}: {describe_error(e)}") from e
     return values
 
 
@@ -69,7 +69,9 @@ def open_model(model: str) -> YOLO:
     except FileNotFoundError as e:
         raise ConfigError(f"there is no {model}: give a checkpoint, or a model's YAML.") from e
     except Exception as e:  # Ultralytics and torch name no common class for what a wrong file raises
-        raise CheckpointError(f"{model} cannot be loaded ({told(e)}); give a .pt or .yaml of Ultralytics.") from e
+        raise CheckpointError(
+            f"{model} cannot be loaded ({describe_error(e)}); give a .pt or .yaml of Ultralytics."
+        ) from e
 
 
 def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
@@ -87,7 +89,7 @@ def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
     try:
         trainer = model._smart_load("trainer")(overrides={**quiet, **arguments, **fixed})
     except Exception as e:  # Ultralytics names no common class for what it refuses
-        raise ConfigError(f"Ultralytics refuses an argument ({told(e)}); give what its train() takes.") from e
+        raise ConfigError(f"Ultralytics refuses an argument ({describe_error(e)}); give what its train() takes.") from e
     network, classes = unwrap_model(model.model), trainer.data["nc"]
     if classes != (own := getattr(network.model[-1], "nc", classes)):
         raise ConfigError(
@@ -108,7 +110,7 @@ def save_checkpoint(trainer: BaseTrainer, path: Path, epoch: int) -> None:
         path: Where to; a file that is there stays as it is until the new one is complete.
         epoch: The last epoch that is finished, counted from 0: a resume starts with the one after it.
     """
-    with replacing(path) as draft, kept(trainer, "last", "best", "save_period", "epoch"):
+    with atomic_write(path) as draft, preserve_attributes(trainer, "last", "best", "save_period", "epoch"):
         trainer.last, trainer.best, trainer.save_period, trainer.epoch = draft, draft, -1, epoch
         type(trainer).save_model(trainer)
 
@@ -121,8 +123,8 @@ def save_epoch(trainer: BaseTrainer) -> bool:
     best = trainer.best
     found = best.with_name(f"{best.name}.part")
     found.unlink(missing_ok=True)  # of a run that was killed
-    with replacing(trainer.last) as last:
-        with kept(trainer, "last", "best"):
+    with atomic_write(trainer.last) as last:
+        with preserve_attributes(trainer, "last", "best"):
             trainer.last, trainer.best = last, found
             is_saved = bool(type(trainer).save_model(trainer))
         if found.exists():
@@ -135,7 +137,7 @@ def evaluate_finally(trainer: BaseTrainer) -> None:
     stock = engine.strip_optimizer
 
     def strip(file: str | Path, s: str | Path = "", updates: dict[str, Any] | None = None) -> dict[str, Any]:
-        with replacing(Path(s or file)) as draft:
+        with atomic_write(Path(s or file)) as draft:
             stripped: dict[str, Any] = stock(file, str(draft), updates)
         return stripped
 
@@ -168,7 +170,7 @@ def forget_later_results(trainer: BaseTrainer) -> None:
     columns = header.count(",")
     whole = [row for row in rows if row.endswith("\n") and row.count(",") == columns]
     earlier = [row for row in whole if int(row.split(",")[0]) <= trainer.start_epoch]
-    with replacing(trainer.csv) as draft:
+    with atomic_write(trainer.csv) as draft:
         draft.write_text("".join([header, *earlier]), encoding="utf-8")
 
 
@@ -180,7 +182,7 @@ def validate(trainer: BaseTrainer) -> tuple[dict[str, float], float | None]:
     if not hasattr(trainer, "loss_items"):  # before a run's first batch; the validator reads the names of the losses
         with torch.no_grad():
             _, trainer.loss_items = trainer.ema.ema.loss(calibration_batches(trainer, 1)[0])
-    with kept(trainer.validator.args, "plots"):
+    with preserve_attributes(trainer.validator.args, "plots"):
         trainer.validator.args.plots = False
         metrics = trainer.validator(trainer)
     if metrics is None:  # rank 0 has them
@@ -201,7 +203,7 @@ def calibration_batches(trainer: BaseTrainer, images: int) -> list[dict[str, Any
         Batches of one image size each, of at most 16 images and at most the run's batch size.
     """
     size = min(16, max(trainer.batch_size, 1))
-    with kept(trainer.args, "cache"):
+    with preserve_attributes(trainer.args, "cache"):
         trainer.args.cache = False
         dataset = trainer.build_dataset(trainer.data["train"], mode="val", batch=size)
     generator = torch.Generator().manual_seed(trainer.args.seed)
@@ -249,7 +251,7 @@ def validation_files(trainer: BaseTrainer, limit: int = 4) -> list[str]:
 
 
 @contextmanager
-def kept(owner: Any, *names: str) -> Iterator[None]:
+def preserve_attributes(owner: Any, *names: str) -> Iterator[None]:
     """Put attributes back at the end."""
     old = {name: getattr(owner, name) for name in names}
     try:

@@ -21,7 +21,7 @@ from torch import nn
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.layers import named_layers
 from yolo_prune.importance.statistics import LayerStatistics
-from yolo_prune.utils.console import waiting
+from yolo_prune.utils.console import progress_bar
 
 RIDGE = 1e-3
 """Added to the covariance's diagonal, relative to its mean: what few images show is not exact."""
@@ -41,7 +41,7 @@ class Elimination:
         self._consumers: dict[str, _Consumer] = {}
         self._lost_outputs: dict[str, torch.Tensor] = {}
         layers = dict(named_layers(model))
-        with waiting("weighing channels", len(graph.layers)) as step:
+        with progress_bar("weighing channels", len(graph.layers)) as step:
             for path, layer in graph.layers.items():
                 step()
                 seen = statistics.get(path)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from yolo_prune.graph.layers import is_grouped, named_layers
-from yolo_prune.utils.console import waiting
+from yolo_prune.utils.console import progress_bar
 from yolo_prune.utils.memory import return_free
 
 AT_ONCE = 2**20
@@ -174,7 +174,7 @@ def loss_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
 
 def _backward(copy: nn.Module, batches: Sequence[dict[str, Any]], then: Callable[[], None] = lambda: None) -> None:
     """Let the loss of each batch go back through a network; what is to be done then finds gradients of this batch."""
-    with calibrating(copy), torch.enable_grad(), waiting("looking at images", len(batches)) as step:
+    with calibrating(copy), torch.enable_grad(), progress_bar("looking at images", len(batches)) as step:
         for batch in batches:
             return_free()
             loss_of(copy, batch).backward()

@@ -17,7 +17,7 @@ from yolo_prune.importance.statistics import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import PlanRequest, units_of
 from yolo_prune.surgery.slicing import cut
-from yolo_prune.utils.console import say
+from yolo_prune.utils.console import log
 
 MAX_MEASUREMENTS = 5
 """Times at most that what a plan leaves is timed, and its last iteration planned again."""
@@ -99,7 +99,7 @@ def _timed(plan: PrunePlan, predicted: float, network: nn.Module, measure: Measu
     cut(plan, [pruned])
     planned = PlannedCut(plan, predicted, measure(pruned))
     if abs(_over(planned) - 1) > TOLERANCE:
-        say(f"a planned network takes {_over(planned):.2f} times as long as predicted, and the plan allows for it")
+        log(f"a planned network takes {_over(planned):.2f} times as long as predicted, and the plan allows for it")
     return planned
 
 

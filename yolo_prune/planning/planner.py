@@ -26,7 +26,7 @@ from yolo_prune.planning.allocation import Budget, ByScore, PlanRequest, check_r
 from yolo_prune.planning.calibration import HELD_OUT, CalibrationData, ranking_factory
 from yolo_prune.planning.latency_fit import Measure, PlannedCut, fit_latency
 from yolo_prune.planning.sensitivity import HeldOutLoss, scan
-from yolo_prune.utils.console import waiting
+from yolo_prune.utils.console import progress_bar
 
 COST_AWARE = ("global", "isomorphic")
 """Allocations that weigh what channels are worth against what they save."""
@@ -122,7 +122,7 @@ def _plan_iteratively(
         macs_kept = 1.0 if request.budget.keys() <= {MACS} else _macs_kept(graph, request)
         stages = _stages({q: cost.amount(q) for q in request.budget}, request.budget, macs_kept)
     plans: list[PrunePlan] = []
-    with waiting("choosing channels", len(stages)) as step:
+    with progress_bar("choosing channels", len(stages)) as step:
         for stage in stages:
             if plans:
                 data = data.after(plans[-1], config)

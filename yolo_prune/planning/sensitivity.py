@@ -25,9 +25,9 @@ from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.importance.statistics import calibrating, loss_of, trainable_copy
 from yolo_prune.planning.allocation import MOVES, Ranking, plan_of
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
-from yolo_prune.surgery.slicing import Cut, cut
-from yolo_prune.utils.console import waiting
-from yolo_prune.utils.files import replacing
+from yolo_prune.surgery.slicing import UndoLog, cut
+from yolo_prune.utils.console import progress_bar
+from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned
 
 if TYPE_CHECKING:
@@ -63,14 +63,14 @@ class HeldOutLoss:
             plan: The cut, or None for the dense network.
             weights: Whether the weights that stay are solved anew; else BatchNorms are matched.
         """
-        done = Cut()
+        undo = UndoLog()
         try:
             if plan is not None:
-                done = cut(plan, [self._network])
-                reconstruct(done, self._network, plan, self._dense, weights=weights, norms=not weights)
+                undo = cut(plan, [self._network])
+                reconstruct(undo, self._network, plan, self._dense, weights=weights, norms=not weights)
             return self._mean_loss()
         finally:
-            done.undo()
+            undo.undo()
 
     def _mean_loss(self) -> float:
         total = 0.0
@@ -149,7 +149,7 @@ class Sensitivity:
             Path of the JSON file.
         """
         path, picture = folder / "sensitivity.json", folder / "sensitivity.png"
-        with replacing(path) as figures, replacing(picture) as drawing:
+        with atomic_write(path) as figures, atomic_write(picture) as drawing:
             figures.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
             self._draw(drawing)
         return path
@@ -218,7 +218,7 @@ def scan(
     loss_of_cut = HeldOutLoss(model, _first(calibration, images), _first(held_out, images))
     dense_loss, rows = loss_of_cut.loss(), []
     free = [b for b, bundle in enumerate(graph.bundles) if not bundle.locked and bundle.steps > 1]
-    with waiting("trying layers", len(free)) as step:
+    with progress_bar("trying layers", len(free)) as step:
         for b in free:
             bundle, order = graph.bundles[b], ranking()
             steps = [bundle.steps for bundle in graph.bundles]

@@ -24,7 +24,7 @@ from yolo_prune.graph.groups import are_multiples
 from yolo_prune.report import pictures
 from yolo_prune.report.predictions import Sample, side_by_side
 from yolo_prune.report.records import CutRecord, ExportRecord, Report, Speedup, Stage
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.run_folder import RunFolder
 from yolo_prune.utils.text import count, epochs, megabytes, milliseconds
 
@@ -86,7 +86,7 @@ def write(run: Path, *, plots: bool = True) -> Path:
             unseen = f"{type(e).__name__}: {e}"
     path = folder / NAME
     text = render(report, arguments, run.resolve().name, samples, unseen)
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")
     if plots:
         pictures.draw(report, folder, _metric(arguments))

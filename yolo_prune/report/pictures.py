@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import count, epochs
 
 
@@ -139,5 +139,5 @@ def _owners(path: str) -> Iterator[str]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         figure.savefig(draft, format="png", dpi=200)

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned, change, count, epochs, megabytes, milliseconds, score
 
 SCHEMA = 1
@@ -257,7 +257,7 @@ class Report:
     def save(self, folder: Path) -> Path:
         """Write ``report.json`` into a folder; a reader never sees half of it."""
         path = folder / "report.json"
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
         return path
 

@@ -32,8 +32,8 @@ from yolo_prune.importance.statistics import calibrating
 from yolo_prune.plan import PrunePlan
 from yolo_prune.surgery.least_squares import least_squares
 from yolo_prune.surgery.samples import grid_size, inputs_at, kernel_taps, of_channels, outputs_at, values_per_position
-from yolo_prune.surgery.slicing import Cut
-from yolo_prune.utils.console import waiting
+from yolo_prune.surgery.slicing import UndoLog
+from yolo_prune.utils.console import progress_bar
 from yolo_prune.utils.memory import return_free
 
 MOST_SAMPLES = 8192
@@ -102,7 +102,7 @@ class DenseOutputs:
 
 
 def reconstruct(
-    done: Cut,
+    undo: UndoLog,
     model: nn.Module,
     plan: PrunePlan,
     dense: DenseOutputs,
@@ -114,7 +114,7 @@ def reconstruct(
     """Let every layer of a cut network make, as well as it can, what it made before.
 
     Args:
-        done: Records what is overwritten, so that it comes back with the cut's ``undo()``.
+        undo: Records what is overwritten, so that it comes back with the cut's ``undo()``.
         model: The cut network; tensors keep their identity, since an optimizer may hold them.
         plan: The cut.
         dense: What the layers made before it.
@@ -139,7 +139,7 @@ def reconstruct(
                 seen = pending.pop()
                 outputs = seen.outputs if kept is None else of_channels(layer, seen.outputs, kept)
                 is_normed = path.rpartition(".")[0] in normed
-                _solve(done, layer, inputs[0], seen.positions, outputs, is_normed)
+                _solve(undo, layer, inputs[0], seen.positions, outputs, is_normed)
 
         return hook
 
@@ -157,9 +157,9 @@ def reconstruct(
                 if norms:
                     shift *= growth.sqrt()
                 else:
-                    done.overwrite(norm.weight, norm.weight.detach() * ((new + norm.eps) / old).sqrt())
-                done.overwrite(norm.running_var, new)
-                done.overwrite(norm.running_mean, new_mean + shift)
+                    undo.overwrite(norm.weight, norm.weight.detach() * ((new + norm.eps) / old).sqrt())
+                undo.overwrite(norm.running_var, new)
+                undo.overwrite(norm.running_mean, new_mean + shift)
 
         return hook
 
@@ -210,7 +210,7 @@ def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any], what: str) ->
     """Run a network once, and remove the hooks; ``what`` they do is told."""
     return_free()
     layers = [layer for _, layer in _solvable(model)]
-    with waiting(what, len(layers)) as step:
+    with progress_bar(what, len(layers)) as step:
         hooks += [layer.register_forward_hook(lambda *_: step()) for layer in layers]
         try:
             with calibrating(model), torch.no_grad():
@@ -234,7 +234,7 @@ def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _solve(
-    done: Cut, layer: nn.Module, x: torch.Tensor, positions: torch.Tensor, outputs: torch.Tensor, is_normed: bool
+    undo: UndoLog, layer: nn.Module, x: torch.Tensor, positions: torch.Tensor, outputs: torch.Tensor, is_normed: bool
 ) -> None:
     """Overwrite a layer's weight, and its bias if it has one, with the best for ``outputs``.
 
@@ -267,7 +267,7 @@ def _solve(
             new[..., tap::taps] = least_squares(inputs[..., tap::taps], rest, new[..., tap::taps])
     if new is not matrix:
         flat = new.flatten(0, 1)
-        done.overwrite(layer.weight, (flat.T if is_transposed else flat).reshape(weight.shape))
+        undo.overwrite(layer.weight, (flat.T if is_transposed else flat).reshape(weight.shape))
     if bias is not None and is_centred:
         made = torch.einsum("goi,gi->go", new, input_means[:, 0, 0])
-        done.overwrite(bias, (output_means[:, 0, 0] - made).flatten())
+        undo.overwrite(bias, (output_means[:, 0, 0] - made).flatten())

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from yolo_prune.errors import CheckpointError, told
-from yolo_prune.surgery.slicing import Cut
-from yolo_prune.utils.files import replacing
+from yolo_prune.errors import CheckpointError, describe_error
+from yolo_prune.surgery.slicing import UndoLog
+from yolo_prune.utils.files import atomic_write
 
 
 def remember(network: nn.Module, path: Path) -> None:
     """Write the state of a network, so that no reader ever sees half of it."""
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         torch.save(network.state_dict(), draft)
 
 
@@ -35,20 +35,20 @@ def recall(network: nn.Module, path: Path) -> nn.Module:
         early.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as e:  # torch names no common class for what a damaged file raises
         raise CheckpointError(
-            f"{path}, the state to rewind to, cannot be used ({told(e)}); train without rewind."
+            f"{path}, the state to rewind to, cannot be used ({describe_error(e)}); train without rewind."
         ) from e
     return early
 
 
-def rewind(done: Cut, networks: Sequence[nn.Module], early: nn.Module) -> None:
+def rewind(undo: UndoLog, networks: Sequence[nn.Module], early: nn.Module) -> None:
     """Give networks the weights and statistics of another one of the same widths.
 
     Args:
-        done: Records what is overwritten.
+        undo: Records what is overwritten.
         networks: Tensors keep their identity, since an optimizer may hold them.
         early: What `recall` returned, after the same cut.
     """
     state = early.state_dict()
     for network in networks:
         for name, tensor in network.state_dict().items():
-            done.overwrite(tensor, state[name])
+            undo.overwrite(tensor, state[name])

@@ -1,8 +1,8 @@
 """Apply a plan to networks and to an optimizer: the same slices everywhere, all or nothing.
 
 A cut has two phases. First every new tensor is made, while nothing is touched. Then they are put in place by plain
-assignments, each of which is recorded and can be taken back: `Cut.undo` restores the very same objects, so a failure
-later on (out of memory while recalibrating, a full disk) can still be undone without a copy of the old weights.
+assignments, each of which is recorded and can be taken back: `UndoLog.undo` restores the very same objects, so a
+failure later on (out of memory in reconstruction, a full disk) can still be undone without a copy of the old weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.blocks import adapter_for, channel_dim, flat, followed, mapped
-from yolo_prune.errors import CutError, PlanError, UnsupportedError, seen
+from yolo_prune.errors import CutError, PlanError, UnsupportedError, short_repr
 from yolo_prune.graph.layers import Slices, attributes, named_layers, tensors, widths
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _VALUES = object()
 _CALL = object()
 
 
-class Cut:
+class UndoLog:
     """Assignments that have been made and can be taken back."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Cut:
         """Call a function when this point is taken back, for what is more than an assignment."""
         self._done.append((revert, _CALL, None))
 
-    def extend(self, later: Cut) -> None:
+    def extend(self, later: UndoLog) -> None:
         """Take over assignments that were made after these."""
         self._done += later._done
 
@@ -78,7 +78,7 @@ class Cut:
                 del items[key]
 
 
-def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> Cut:
+def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> UndoLog:
     """Cut networks of equal structure, and the state of the optimizer of the first.
 
     Parameters are replaced by new ones (graphs of earlier batches may still hold the old ones); ``requires_grad``,
@@ -99,7 +99,7 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
         CutError: If anything else fails. In all cases nothing has changed.
     """
     check_fit(plan, models)
-    done = Cut()
+    undo = UndoLog()
     try:
         edits = [list(_edits(model, plan)) for model in models]
         replaced: dict[nn.Parameter, tuple[nn.Parameter, Slices]] = {}
@@ -107,19 +107,19 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
             for module, name, tensor, slices in model_edits:
                 if isinstance(tensor, nn.Parameter):
                     replaced[tensor] = (_sliced_parameter(tensor, slices), slices)
-                    done.set(module._parameters, name, replaced[tensor][0])
+                    undo.set(module._parameters, name, replaced[tensor][0])
                 else:
-                    done.set(module._buffers, name, _sliced(tensor, slices))
+                    undo.set(module._buffers, name, _sliced(tensor, slices))
         for model in models:
-            _set_widths(done, model, plan)
+            _set_widths(undo, model, plan)
         if optimizer is not None:
-            _cut_optimizer(done, optimizer, replaced)
+            _cut_optimizer(undo, optimizer, replaced)
     except BaseException as e:  # an interrupt, too, must not leave half a cut
-        done.undo()
+        undo.undo()
         if not isinstance(e, Exception) or isinstance(e, UnsupportedError):
             raise
         raise CutError(f"the cut failed and was taken back, nothing has changed: {type(e).__name__}: {e}") from e
-    return done
+    return undo
 
 
 def check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
@@ -151,7 +151,7 @@ def network_of(model: Any) -> nn.Module:
         network = unwrap_model(candidate) if isinstance(candidate, nn.Module) else None
         if isinstance(getattr(network, "model", None), nn.Sequential):
             return network
-    shown = seen(model.model if isinstance(getattr(model, "model", None), str) else model)
+    shown = short_repr(model.model if isinstance(getattr(model, "model", None), str) else model)
     raise UnsupportedError(f"{shown} is no YOLO model with weights that can be cut; load a .pt or .yaml file.")
 
 
@@ -186,23 +186,23 @@ def _sliced_parameter(parameter: nn.Parameter, slices: Slices) -> nn.Parameter:
     return new
 
 
-def _set_widths(done: Cut, model: nn.Module, plan: PrunePlan) -> None:
+def _set_widths(undo: UndoLog, model: nn.Module, plan: PrunePlan) -> None:
     """Let every attribute that tells a width follow, and scales that are computed from widths."""
     layers = dict(named_layers(model))
     for path, kept in plan.layers.items():
         if isinstance(layers[path], nn.Module):
             sides = {side: len(channels) for side, channels in kept.items()}
             for name, value in attributes(layers[path], sides).items():
-                done.set(layers[path], name, value)
+                undo.set(layers[path], name, value)
     for module in model.modules():
         if (adapter := adapter_for(module)) and (follow := followed(module)):
             for name, channels, factor in adapter.compensate(module, follow):
                 _scale(module.get_submodule(name), channels, factor)
             for name, value in follow.items():
-                done.set(module, name, value)
+                undo.set(module, name, value)
     for block in model.model if isinstance(getattr(model, "model", None), nn.Sequential) else ():
         if hasattr(block, "np"):  # parameter count that Ultralytics attaches to each block
-            done.set(block, "np", sum(p.numel() for p in block.parameters()))
+            undo.set(block, "np", sum(p.numel() for p in block.parameters()))
 
 
 def _scale(layer: nn.Module, channels: slice | list[int], factor: float) -> None:
@@ -215,13 +215,13 @@ def _scale(layer: nn.Module, channels: slice | list[int], factor: float) -> None
 
 
 def _cut_optimizer(
-    done: Cut, optimizer: torch.optim.Optimizer, replaced: dict[nn.Parameter, tuple[nn.Parameter, Slices]]
+    undo: UndoLog, optimizer: torch.optim.Optimizer, replaced: dict[nn.Parameter, tuple[nn.Parameter, Slices]]
 ) -> None:
     """Put the new parameters in the place of the old ones, and slice what the optimizer remembers of each."""
     for group in optimizer.param_groups:
         for i, old in enumerate(group["params"]):
             if old in replaced:
-                done.set(group["params"], i, replaced[old][0])
+                undo.set(group["params"], i, replaced[old][0])
     for old in [p for p in optimizer.state if p in replaced]:
         new, slices = replaced[old]
         _check_state(optimizer, optimizer.state[old], old)
@@ -229,8 +229,8 @@ def _cut_optimizer(
             optimizer.state[old],
             lambda t: _sliced(t, slices) if t.shape == old.shape else t,  # noqa: B023  # it is called here and now
         )
-        done.set(optimizer.state, new, state)
-        done.delete(optimizer.state, old)
+        undo.set(optimizer.state, new, state)
+        undo.delete(optimizer.state, old)
 
 
 def _check_state(optimizer: torch.optim.Optimizer, state: Any, parameter: torch.Tensor) -> None:

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.errors import CheckpointError, told
+from yolo_prune.errors import CheckpointError, describe_error
 from yolo_prune.host.ddp import is_first
 from yolo_prune.host.distillation import TEACHER
 from yolo_prune.host.patches import patch
 from yolo_prune.host.trainer import Randomness
 from yolo_prune.importance.statistics import Gradients
-from yolo_prune.utils.console import say
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.console import log
+from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -112,7 +112,7 @@ def save(
         "sampler": getattr(loader, "generator", None) and loader.generator.get_state(),
         "buffers": [list(dataset.buffer) for dataset in _datasets(loader.dataset)],
     }
-    with replacing(path) as draft:
+    with atomic_write(path) as draft:
         torch.save(state, draft)
 
 
@@ -127,7 +127,7 @@ def load(path: Path) -> dict[str, Any]:
         if not isinstance(state, dict) or not {"networks", "waiting"} <= state.keys():
             raise ValueError("it holds something else")
     except Exception as e:  # torch names no common class for what a damaged file raises
-        raise CheckpointError(f"{path} cannot be read ({told(e)}); last.pt alone is enough to resume.") from e
+        raise CheckpointError(f"{path} cannot be read ({describe_error(e)}); last.pt alone is enough to resume.") from e
     return state
 
 
@@ -150,8 +150,8 @@ def restore(trainer: BaseTrainer, state: dict[str, Any], gradients: Gradients) -
         trainer.optimizer.load_state_dict({**trainer.optimizer.state_dict(), "state": state["optimizer"]})
     except (RuntimeError, ValueError, KeyError) as e:
         raise CheckpointError(
-            f"the state beside last.pt belongs to another network ({told(e)}); remove pruning/state-*.pt to resume "
-            "from last.pt alone."
+            f"the state beside last.pt belongs to another network ({describe_error(e)}); remove "
+            "pruning/state-*.pt to resume from last.pt alone."
         ) from e
     for p, grad in zip(parameters, state["grads"], strict=True):
         p.grad = None if grad is None else grad.to(p.device)
@@ -170,7 +170,7 @@ def _restore_data(trainer: BaseTrainer, state: dict[str, Any]) -> None:
     loader, sampler = trainer.train_loader, state["sampler"]
     datasets = list(_datasets(loader.dataset))
     if loader.num_workers:
-        say("workers>0: the images of the resumed run come in another order than without the interruption")
+        log("workers>0: the images of the resumed run come in another order than without the interruption")
         return
     for dataset, indices in zip(datasets, state["buffers"], strict=False):
         for i in indices:

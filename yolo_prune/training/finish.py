@@ -18,12 +18,12 @@ from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedE
 from yolo_prune.graph.groups import are_multiples
 from yolo_prune.graph.layers import named_layers, widths
 from yolo_prune.graph.trace import trace
-from yolo_prune.host import qat as quantization
+from yolo_prune.host import qat
 from yolo_prune.host.checkpoint import is_marked, is_pruned, unmark_file
 from yolo_prune.host.trainer import validation_files, validation_images
 from yolo_prune.report import page
 from yolo_prune.report.records import Report, Stage
-from yolo_prune.utils.console import say
+from yolo_prune.utils.console import log
 from yolo_prune.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def hand_over(
         What is wrong with the result, or None.
     """
     best = trainer.best if trainer.best.exists() else trainer.last
-    network = quantization.load_plain(best)
+    network = qat.load_plain(best)
     folder = RunFolder(trainer.save_dir).path
     has_changed = _complete(trainer, report, network, best, bool(unfinished))
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
@@ -67,7 +67,7 @@ def hand_over(
         path = page.write(trainer.save_dir, plots=trainer.args.plots)
     except Exception as e:  # whatever it is, the run is done
         summary.append(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
-    say("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
+    log("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
     return unfinished or _too_large(config, report) or untimed or failed
 
 
@@ -88,7 +88,7 @@ def _complete(trainer: BaseTrainer, report: Report, network: nn.Module, best: Pa
             if file.exists():
                 unmark_file(file)
     if report.cuts and report.dense.checkpoint:
-        report.layers = _widths(quantization.load_plain(Path(report.dense.checkpoint)), network)
+        report.layers = _widths(qat.load_plain(Path(report.dense.checkpoint)), network)
     report.samples, report.maps = validation_files(trainer), [*map_readers(network).values()]
     return has_changed
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.cost.budget import Goal
-from yolo_prune.errors import CheckpointError, told
+from yolo_prune.errors import CheckpointError, describe_error
 from yolo_prune.report.records import Report
 from yolo_prune.training.guard import Guard
 from yolo_prune.training.schedule import ScheduledCut
@@ -101,6 +101,6 @@ class Progress:
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise CheckpointError(
-                f"what the interrupted run noted in its checkpoint cannot be read ({told(e)}); resume it with the "
-                "version of yolo_prune that it was started with."
+                f"what the interrupted run noted in its checkpoint cannot be read ({describe_error(e)}); "
+                "resume it with the version of yolo_prune that it was started with."
             ) from e

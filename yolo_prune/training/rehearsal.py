@@ -20,7 +20,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.blocks import flat
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.errors import UnsupportedError, told
+from yolo_prune.errors import UnsupportedError, describe_error
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import makers
 from yolo_prune.host.distillation import student_of, wrapped_plan
@@ -76,7 +76,7 @@ def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> 
     return {
         path: source
         for path, x in seen.taken.items()
-        if path in graph.layers and path not in traced and not path.startswith(tuple(graph.kept))
+        if path in graph.layers and path not in traced and not path.startswith(tuple(graph.locked_blocks))
         if graph.layers[path].inp and graph.layers[path].groups == 1 and (source := seen.source(x))
     }
 
@@ -116,8 +116,8 @@ def check_step(trainer: BaseTrainer, batch: Batch) -> None:
     except _StepError as e:
         broken = _named(trainer, e.broken) if e.broken else "the loss"
         raise UnsupportedError(
-            f"a training step of the cut network fails in {broken} ({told(e.cause)}); keep the width of what it reads "
-            "with ignored_layers."
+            f"a training step of the cut network fails in {broken} ({describe_error(e.cause)}); keep the width "
+            "of what it reads with ignored_layers."
         ) from e.cause
 
 
@@ -223,7 +223,7 @@ def _explained(trainer: BaseTrainer, graph: ChannelGraph, plan: PrunePlan, error
     ]
     return (
         f"{name} {takes} outside of the network's forward pass, in the loss or by a hook, and cannot follow a cut "
-        f"(a training step of the cut network ends in {told(error.cause)}): keep the width with "
+        f"(a training step of the cut network ends in {describe_error(error.cause)}): keep the width with "
         f"ignored_layers={','.join(narrower) or '…'}, or let it be a layer of the network that takes the map itself."
     )
 

@@ -10,7 +10,7 @@ from yolo_prune.graph.trace import trace
 from yolo_prune.host import ddp
 from yolo_prune.host.distillation import student_of
 from yolo_prune.importance.statistics import Gradients
-from yolo_prune.utils.console import say, talking
+from yolo_prune.utils.console import log, verbosity
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +93,7 @@ class Run:
         """
         if not self.trainer.args.time:
             return int(self.trainer.epoch)
-        return ddp.agreed(round(self.trainer.epoch * self.progress.epochs / self.trainer.epochs))
+        return ddp.broadcast(round(self.trainer.epoch * self.progress.epochs / self.trainer.epochs))
 
     @property
     def stage(self) -> CutRecord | Stage:
@@ -111,5 +111,5 @@ class Run:
 
     def log(self, text: str) -> None:
         """Tell the user a line, unless ``verbose=False``."""
-        with talking(self.config.verbose):
-            say(text)
+        with verbosity(self.config.verbose):
+            log(text)

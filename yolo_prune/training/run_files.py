@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ultralytics.utils.torch_utils import strip_optimizer, unwrap_model
 
 from yolo_prune.host import checkpoint, ddp
-from yolo_prune.host.trainer import Randomness, kept, save_checkpoint, save_epoch, validate
+from yolo_prune.host.trainer import Randomness, preserve_attributes, save_checkpoint, save_epoch, validate
 from yolo_prune.report.records import EpochRecord
-from yolo_prune.surgery.slicing import Cut
+from yolo_prune.surgery.slicing import UndoLog
 from yolo_prune.training import exact_state
 from yolo_prune.training.guard import Guard
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from yolo_prune.training.run import Run
 
 
-def write_record(run: Run, done: Cut) -> None:
+def write_record(run: Run, undo: UndoLog) -> None:
     """Note where the run is in the ``model.yaml`` of its networks, which checkpoints are made of."""
     model, ema, trainer = run.model, run.ema, run.trainer
     if run.report.cuts and not run.report.quantization:
@@ -32,18 +32,18 @@ def write_record(run: Run, done: Cut) -> None:
         plain = model.yaml if run.report.quantization else checkpoint.unmarked(model.yaml)
         yaml = checkpoint.with_run(plain, run.progress.to_dict())
     for network in {model, ema, unwrap_model(trainer.model), trainer.ema.ema}:  # a wrapper has its own
-        done.set(network, "yaml", yaml)
+        undo.set(network, "yaml", yaml)
 
 
-def save_run(run: Run, done: Cut | None = None, randomness: Randomness | None = None) -> None:
+def save_run(run: Run, undo: UndoLog | None = None, randomness: Randomness | None = None) -> None:
     """Write where the run is to its networks, the report, ``last.pt`` and the exact state beside it.
 
     Args:
         run: Between two epochs, or after the last batch of one.
-        done: Records what changes in the networks, to take it back.
+        undo: Records what changes in the networks, to take it back.
         randomness: Random states to go on from (default: those of this moment).
     """
-    write_record(run, done or Cut())
+    write_record(run, undo or UndoLog())
     if not ddp.is_first():
         return
     trainer, guard = run.trainer, run.progress.guard
@@ -58,7 +58,7 @@ def save_run(run: Run, done: Cut | None = None, randomness: Randomness | None = 
 
 def save_finished_epoch(run: Run) -> bool:
     """Do what a trainer's ``save_model`` does; nothing that a resume needs is overwritten before all is written."""
-    write_record(run, Cut())
+    write_record(run, UndoLog())
     path = _save_state(run, run.trainer.epoch, Randomness())
     is_saved = save_epoch(run.trainer)
     run.folder.forget_states(but=path)
@@ -91,11 +91,11 @@ def note_recovered(run: Run) -> None:
 def note_dense(run: Run) -> None:
     """Write the dense network's file and note its fitness, just before the first cut."""
     trainer, dense = run.trainer, run.report.dense
-    fitness = ddp.agreed(trainer.best_fitness)
+    fitness = ddp.broadcast(trainer.best_fitness)
     if fitness is None and trainer.args.val:
-        fitness = ddp.agreed(validate(trainer)[1])
+        fitness = ddp.broadcast(validate(trainer)[1])
     path = trainer.wdir / "dense.pt"
-    ddp.once(lambda: _save_dense(run, path))
+    ddp.on_rank_zero(lambda: _save_dense(run, path))
     dense.fitness = None if fitness is None else float(fitness)
     dense.bytes, dense.checkpoint, dense.epochs = path.stat().st_size, str(path), int(trainer.epoch)
     if run.config.max_drop is not None and dense.fitness is not None:
@@ -108,7 +108,7 @@ def _save_dense(run: Run, path: Path) -> None:
     if is_of_this_run and trainer.best.exists():
         strip_optimizer(trainer.best, s=str(path))
     else:
-        with kept(trainer, "metrics"):
+        with preserve_attributes(trainer, "metrics"):
             trainer.metrics = trainer.metrics or {}
             save_checkpoint(trainer, path, epoch=trainer.epoch - 1)
         strip_optimizer(path)

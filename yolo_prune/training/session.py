@@ -21,7 +21,7 @@ from yolo_prune.training.run_files import note_recovered, save_finished_epoch, s
 from yolo_prune.training.schedule import ScheduledCut, learning_rate_epoch
 from yolo_prune.training.setup import Prepared, open_run, try_training_step
 from yolo_prune.training.steps import accept_or_roll_back, prune_step, quantize_step, remember_early
-from yolo_prune.utils.console import PREFIX, talking
+from yolo_prune.utils.console import PREFIX, verbosity
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -58,7 +58,7 @@ class Session:
         """Do what the schedule says; a repeated epoch (after a NaN, or out of memory) is not cut again."""
         run = self.run
         run.in_epoch = True
-        with talking(run.config.verbose):
+        with verbosity(run.config.verbose):
             if run.progress.pending and not self._has_tried_step:
                 self._has_tried_step = True
                 try_training_step(run)
@@ -88,7 +88,7 @@ class Session:
         upcoming, stopper = run.epoch + 1, trainer.stopper
         is_early = trainer.epoch + 1 < trainer.epochs
         ran_out = trainer.stop and is_early and trainer.epoch + 1 - stopper.best_epoch >= stopper.patience
-        ran_out, is_last = ddp.agreed((bool(ran_out), bool(trainer.stop)))
+        ran_out, is_last = ddp.broadcast((bool(ran_out), bool(trainer.stop)))
         if ran_out and (progress.pending or progress.quantizes):
             trainer.stop = False
             if progress.pending:
@@ -106,7 +106,7 @@ class Session:
         """After the final validation: measure, export, write the report, print the tables."""
         run, guard = self.run, self.run.progress.guard
         run.report.guard = guard.to_dict() if guard else None
-        with talking(run.config.verbose):
+        with verbosity(run.config.verbose):
             self._deferred_error = hand_over(run.trainer, run.config, run.report, self._unfinished())
         run.folder.forget_states()
         run.folder.before_cut.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from yolo_prune.training.schedule import cuts as schedule_cuts
 from yolo_prune.training.schedule import quantization as quantization_epoch
 from yolo_prune.training.snapshot import Snapshot
 from yolo_prune.training.sparsity import Sparsity
-from yolo_prune.utils.console import PREFIX, say, talking
+from yolo_prune.utils.console import PREFIX, log, verbosity
 from yolo_prune.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepare
         report = Report([trainer.args.imgsz, trainer.args.imgsz], Stage(), config.to_dict())
         progress = Progress(config, report, trainer.epochs)
     run = Run(trainer, progress, RunFolder(Path(trainer.save_dir)), StepCount(trainer))
-    with talking(run.config.verbose):
+    with verbosity(run.config.verbose):
         if noted:
             resume(run)
         elif run.config.targets:
@@ -155,7 +155,7 @@ def start(run: Run, given: Prepared | None) -> None:
         with preserved_rng():
             CalibrationData(model, calibration_batches(trainer, config.calibration)).halves()
     if config.is_timed:
-        run.latency = ddp.once(lambda: measure(model, graph, config.runtime))
+        run.latency = ddp.on_rank_zero(lambda: measure(model, graph, config.runtime))
     cost = CostModel(graph, run.latency)
     progress.goal = Goal.of(config.targets, cost, model)
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
@@ -267,8 +267,8 @@ def _get_model(
     model = checkpoint.rebuild(stock, cfg, given.get("weights"), **quiet, **others)
     if shows_model and ddp.is_first() and checkpoint.is_pruned(cfg):
         noted = (checkpoint.run_record(cfg) or {}).get("config", {})
-        with talking(noted.get("verbose", True) if is_verbose is None else is_verbose):
-            say("the checkpoint is pruned, and its network is rebuilt pruned")
+        with verbosity(noted.get("verbose", True) if is_verbose is None else is_verbose):
+            log("the checkpoint is pruned, and its network is rebuilt pruned")
         model.info()
     return model
 

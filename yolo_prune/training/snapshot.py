@@ -19,7 +19,7 @@ from yolo_prune.errors import CheckpointError
 from yolo_prune.host.ddp import is_first, wrapped_like
 from yolo_prune.host.distillation import student_of
 from yolo_prune.importance.statistics import copy_of
-from yolo_prune.utils.files import replacing
+from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -51,7 +51,7 @@ class Snapshot:
 
     def save(self, path: Path) -> None:
         """Write the copy, so that no reader ever sees half of it."""
-        with replacing(path) as draft:
+        with atomic_write(path) as draft:
             torch.save({name: getattr(self, name) for name in _SAVED}, draft)
 
     @classmethod
@@ -108,7 +108,7 @@ class Snapshot:
         if self._best is None:
             trainer.best.unlink(missing_ok=True)
         else:
-            with replacing(trainer.best) as draft:
+            with atomic_write(trainer.best) as draft:
                 draft.write_bytes(self._best)
 
 

@@ -30,7 +30,7 @@ from yolo_prune.planning.planner import plan_traced
 from yolo_prune.report.records import CutRecord, QuantizationRecord
 from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
 from yolo_prune.surgery.rewinding import recall, remember, rewind
-from yolo_prune.surgery.slicing import Cut, cut
+from yolo_prune.surgery.slicing import UndoLog, cut
 from yolo_prune.training.latency_feedback import LatencyFeedback
 from yolo_prune.training.rehearsal import check_step
 from yolo_prune.training.run_files import note_dense, save_run
@@ -60,19 +60,19 @@ def prune_step(run: Run, fraction: float) -> None:
     """
     started, trainer, progress = time.time(), run.trainer, run.progress
     name = f"cut {len(run.report.cuts) + 1} of {len(progress.schedule)}"
-    with borrowed_memory(), _all_or_nothing(trainer, name) as (done, randomness):
+    with borrowed_memory(), _all_or_nothing(trainer, name) as (undo, randomness):
         if run.report.dense.checkpoint is None:
             note_dense(run)
-        with ddp.together("looking at calibration images"):
+        with ddp.all_or_none("looking at calibration images"):
             batches = calibration_batches(trainer, run.config.calibration)
-        planned = ddp.once(lambda: _plan(run, fraction, batches))
+        planned = ddp.on_rank_zero(lambda: _plan(run, fraction, batches))
         if progress.guard:
-            done.set(run, "before_cut", Snapshot(trainer))
+            undo.set(run, "before_cut", Snapshot(trainer))
             after = progress.pending[1].epoch if len(progress.pending) > 1 else None
-            done.set(progress, "deadline", progress.guard.deadline(run.epoch, after, progress.float_epochs))
-        record = _apply(run, planned, done, batches)
+            undo.set(progress, "deadline", progress.guard.deadline(run.epoch, after, progress.float_epochs))
+        record = _apply(run, planned, undo, batches)
         record.seconds = round(time.time() - started, 2)
-        _commit(run, planned.plan, record, done, randomness)
+        _commit(run, planned.plan, record, undo, randomness)
     if run.sparsity:
         run.sparsity.detach()
         run.sparsity = None
@@ -90,18 +90,18 @@ def quantize_step(run: Run) -> None:
         CutError: If anything failed; the trainer is as it was.
     """
     trainer = run.trainer
-    started, best = time.time(), ddp.agreed(trainer.best_fitness)
-    with _all_or_nothing(trainer, "the step to INT8") as (done, randomness):
+    started, best = time.time(), ddp.broadcast(trainer.best_fitness)
+    with _all_or_nothing(trainer, "the step to INT8") as (undo, randomness):
         if run.report.dense.checkpoint is None:
             note_dense(run)
-        with ddp.together("the step to INT8"):
-            qat.begin(done, trainer)
+        with ddp.all_or_none("the step to INT8"):
+            qat.begin(undo, trainer)
         ddp.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
-        reset_best(run, done)
+        reset_best(run, undo)
         before = None if best is None else float(best)
         record = QuantizationRecord(trainer.epoch, before, trainer.fitness, None, round(time.time() - started, 2))
-        done.set(run.report, "quantization", record)
-        save_run(run, done, randomness)
+        undo.set(run.report, "quantization", record)
+        save_run(run, undo, randomness)
     run.before_cut = None  # a state without quantizers, which nothing goes back to any more
     run.log(
         f"INT8 from epoch {trainer.epoch} on: fitness {_score(before)} -> {_score(trainer.fitness)}, "
@@ -115,7 +115,7 @@ def accept_or_roll_back(run: Run) -> None:
     assert guard is not None and run.before_cut is not None
     progress.deadline = None
     record, fraction = run.report.cuts[-1], progress.schedule[len(run.report.cuts) - 1].fraction
-    record.fitness_recovered, is_last = ddp.agreed((record.fitness_recovered, bool(trainer.stop)))
+    record.fitness_recovered, is_last = ddp.broadcast((record.fitness_recovered, bool(trainer.stop)))
     if guard.holds(record.fitness_recovered):
         guard.accept(fraction)
         return
@@ -144,10 +144,10 @@ def remember_early(run: Run) -> None:
     """Write the state that cuts will rewind to, once, when the run is there."""
     rewind, early = run.config.rewind, run.folder.early(0)
     if rewind is not None and not run.report.cuts and run.epoch >= round(rewind * run.progress.epochs):
-        ddp.once(lambda: None if early.exists() else remember(run.model, early))
+        ddp.on_rank_zero(lambda: None if early.exists() else remember(run.model, early))
 
 
-def reset_best(run: Run, done: Cut) -> None:
+def reset_best(run: Run, undo: UndoLog) -> None:
     """Let best fitness and early stopping begin anew with a network that has changed, and validate it."""
     trainer = run.trainer
     for name, fresh in (
@@ -156,7 +156,7 @@ def reset_best(run: Run, done: Cut) -> None:
         ("fitness", None),
         ("metrics", trainer.metrics),
     ):
-        done.set(trainer, name, fresh)
+        undo.set(trainer, name, fresh)
     if trainer.args.val:
         metrics, trainer.fitness = validate(trainer)
         trainer.metrics = {**metrics, **run.figures} if metrics else None
@@ -175,24 +175,24 @@ def _plan(run: Run, fraction: float, batches: Batches) -> PlannedCut:
         return plan_traced(ema, graph, run.config, request, data, feedback)
 
 
-def _apply(run: Run, planned: PlannedCut, done: Cut, batches: Batches) -> CutRecord:
+def _apply(run: Run, planned: PlannedCut, undo: UndoLog, batches: Batches) -> CutRecord:
     """Slice, reconstruct and validate."""
     trainer, plan, ema = run.trainer, planned.plan, run.ema
     early = recall(ema, run.folder.early(len(run.report.cuts))) if run.config.rewind is not None else None
     wrapper = trainer.model
-    with ddp.together("cutting"):
-        _slice(run, plan, done, batches, early)
+    with ddp.all_or_none("cutting"):
+        _slice(run, plan, undo, batches, early)
         if run.config.distill is True and not run.report.cuts:
-            distillation.begin(done, trainer, trainer.wdir / "dense.pt")
+            distillation.begin(undo, trainer, trainer.wdir / "dense.pt")
         if run.readers is not None:
             check_step(trainer, batches[0])
         if trainer.args.compile:
             torch.compiler.reset()  # what was compiled for the old widths
     if early is not None:
-        ddp.once(lambda: remember(early, run.folder.early(len(run.report.cuts) + 1)))
+        ddp.on_rank_zero(lambda: remember(early, run.folder.early(len(run.report.cuts) + 1)))
     ddp.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
-    done.set(trainer, "model", ddp.wrapped_like(wrapper, trainer.model))
-    reset_best(run, done)
+    undo.set(trainer, "model", ddp.wrapped_like(wrapper, trainer.model))
+    reset_best(run, undo)
     return CutRecord(
         epoch=trainer.epoch,
         macs=plan.macs["after"],
@@ -207,7 +207,7 @@ def _apply(run: Run, planned: PlannedCut, done: Cut, batches: Batches) -> CutRec
     )
 
 
-def _slice(run: Run, plan: PrunePlan, done: Cut, batches: Batches, early: torch.nn.Module | None) -> None:
+def _slice(run: Run, plan: PrunePlan, undo: UndoLog, batches: Batches, early: torch.nn.Module | None) -> None:
     """Cut model, EMA and optimizer, and reconstruct what is left, or rewind it: early weights make what they made."""
     trainer = run.trainer
     live, averaged, images = unwrap_model(trainer.model), trainer.ema.ema, [batch["img"] for batch in batches]
@@ -215,30 +215,30 @@ def _slice(run: Run, plan: PrunePlan, done: Cut, batches: Batches, early: torch.
     before = [copy_of(run.ema) for _ in networks]  # the live one may hold graphs of its last batch
     for copy, network in zip(before, networks, strict=True):
         copy.load_state_dict(network.state_dict())
-    done.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
-    done.set(trainer.ema, "_pairs", None)  # it caches the old tensors
+    undo.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
+    undo.set(trainer.ema, "_pairs", None)  # it caches the old tensors
     for network, dense in zip(networks, before, strict=True):
         outputs = DenseOutputs(dense, images)  # of one network at a time: they are large
-        reconstruct(done, network, plan, outputs, frozen=trainer.freeze_layer_names)
+        reconstruct(undo, network, plan, outputs, frozen=trainer.freeze_layer_names)
     if early is not None:
         cut(plan, [early])
-        rewind(done, (run.model, run.ema), early)
-        done.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
+        rewind(undo, (run.model, run.ema), early)
+        undo.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
 
 
-def _commit(run: Run, plan: PrunePlan, record: CutRecord, done: Cut, randomness: Randomness) -> None:
+def _commit(run: Run, plan: PrunePlan, record: CutRecord, undo: UndoLog, randomness: Randomness) -> None:
     """Write down what was cut; from here on an interrupted run continues with the cut network."""
-    done.set(run.report, "cuts", [*run.report.cuts, record])
-    done.set(run, "gradients", Gradients())  # of parameters that are gone
+    undo.set(run.report, "cuts", [*run.report.cuts, record])
+    undo.set(run, "gradients", Gradients())  # of parameters that are gone
     if ddp.is_first():
         plan.save(run.folder.plan(len(run.report.cuts)))
         if run.before_cut:
             run.before_cut.save(run.folder.before_cut)
-    save_run(run, done, randomness)
+    save_run(run, undo, randomness)
 
 
 @contextmanager
-def _all_or_nothing(trainer: BaseTrainer, what: str) -> Iterator[tuple[Cut, Randomness]]:
+def _all_or_nothing(trainer: BaseTrainer, what: str) -> Iterator[tuple[UndoLog, Randomness]]:
     """Record what happens to a run between two epochs; if it fails, take it back, and if not, retire the best model.
 
     Nothing of it draws on the run's random numbers, whose states are handed out.
@@ -246,12 +246,12 @@ def _all_or_nothing(trainer: BaseTrainer, what: str) -> Iterator[tuple[Cut, Rand
     Raises:
         CutError: If anything failed; the trainer is as it was.
     """
-    done = Cut()
+    undo = UndoLog()
     with preserved_rng() as randomness:
         try:
-            yield done, randomness
+            yield undo, randomness
         except BaseException as e:  # an interrupt, too, must not leave half a cut
-            done.undo()
+            undo.undo()
             if not isinstance(e, Exception):
                 raise
             raise CutError(

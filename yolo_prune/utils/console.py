@@ -23,14 +23,14 @@ PATIENCE = 2.0
 """Seconds that pass before a bar tells that something is under way."""
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Log a text."""
     if _is_talking.get() and RANK in {-1, 0}:
         LOGGER.info(f"{PREFIX}{text}")
 
 
 @contextmanager
-def talking(is_verbose: bool) -> Iterator[None]:
+def verbosity(is_verbose: bool) -> Iterator[None]:
     """Show lines and bars only if the user wants them; what is silent already stays so."""
     token = _is_talking.set(is_verbose and _is_talking.get())
     try:
@@ -40,7 +40,7 @@ def talking(is_verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep Ultralytics and its exporters from telling of each network that is only made to be timed; bars are shown."""
     level = LOGGER.level
     token = _level.set(_level.get() or LOGGER.getEffectiveLevel())
@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def waiting(what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a bar if something takes longer than `PATIENCE`.
 
     What is waited for inside of it takes the same line of the terminal meanwhile, if it takes as long by itself.
@@ -115,7 +115,7 @@ class _Wait:
 
 _is_talking: ContextVar[bool] = ContextVar("is_talking", default=True)
 _level: ContextVar[int | None] = ContextVar("level", default=None)
-"""The level that the user has given the LOGGER, while `quiet` holds it higher."""
+"""The level that the user has given the LOGGER, while `silence` holds it higher."""
 _waiting: ContextVar[_Wait | None] = ContextVar("waiting", default=None)
 """The innermost of what is under way."""
 

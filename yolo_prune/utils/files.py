@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from yolo_prune.errors import WriteError, told
+from yolo_prune.errors import WriteError, describe_error
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a draft beside a file to write to; complete, it takes the file's place, and failed, it is gone.
 
     Args:
@@ -29,8 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
         if isinstance(e, WriteError) or not (isinstance(e, OSError) or type(e) is RuntimeError):  # torch's, of a disk
             raise
         raise WriteError(
-            f"{path} cannot be written ({told(e)}), and what was there is as it was; make room, or choose a folder "
-            "that can be written to."
+            f"{path} cannot be written ({describe_error(e)}), and what was there is as it was; make room, or "
+            "choose a folder that can be written to."
         ) from e
     finally:
         with suppress(OSError):  # where nothing can be written, nothing was
