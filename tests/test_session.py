@@ -351,7 +351,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
         return [dense, errors.pop(0) * pruned]
 
     monkeypatch.setattr(session, "time_networks", swinging)
-    trainer = run("yolov8n", soon("1.4x", allocation="global"), name="swinging")
+    trainer = run(prune=soon("1.4x", allocation="global"), name="swinging")
     dense, pruned = as_predicted([load_checkpoint(p)[0] for p in (trainer.wdir / "dense.pt", trainer.best)], "", 64)
     assert not errors and 1.4 * 1.1**0.5 <= dense / pruned <= 1.4 * 1.1**0.5 * 1.03
 
@@ -364,9 +364,9 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
 
 @pytest.mark.slow
 def test_a_run_ends_with_a_measured_speed_up_beside_the_official_scales(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, yolo: YOLO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scale = YOLO("yolov8n.yaml").model
+    scale = yolo.model
     monkeypatch.setattr(bench, "siblings", lambda network: [("yolov8n", scale)])
     trainer = run(prune=soon(benchmark=True))
     report = report_of(trainer)
