@@ -10,7 +10,7 @@ import torch
 from nets import build, tiny_yaml
 from torch import nn
 from torch.nn import functional as F
-from trainings import Run, report_of, soon
+from trainings import DEFAULTS, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
@@ -62,7 +62,7 @@ class Synchronised(Counting):
 @pytest.mark.parametrize("trainer", [Terse, Synchronised])
 def test_a_get_model_of_the_users_own_is_called_as_ultralytics_calls_it(run: Run, saved: Path, trainer: type) -> None:
     # From a YAML, Ultralytics itself gives ``verbose``.
-    first = run(YOLO(saved), soon(), trainer=trainer, epochs=3)
+    first = run(YOLO(saved), soon(**DEFAULTS), trainer=trainer, epochs=3)
     assert [cut["epoch"] for cut in report_of(first)["cuts"]] == [1, 2]
     widths = {name: p.shape for name, p in load_checkpoint(first.best)[0].named_parameters()}
     again = run(YOLO(first.best), PruneCallback(0), trainer=trainer, epochs=1)
