@@ -120,11 +120,11 @@ class Run:
     def name(self) -> str:
         """Name of its folder and file."""
         plain = re.sub(r"[^a-z]+", "-", self.contender.lower())
-        return "-".join((str(self.case), plain, *([str(self.locked_blocks)] * (self.locked_blocks < 100))))
+        return "-".join((str(self.case), plain, *([str(self.kept)] * (self.kept < 100))))
 
     def arguments(self, shared: Path, runs: Path) -> tuple[str, ...]:
         """Return what follows ``yolo train``; prepare the checkpoint that it starts from."""
-        epochs, removed = EPOCHS, f"{1 - self.locked_blocks / 100:.2f}"
+        epochs, removed = EPOCHS, f"{1 - self.kept / 100:.2f}"
         start = self.case.start(runs)
         model: tuple[str, ...] = (f"model={start}",)
         prune: tuple[str, ...] = ()
@@ -223,7 +223,7 @@ def comparison() -> Iterator[tuple[str, str, int, int, dict[str, float | None]]]
     rows: dict[tuple[str, str, int], list[Case]] = {}
     for run in planned():
         if run.contender == "ours" and score(run) is not None:
-            rows.setdefault((run.case.model, run.case.data, run.locked_blocks), []).append(run.case)
+            rows.setdefault((run.case.model, run.case.data, run.kept), []).append(run.case)
     order = list(dict.fromkeys(row[:2] for row in rows))
     for (model, data, kept), cases in sorted(rows.items(), key=lambda row: (order.index(row[0][:2]), -row[0][2])):
         means: dict[str, float | None] = {}

@@ -107,11 +107,12 @@ import numpy as np, torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import torch_safe_load
 x, expected = torch.load("expected")
-for path, outputs in expected.items():
+models = {path: YOLO(path) for path in expected}
+for path, outputs in expected.items():  # before a prediction sets the number of threads
     torch_safe_load(path, safe_only=True)
-    model = YOLO(path)
     with torch.no_grad():
-        assert torch.equal(model.model.eval()(x)[0], outputs[0])
+        assert torch.equal(models[path].model.eval()(x)[0], outputs[0])
+for path, model in models.items():
     model.info()
     model.predict(np.zeros((96, 96, 3), np.uint8), imgsz=96, verbose=False)
     model.fuse()

@@ -68,7 +68,7 @@ def test_wrong_arguments_are_refused_before_anything_is_made(
 
 def test_onnx_that_is_not_installed_is_told_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r'onnx is not installed: pip install "yolo-prune\[export\]"'):
+    with pytest.raises(ConfigError, match="onnx is not installed: pip install onnx onnxslim onnxruntime"):
         demo.run([])
 
 

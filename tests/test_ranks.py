@@ -110,7 +110,7 @@ def test_a_digest_changes_with_any_value() -> None:
 
 
 def test_ranks_that_differ_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "are_several", lambda: True)
+    monkeypatch.setattr(ranks, "is_distributed", lambda: True)
     monkeypatch.setattr(ranks, "_gathered", lambda value: [value, "other"])
     with pytest.raises(CutError, match="the plan of rank 1 differ"):
         ranks.check_same("plan", "one")

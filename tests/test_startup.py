@@ -235,7 +235,7 @@ def test_the_switch_leaves_the_prune_argument_to_ultralytics(python: Python, fak
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "prune=0.5", "prune_stpes=3"], "unknown knob prune_stpes: did you mean prune_steps?"),
+        (["train", "prune=0.5", "prune_stpes=3"], "unknown option prune_stpes: did you mean prune_steps?"),
         (["val", "prune=0.5"], "prune works in training only, not in val: write 'yolo train ... prune=0.5';"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

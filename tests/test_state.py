@@ -44,25 +44,36 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-LOST = (("on_fit_epoch_end", 0), ("on_train_epoch_end", 2))
-"""When a machine is lost: before any cut with the epoch validated, and in the middle of the epoch of the last cut."""
+LOST = {"before a cut": ("on_fit_epoch_end", 0), "after two": ("on_train_epoch_end", 2)}
+"""When a machine is lost: with an epoch validated, and in the middle of one."""
+AT = [
+    ("defaults", ("before a cut", "after two")),
+    *(pytest.param(name, ("before a cut",), marks=pytest.mark.slow) for name in ("gradients", "sparsity")),
+    *(
+        pytest.param(name, ("after two",), marks=pytest.mark.slow)
+        for name in ("steps across epochs", "two optimizers in one", "guard")
+    ),
+]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "defaults" else pytest.mark.slow) for n in RUNS])
-def test_an_interrupted_run_ends_as_if_nothing_had_happened(run: Run, own_folder: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "lost"), AT)
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    run: Run, own_folder: Path, name: str, lost: tuple[str, ...]
+) -> None:
     arguments, knobs = RUNS[name]
     yolo = YOLO(tiny_yaml(own_folder))
-    for n, (event, epoch) in enumerate(LOST):  # what is on the disk then is what a lost machine leaves
+    for when in lost:  # what is on the disk then is what a lost machine leaves
+        event, epoch = LOST[when]
 
-        def keep(trainer: Any, epoch: int = epoch, copy: Path = own_folder / f"left-{n}") -> None:
+        def keep(trainer: Any, epoch: int = epoch, copy: Path = own_folder / when) -> None:
             if trainer.epoch == epoch:
                 shutil.copytree(trainer.save_dir, copy, dirs_exist_ok=True)
 
         yolo.add_callback(event, keep)
     at = run(yolo, soon(**knobs), name="run", **arguments).save_dir
     undisturbed = at.rename(own_folder / "undisturbed")
-    for n in range(len(LOST)):
-        shutil.copytree(own_folder / f"left-{n}", at)
+    for when in lost:
+        shutil.copytree(own_folder / when, at)
         assert_same_end(undisturbed, run(YOLO(at / "weights" / "last.pt"), PruneCallback(None), resume=True).save_dir)
         shutil.rmtree(at)
 

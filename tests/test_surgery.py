@@ -251,7 +251,7 @@ def test_a_fused_network_can_be_cut_too(family: str) -> None:
 
 
 def test_what_is_taken_back_goes_last_first_and_calls_what_asked_for_it() -> None:
-    done, settings, seen = surgery.Cut(), {"a": 1}, []
+    done, settings, seen = surgery.UndoLog(), {"a": 1}, []
     done.set(settings, "a", 2)
     done.on_undo(lambda: seen.append(dict(settings)))
     done.set(settings, "a", 3)

@@ -87,7 +87,7 @@ def test_the_commands_of_the_trials_have_the_knobs(
 def test_a_space_that_no_trial_can_use_is_refused_at_once(tiny_data: Path, yolo: YOLO) -> None:
     soon().attach(yolo)
     for space, message in (
-        ({"prune_stpes": (1, 3)}, "unknown knob prune_stpes: did you mean prune_steps"),
+        ({"prune_stpes": (1, 3)}, "unknown option prune_stpes: did you mean prune_steps"),
         ({"prune": (0.3, 1.5)}, "target=1.5 is not a share to remove"),
         ({"prune_steps": (0.5, 3)}, "steps=0.5 is not a whole number"),
         ({"prune_max_drop": (0, 0.1)}, r"space: prune_max_drop=None is no number for the search to start from; give"),
@@ -169,5 +169,5 @@ def test_a_knob_that_ray_tune_does_not_know_is_refused_before_training(
 ) -> None:
     once().attach(yolo)
     settings = {"data": str(tiny_data), "project": str(own_folder), "search_alg": "random", **SETTINGS}
-    with pytest.raises(ConfigError, match="unknown knob prune_stpes: did you mean prune_steps"):
+    with pytest.raises(ConfigError, match="unknown option prune_stpes: did you mean prune_steps"):
         yolo.tune(use_ray=True, iterations=1, space={"prune_stpes": [1]}, **settings)

@@ -34,10 +34,8 @@ from yolo_prune.errors import ConfigError, short_repr
 
 def _option(default: Any, rule: Rule, help: str) -> Any:
     """Declare an option with its rule and its one-line description, of which help texts and documents are made."""
-    metadata = {"help": help, "rule": rule}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    given: dict[str, Any] = {"default_factory": dict} if isinstance(default, dict) else {"default": default}
+    return field(**given, metadata={"help": help, "rule": rule})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,9 +234,8 @@ class PruneConfig:
             return read_yaml(value)
         if isinstance(value, (int, float, str, list, tuple)):
             return {"target": value}
-        raise ConfigError(
-            f"prune={short_repr(value)} is a {type(value).__name__}; use a target, a dict or a YAML file."
-        )
+        kind = type(value).__name__
+        raise ConfigError(f"prune={short_repr(value)} is a {kind}; use a target, a dict or a YAML file.")
 
     @classmethod
     def from_dict(cls, knobs: Mapping[str, Any]) -> PruneConfig:
@@ -317,10 +314,8 @@ class PruneConfig:
             for pattern in getattr(self, name):
                 if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
                     near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
-                    raise ConfigError(
-                        f"{name}: {short_repr(pattern)} matches no layer of this network; its layers have names like "
-                        f"{', '.join(near)}."
-                    )
+                    why = "matches no layer of this network; its layers have names like"
+                    raise ConfigError(f"{name}: {short_repr(pattern)} {why} {', '.join(near)}.")
 
     def is_ignored(self, layer: str) -> str | None:
         """Return the pattern of ``ignored_layers`` that matches a layer path, or None."""
