@@ -428,7 +428,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (train(export=("onxx",)), "export='onxx' is no export format", "did you mean onnx?"),
         (train(export=("pb:8",)), "export='pb:8': Ultralytics exports no pb of", "Valid: pb:32"),
         (train(distill="none.pt"), "distill=none.pt: there is no such file", "the path of a .pt file"),
-        (train(ignored_layers=("modle.0.*",)), "'modle.0.*' matches no layer", "names like model.0.bn"),
+        (train(ignored_layers=("modl.0.*",)), "'modl.0.*' matches no layer", "names like model.0.bn"),
         (train(layer_limits={"x*": 0.1}), "layer_limits: 'x*' matches no layer", "have names like"),
     )
     + refused(
@@ -501,7 +501,7 @@ WRONGS: dict[str, list[Wrong]] = {
     ),
     "yolo-prune ...": refused(
         2,
-        (command("trian"), "unknown command trian", "Did you mean train?"),
+        (command("trai"), "unknown command trai", "Did you mean train?"),
         (command("zzz"), "unknown command zzz", "Valid: train, prune, plan, bench, sensitivity, report, demo"),
         (command("help plna"), "unknown command plna", "Did you mean plan?"),
         (command("help plan bench"), "help plan bench: help tells of one command", "e.g. yolo-prune help plan"),
