@@ -130,6 +130,22 @@ def test_a_stock_training_of_a_pruned_checkpoint_stops_with_the_way_out(
     assert "prune=0" in checkpoint.SENTENCE
 
 
+def test_a_checkpoint_promises_no_package_index() -> None:
+    for sentence in (checkpoint.SENTENCE, checkpoint.RUN_SENTENCE):
+        assert checkpoint.INSTALL in sentence and "pip install" not in sentence
+
+
+def test_a_checkpoint_with_a_sentence_of_another_version_is_read_as_any_other() -> None:
+    model = pruned("yolo11n")
+    first = model.yaml["backbone"][0]
+    first[2] = "This network was pruned by yolo_prune … Way out: pip install yolo-prune, …"  # as 0.1.0 wrote it
+    assert checkpoint.is_pruned(model.yaml)
+    assert checkpoint.unmarked(model.yaml) == build("yolo11n").yaml
+    again = checkpoint.rebuild(get_model, model.yaml, model)
+    assert_same_tensors(state(model), state(again))
+    assert again.yaml["backbone"][0][2] == checkpoint.SENTENCE
+
+
 def test_safe_load_accepts_a_pruned_checkpoint(tmp_path: Path) -> None:
     ckpt, _ = torch_safe_load(save(pruned("yolo11n"), tmp_path / "best.pt"), safe_only=True)
     assert checkpoint.is_pruned(ckpt["model"].yaml)

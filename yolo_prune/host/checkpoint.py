@@ -29,17 +29,18 @@ KEY = "yolo_prune"
 ``widths`` are those of a pruned network, ``run`` is the state of a pruning run.
 """
 
+INSTALL = "install the yolo_prune plugin (whoever made this checkpoint has it)"
+"""Where to get the plugin: a checkpoint outlives addresses, and no package index is promised to have it."""
+
 SENTENCE = (
-    "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: install the plugin "
-    "yolo_prune from where it was had, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the "
-    "yolo command."
+    "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: "
+    f"{INSTALL}, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
 )
 
 RUN_SENTENCE = (
     "This checkpoint belongs to a run of yolo_prune, and a plain train() or resume would go on without its cuts. Way "
-    "out: install the plugin yolo_prune from where it was had, then PruneCallback(None).attach(model) before "
-    "model.train(resume=True), or add prune=True to the yolo command; prune=0 and PruneCallback(0) train the "
-    "network as it is."
+    f"out: {INSTALL}, then PruneCallback(None).attach(model) before model.train(resume=True), or add prune=True to the "
+    "yolo command; prune=0 and PruneCallback(0) train the network as it is."
 )
 
 
