@@ -76,7 +76,7 @@ def test_a_model_is_pruned_on_data_without_training(own_folder: Path, tiny_data:
     yolo = YOLO(narrow_yaml(f"yolov8n{suffix}", own_folder))
     short = {"data": str(data), "imgsz": 64, "batch": 4, "workers": 0, "project": str(own_folder / "runs")}
     yolo.train(**short, epochs=1, plots=False)
-    result = prune_model(yolo, 0.3, **short, calibration=8, export=("torchscript",), verbose=False)
+    result = prune_model(yolo, 0.3, **short, calibration=8, export=("torchscript",), benchmark=False, verbose=False)
     assert result.save_dir == own_folder / "runs" / "prune" and result.report is not None
     written = json.loads((result.save_dir / "pruning" / "report.json").read_text())
     assert 0.68 <= written["final"]["macs"] / written["dense"]["macs"] <= 0.7
@@ -97,6 +97,7 @@ def test_a_model_is_pruned_on_data_without_training(own_folder: Path, tiny_data:
 def test_the_command_line_prunes_without_training(own_folder: Path, tiny_data: Path) -> None:
     YOLO(tiny_yaml(own_folder)).save("start.pt")
     run = ["prune", "model=start.pt", f"data={tiny_data}", "prune=0.3", "prune_calibration=8", "imgsz=64", "workers=0"]
+    run += ["prune_benchmark=False"]
     assert cli.main([*run, f"project={own_folder / 'runs'}", "batch=4"]) == 0
     written = json.loads((own_folder / "runs" / "prune" / "pruning" / "report.json").read_text())
     assert written["config"]["calibration"] == 8 and written["final"]["macs"] <= 0.7 * written["dense"]["macs"]
