@@ -57,9 +57,9 @@ def build(name: str, seed: int = 0) -> tasks.BaseModel:
     return copy.deepcopy(_build(name, seed))
 
 
-def fast_and_slow(*families: str) -> list[Any]:
-    """Return families as parameters of a test: all but the first are for the slow tier."""
-    return [families[0], *(pytest.param(family, marks=pytest.mark.slow) for family in families[1:])]
+def fast_and_slow(first: Any, *others: Any) -> list[Any]:
+    """Return the values of a test's parameter: all but the first are for the slow tier."""
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
 
 
 @lru_cache

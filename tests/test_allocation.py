@@ -14,7 +14,12 @@ from yolo_prune.planning.allocation import ByScore, PlanRequest, check_reachable
 @pytest.mark.parametrize(
     ("family", "allocation", "round_to", "target"),
     [
-        *((family, "global", None, target) for family in FAMILIES for target in (0.1, 0.5, 0.7)),
+        *((family, "global", None, 0.5) for family in FAMILIES),
+        *(
+            pytest.param(family, "global", None, target, marks=() if family == "yolov8n" else pytest.mark.slow)
+            for family in FAMILIES
+            for target in (0.1, 0.7)
+        ),
         *(("yolov8n", allocation, n, 0.5) for allocation in ("uniform", "global") for n in (1, 8, None)),
     ],
 )

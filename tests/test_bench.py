@@ -92,6 +92,7 @@ def test_what_cannot_be_timed_is_told_in_its_row(pair: tuple[Path, Path]) -> Non
     assert all(row.seconds for row in fine) and (broken.reason or "") in found.table()
 
 
+@pytest.mark.slow
 def test_an_official_model_is_built_from_its_name_and_put_beside_the_next_scale(
     monkeypatch: pytest.MonkeyPatch, own_folder: Path
 ) -> None:

@@ -42,7 +42,7 @@ def save(model: DetectionModel, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", fast_and_slow("yolo26n", "yolov8n", "yolo11n"))
 def test_the_record_rebuilds_the_same_network_with_its_weights(family: str) -> None:
     model = pruned(family)
     again = checkpoint.rebuild(get_model, model.yaml, model)

@@ -31,7 +31,12 @@ def test_the_cost_of_a_dense_network_is_what_torch_counts(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "allocation"), [*((family, "global") for family in FAMILIES), ("yolov8n", "uniform")]
+    ("family", "allocation"),
+    [
+        ("yolov8n", "global"),
+        ("yolo26n", "global"),
+        *(pytest.param(*of, marks=pytest.mark.slow) for of in (("yolo11n", "global"), ("yolov8n", "uniform"))),
+    ],
 )
 def test_the_predicted_cost_of_a_cut_is_what_torch_counts_after_it(family: str, allocation: str) -> None:
     model = build(family)
@@ -69,6 +74,7 @@ def test_savings_are_what_one_unit_less_saves(family: str, quantity: str) -> Non
         assert savings[g] == pytest.approx(saved, rel=0.12, abs=2)  # a layer that a group is on both sides of is curved
 
 
+@pytest.mark.slow
 def test_the_end_to_end_head_costs_the_same_whichever_branch_is_deployed() -> None:
     model = build("yolo26n")
     make(model, 0.5, allocation="global").apply(model)

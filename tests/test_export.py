@@ -74,6 +74,7 @@ def test_an_export_that_computes_something_else_is_found(slim: Path) -> None:
     assert scores > 0.01
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_other_formats(slim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stock = YOLO.export
 

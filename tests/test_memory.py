@@ -53,6 +53,7 @@ print(given_back(26))
 """
 
 
+@pytest.mark.slow
 @needs_gnu
 def test_large_blocks_go_back_when_they_are_free_until_the_cut_is_over(python: Python) -> None:
     done = python("-c", LARGE_BLOCKS, PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))

@@ -163,6 +163,7 @@ def test_a_parameter_per_channel_of_an_activation_is_sliced_and_rebuilt() -> Non
     assert again.model[1].act.slope.shape == (1, len(kept), 1, 1)
 
 
+@pytest.mark.slow
 def test_one_activation_that_all_layers_share_locks_nothing() -> None:
     shared = Swish()
     model = with_act(lambda width: shared)
@@ -259,13 +260,14 @@ def renamed(old: head.Detect) -> nn.Module:
     return Renamed(3, [level[0].conv.in_channels for level in old.cv2])
 
 
+@pytest.mark.slow
 def test_a_head_that_changes_nothing_is_cut_like_the_one_that_it_inherits_from() -> None:
     model, stock = with_head(same), build("yolo11n")
     assert make(model, 0.5).sha256 == make(stock, 0.5).sha256
     assert max(verify_cut(model, 0.5, 64).values()) < 1e-9
 
 
-@pytest.mark.parametrize("new", [smoothed, renamed])
+@pytest.mark.parametrize("new", fast_and_slow(renamed, smoothed))
 def test_a_head_that_is_not_what_it_inherits_from_is_locked(new: Callable[[head.Detect], nn.Module]) -> None:
     model = with_head(new)
     plan = make(model, 0.3, importance="random")
@@ -274,6 +276,7 @@ def test_a_head_that_is_not_what_it_inherits_from_is_locked(new: Callable[[head.
     assert max(verify_cut(model, plan, 64).values()) < 1e-9
 
 
+@pytest.mark.slow
 def test_a_pruned_network_with_an_unknown_head_is_rebuilt_for_other_classes() -> None:
     model = with_head(renamed)
     make(model, 0.3).apply(model)
@@ -341,7 +344,7 @@ STEMS: dict[str, tuple[Callable[[nn.Module], nn.Module], int]] = {
 }
 
 
-@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("stem", fast_and_slow(*STEMS))
 def test_stems_of_ones_own_are_cut_and_the_image_is_not(stem: str) -> None:
     new, channels = STEMS[stem]
     model = build("yolov8n")

@@ -109,6 +109,7 @@ def test_the_smallest_map_is_rounded_as_any_width(
     assert are_multiples(left) and all(n % multiple == 0 for n in left)
 
 
+@pytest.mark.slow
 def test_a_second_cut_keeps_what_the_first_one_left() -> None:
     network = build("yolo11n")
     for target in (0.3, 0.4):
@@ -116,6 +117,7 @@ def test_a_second_cut_keeps_what_the_first_one_left() -> None:
         assert are_multiples(maps_of(network))
 
 
+@pytest.mark.slow
 def test_layers_that_are_ignored_keep_all_of_the_maps() -> None:
     network = build("yolov8n")
     plan = make(network, 0.4, reid=True, ignored_layers=("model.15.cv2.conv",))
@@ -158,6 +160,7 @@ def test_a_network_in_which_a_tracker_finds_no_features_is_named() -> None:
     assert reid_hint(build("yolov8n")) == reid_hint(build("yolov8n-cls")) == ""
 
 
+@pytest.mark.slow
 def test_of_an_end_to_end_head_ultralytics_takes_no_features_so_nobody_is_warned() -> None:
     network = untied("yolo26n")
     for is_end_to_end, told in ((True, False), (False, True)):
@@ -165,6 +168,7 @@ def test_of_an_end_to_end_head_ultralytics_takes_no_features_so_nobody_is_warned
         assert ("48, 104 and 200" in reid_hint(network)) is told
 
 
+@pytest.mark.slow
 def test_a_cut_by_weights_alone_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(LOGGER, "propagate", True)
     network = untied()

@@ -259,6 +259,7 @@ def test_what_an_earlier_run_left_in_the_folder_is_not_taken_for_this_one(
     assert sum(p.numel() for p in reference.parameters()) == dense["params"]
     report = report_of(again)
     assert report["cuts"][0]["epoch"] == 0 and report["dense"]["fitness"] is not None  # a cut before the first epoch
+    assert (report["dense"]["finished"], report["dense"]["epochs"]) == (False, 0)
     assert report["final"]["macs"] <= 0.7 * report["dense"]["macs"]
 
 
@@ -272,10 +273,9 @@ def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run
 
     learning = run(prune=prune(), epochs=4)
     knowing = run(YOLO(learning.wdir / "dense.pt"), prune(), epochs=4)
-    told = run(prune=prune(start=0.0), epochs=4)
-    assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing, told)] == [1, 0, 0]
-    dense = [report_of(trainer)["dense"] for trainer in (learning, knowing, told)]
-    assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0), (False, 0)]
+    assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing)] == [1, 0]
+    dense = [report_of(trainer)["dense"] for trainer in (learning, knowing)]
+    assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0)]
     too_short = run(prune=soon(0.3, steps=3, start=None, end=None), epochs=9)  # 3, 4 and 4
     assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
 
@@ -446,7 +446,7 @@ def test_cuts_that_keep_every_channel_leave_the_run_the_same_bit_for_bit(
 
     monkeypatch.setattr(steps, "plan_traced", keep_everything)
     expected, rates = plain(optimizer, folder, tiny_data)
-    weights, same_rates = watched(own_folder, tiny_data, soon(reconstruction=False), optimizer)
+    weights, same_rates = watched(own_folder, tiny_data, soon(), optimizer)
     (report,) = own_folder.rglob("report.json")
     assert len(json.loads(report.read_text())["cuts"]) == 2
     for a, b in zip(expected, weights, strict=True):
@@ -486,11 +486,13 @@ def failing_at(n: int, error: type[BaseException], stages: list[Any]) -> Iterato
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "every"), [("AdamW", 1), ("MuSGD", 5)])
+@pytest.mark.parametrize(("optimizer", "first"), [("AdamW", 0), ("MuSGD", 1)])
 def test_a_cut_that_fails_at_any_stage_leaves_the_trainer_as_it_was(
-    run: Run, yolo: YOLO, optimizer: str, every: int
+    run: Run, yolo: YOLO, optimizer: str, first: int
 ) -> None:
-    prune = soon(ignored_layers=("model.0.*", "model.4.*"))  # what is not cut is reconstructed all the same
+    prune = soon(
+        ignored_layers=("model.0.*", "model.4.*"), reconstruction=True
+    )  # what is not cut is reconstructed all the same
     message = r"cut 1 of 2 at epoch 1 failed and was taken back; .*last\.pt can be resumed\. .*: no space left"
     failed: list[str] = []
 
@@ -498,8 +500,8 @@ def test_a_cut_that_fails_at_any_stage_leaves_the_trainer_as_it_was(
         if trainer.epoch != 1:
             return
         before, dense = snapshot(trainer), sum(p.numel() for p in trainer.model.parameters())
-        for n in (*range(6), *range(0, 99, every)):  # the dense model is noted once, before the first cut
-            kind = KeyboardInterrupt if n == 10 else RuntimeError
+        for n in (*range(6), *range(first, 99, 2)):  # the dense model is noted once, before the first cut
+            kind = KeyboardInterrupt if n == 10 + first else RuntimeError
             stages: list[Any] = []
             error: BaseException | None = None
             try:
@@ -517,7 +519,7 @@ def test_a_cut_that_fails_at_any_stage_leaves_the_trainer_as_it_was(
     yolo.add_callback("on_train_epoch_start", fail_everywhere)  # before ours
     with pytest.raises(Paused):
         run(yolo, prune, optimizer=optimizer)
-    assert len(failed) > 15 / every, failed
+    assert len(failed) > 12, failed
 
 
 # What is frozen, and when a run ends ----------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def plan() -> PrunePlan:
 
 
 @pytest.mark.parametrize(
-    ("family", "allocation"), [*((family, "global") for family in FAMILIES), ("yolov8n", "uniform")]
+    ("family", "allocation"),
+    [*((family, "global") for family in FAMILIES), pytest.param("yolov8n", "uniform", marks=pytest.mark.slow)],
 )
 def test_cutting_channels_that_are_dead_changes_no_output(family: str, allocation: str) -> None:
     model = build(family)

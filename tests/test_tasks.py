@@ -14,23 +14,23 @@ from torch import nn
 from ultralytics import RTDETR, YOLO
 
 from yolo_prune import PruneCallback
-from yolo_prune.config.settings import DATA_FREE
 from yolo_prune.graph.layers import named_layers, widths
 
 pytestmark = pytest.mark.slow
 
+QUICK = {"importance": "l2", "allocation": "uniform", "reconstruction": False}
 RUNS: list[tuple[str, str, dict[str, Any]]] = [  # each task once with the default criterion
-    ("yolo11n-seg", "segment", DATA_FREE),
+    ("yolo11n-seg", "segment", QUICK),
     ("yolo26n-seg", "segment", {}),
     ("yolo26n-pose", "pose", {}),
     ("yolov8n-obb", "obb", {}),
     ("yolov8n-cls", "classify", {}),
     ("yolo26n-sem", "semantic", {}),
     ("yolo26n-depth", "depth", {}),
-    ("yolo12n", "detect", DATA_FREE),
-    ("yolov10n", "detect", DATA_FREE),
-    ("yolov9t", "detect", DATA_FREE),
-    ("yolov8n-rtdetr", "detect", DATA_FREE),
+    ("yolo12n", "detect", QUICK),
+    ("yolov10n", "detect", QUICK),
+    ("yolov9t", "detect", QUICK),
+    ("yolov8n-rtdetr", "detect", QUICK),
 ]
 
 
