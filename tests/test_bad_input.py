@@ -449,7 +449,7 @@ WRONGS: dict[str, list[Wrong]] = {
         ConfigError,
         (
             Act(lambda: prune_model(build("yolov8n"), 0.5, steps=3)),
-            "steps: no knob of a cut without training and data",
+            "steps: no option of a cut without training and data",
             "Valid: importance, allocation",
         ),
         (

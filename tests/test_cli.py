@@ -18,7 +18,7 @@ from ultralytics.cfg import DEFAULT_CFG_DICT
 from yolo_prune import __version__
 from yolo_prune.cli import commands, usage
 from yolo_prune.cli import main as cli
-from yolo_prune.config.settings import KNOBS
+from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.errors import CheckpointError, TargetError
 
 
@@ -29,8 +29,8 @@ def test_help_names_every_command_and_every_knob_with_its_default(
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert all(f"  {command} " in text for command in cli.COMMANDS)
-    assert all(f"  prune_{name}=" in text for name in KNOBS if name != "target")
-    assert all(help in text for name, help in KNOBS.items() if name != "target")
+    assert all(f"  prune_{name}=" in text for name in HELP_TEXTS if name != "target")
+    assert all(help in text for name, help in HELP_TEXTS.items() if name != "target")
     assert "  prune_steps=3  " in text
     assert "  prune_export=  " in text
 
@@ -129,7 +129,9 @@ def test_report_takes_one_folder(folders: list[str], capsys: pytest.CaptureFixtu
 
 
 COMMANDS = st.sampled_from(["prune", "plan", "sensitivity", "bench", "help", "version", ""]) | st.text(max_size=6)
-NAMES = st.sampled_from([*DEFAULT_CFG_DICT, *(f"prune_{knob}" for knob in KNOBS), "calibration", "runtimes", "scales"])
+NAMES = st.sampled_from(
+    [*DEFAULT_CFG_DICT, *(f"prune_{knob}" for knob in HELP_TEXTS), "calibration", "runtimes", "scales"]
+)
 PAIRS = st.tuples(
     NAMES, st.just("="), st.sampled_from(["0.5", "3", "True", "None", "[1,", "a.pt"]) | st.text(max_size=6)
 )

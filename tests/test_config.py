@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolo_prune.config.choices import ALLOCATIONS, IMPORTANCES, LEARNING_RATES, NORMALIZERS, SCHEDULES, SPARSITIES
-from yolo_prune.config.settings import KNOBS, PruneConfig
+from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.errors import ConfigError
 
 NAMES = st.lists(st.text(min_size=1), max_size=3).map(tuple)
@@ -102,8 +102,8 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_each_knob_has_a_description() -> None:
-    assert all(KNOBS.values())
-    assert list(KNOBS) == list(PruneConfig().to_dict())
+    assert all(HELP_TEXTS.values())
+    assert list(HELP_TEXTS) == list(PruneConfig().to_dict())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_single_knobs_override_the_yaml_file_whatever_their_order(own_folder: Pa
 
 @given(
     st.dictionaries(
-        st.sampled_from(["prune", *(f"prune_{name}" for name in KNOBS)]) | st.text(),
+        st.sampled_from(["prune", *(f"prune_{name}" for name in HELP_TEXTS)]) | st.text(),
         st.text() | st.floats().map(str) | st.integers().map(str) | st.text().map(lambda text: f"{text}.yaml"),
     )
 )
@@ -168,7 +168,7 @@ def test_any_command_line_gives_a_config_or_a_config_error(arguments: dict[str, 
         assert str(e)
 
 
-@given(st.dictionaries(st.sampled_from(list(KNOBS)) | SCALARS, PLAIN, max_size=4))
+@given(st.dictionaries(st.sampled_from(list(HELP_TEXTS)) | SCALARS, PLAIN, max_size=4))
 def test_any_dict_gives_a_config_or_a_config_error(knobs: dict[Any, Any]) -> None:
     with suppress(ConfigError):
         config = PruneConfig.from_dict(knobs)

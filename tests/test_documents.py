@@ -30,7 +30,7 @@ from yolo_prune.cli import demo, startup, usage
 from yolo_prune.cli import main as cli
 from yolo_prune.config import targets
 from yolo_prune.config.choices import ALLOCATIONS, BY_DATA, IMPORTANCES, SCHEDULES
-from yolo_prune.config.settings import KNOBS
+from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.deploy import bench
 from yolo_prune.importance import scores
 from yolo_prune.report import page
@@ -253,7 +253,7 @@ HELP = "\n".join([usage.of_all(), *map(usage.of_command, usage.USAGES)])
 GRAMMAR = targets.__doc__ or ""
 FORMS = {
     "the help": typed(HELP),
-    "the knob": {form for inside in re.findall(r"\((.+?)\)", KNOBS["target"]) for form in inside.split(", ")},
+    "the knob": {form for inside in re.findall(r"\((.+?)\)", HELP_TEXTS["target"]) for form in inside.split(", ")},
     "messages": set(re.split(r", | or ", targets.EXAMPLES.partition(";")[0])),
     "targets.py": {*re.findall(r"^    (\S.*?) {2,}", GRAMMAR, re.MULTILINE), *re.findall(r"``(\d.*?)``", GRAMMAR)},
     **{path.name: written(path) for path in DOCUMENTS},

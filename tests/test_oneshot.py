@@ -60,7 +60,7 @@ def test_wrong_knobs_and_targets_are_refused_before_anything_changes() -> None:
     with pytest.raises(ConfigError, match="did you mean round_to"):
         prune_model(model, {"target": 0.5, "roundto": 8})
     with pytest.raises(
-        ConfigError, match=r"steps: no knob of a cut without training and data\. Valid: importance, allocation"
+        ConfigError, match=r"steps: no option of a cut without training and data\. Valid: importance, allocation"
     ):
         prune_model(model, 0.5, steps=3)
     with pytest.raises(TargetError, match="is the least that can be reached"):

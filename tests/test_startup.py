@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolo_prune.cli import startup
-from yolo_prune.config.settings import KNOBS, PruneConfig
+from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.errors import ConfigError, PruneError, TargetError
 
 HOST = ("-m", "ultralytics.cfg.__init__")
@@ -125,7 +125,7 @@ def test_a_new_run_has_to_say_how_much_to_remove(arguments: list[str]) -> None:
         startup.read_config({"prune": "True"}, arguments)
 
 
-NAMES = st.sampled_from(["prune", *(f"prune_{knob}" for knob in KNOBS), "model", "resume", "mode", "imgsz"])
+NAMES = st.sampled_from(["prune", *(f"prune_{knob}" for knob in HELP_TEXTS), "model", "resume", "mode", "imgsz"])
 VALUES = st.sampled_from(["0.5", "True", "none.yaml", "[a,", "b]", "", "train"]) | st.text(max_size=6)
 WORDS = st.one_of(
     st.tuples(st.sampled_from(["", "--"]), NAMES, st.sampled_from(["=", " =", "= ", ""]), VALUES).map("".join),

@@ -12,7 +12,7 @@ from ultralytics.cfg import DEFAULT_CFG_DICT
 from yolo_prune.cli import demo, usage
 from yolo_prune.cli import main as cli
 from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS
-from yolo_prune.config.settings import KNOBS, PruneConfig
+from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.deploy import bench
 
@@ -33,7 +33,7 @@ def test_every_command_has_help_and_every_help_a_command() -> None:
 def test_a_name_and_its_text_never_run_together(text: str) -> None:
     rows = [line for line in text.splitlines() if line.startswith("  ") and not line.startswith("  yolo-prune ")]
     assert all(re.match(r"  \S+( \S+)*  +\S", row) for row in rows)
-    names = {f"  {CLI_PREFIX}{name}=" for name in KNOBS if name != "target"}
+    names = {f"  {CLI_PREFIX}{name}=" for name in HELP_TEXTS if name != "target"}
     assert all(row.split("  ")[1].count("=") == 1 for row in rows if row.startswith(tuple(names)))
 
 
@@ -49,7 +49,7 @@ def test_the_help_of_a_command_has_what_it_does_what_it_takes_and_an_example(com
 @pytest.mark.parametrize("command", usage.USAGES)
 def test_the_help_of_a_command_has_the_knobs_that_mean_something_there(command: str) -> None:
     named = set(re.findall(rf"^  {CLI_PREFIX}(\w+)=", usage.of_command(command), re.MULTILINE))
-    knobs = {"train": set(KNOBS), "demo": set(KNOBS), "prune": set(BY_DATA), "plan": set(BY_DATA)}
+    knobs = {"train": set(HELP_TEXTS), "demo": set(HELP_TEXTS), "prune": set(BY_DATA), "plan": set(BY_DATA)}
     assert named == knobs.get(command, set()) - {"target", *(("benchmark", "export") if command == "plan" else ())}
     assert set(BY_WEIGHTS) - {"target"} <= named or not named
 

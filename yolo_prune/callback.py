@@ -24,12 +24,12 @@ class PruneCallback:
 
     Args:
         target: Share of the dense model's multiply-adds to remove, 0 <= target < 1; also a PruneConfig, a dict of
-            knobs or a YAML file. 0 cuts nothing, but lets a pruned checkpoint be trained on as it is. None takes the
+            options or a YAML file. 0 cuts nothing, but lets a pruned checkpoint be trained on as it is. None takes the
             configuration from the checkpoint that is resumed.
-        **knobs: Any knob of PruneConfig.
+        **options: Any option of PruneConfig.
 
     Raises:
-        ConfigError: If a knob is wrong.
+        ConfigError: If an option is wrong.
 
     Examples:
         >>> model = YOLO("yolo11n.pt")
@@ -43,10 +43,12 @@ class PruneCallback:
         ...     model.add_callback(event, function)  # on one device; for several, use attach
     """
 
-    def __init__(self, target: Any = 0.5, **knobs: Any) -> None:
-        if target is None and knobs:
-            raise UnsupportedError("knobs cannot be changed when a run is resumed; PruneCallback(None) takes none.")
-        self.config = None if target is None else PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **knobs})
+    def __init__(self, target: Any = 0.5, **options: Any) -> None:
+        if target is None and options:
+            raise UnsupportedError("options cannot be changed when a run is resumed; PruneCallback(None) takes none.")
+        self.config = (
+            None if target is None else PruneConfig.from_dict({**PruneConfig.load(target).to_dict(), **options})
+        )
         self._session: Session | None = None
         self._prepared: Prepared | None = None
 

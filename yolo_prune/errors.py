@@ -1,7 +1,7 @@
 """Every error that yolo_prune raises on purpose.
 
     PruneError
-    ├── ConfigError        a knob has a wrong name, type or value        (also a ValueError)
+    ├── ConfigError        an option has a wrong name, type or value       (also a ValueError)
     ├── UnsupportedError   the model or a feature of the host cannot be combined with pruning
     ├── TargetError        the asked target cannot be reached; names what is locked
     ├── PlanError          a plan is malformed or belongs to another model (also a ValueError)
@@ -29,7 +29,7 @@ class PruneError(Exception):
 
 
 class ConfigError(PruneError, ValueError):
-    """A knob has a wrong name, type or value."""
+    """An option has a wrong name, type or value."""
 
 
 class UnsupportedError(PruneError):
@@ -75,6 +75,6 @@ def listed(values: Iterable[Any]) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what another package's error says, on one line: its class, and its first line of text."""
+    """Return another package's error on one line: its class, and its first line of text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

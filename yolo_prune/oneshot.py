@@ -15,7 +15,7 @@ from ultralytics.nn.modules import conv
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE
-from yolo_prune.config.settings import KNOBS, PruneConfig
+from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.config.targets import QUANTITIES, in_units
 from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
@@ -43,7 +43,7 @@ from yolo_prune.utils.text import aligned
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What `prune_model` did.
+    """Result of `prune_model`.
 
     Attributes:
         plan: What was cut, with its cost before and after; ``plan.apply`` does the same to a copy of the network.
@@ -79,7 +79,7 @@ def prune_model(
     *,
     data: str | Path | None = None,
     imgsz: int | tuple[int, int] | None = None,
-    **knobs: Any,
+    **options: Any,
 ) -> PruneResult:
     """Cut a model once, in place, without training.
 
@@ -90,18 +90,18 @@ def prune_model(
 
     Args:
         model: A ``YOLO``; without data also its network (``YOLO(...).model``).
-        target: Share of the multiply-adds to remove; also a PruneConfig, a dict of knobs or a YAML file.
+        target: Share of the multiply-adds to remove; also a PruneConfig, a dict of options or a YAML file.
         data: A data set as Ultralytics takes it, labelled, of the model's classes.
         imgsz: Image size in pixels, or (height, width), for which multiply-adds are counted (default: the model's own,
             else 640, for classification 224). With data it is the side of calibration and validation images.
-        **knobs: Knobs of PruneConfig that mean something without training. With data also arguments of Ultralytics'
+        **options: Options of PruneConfig that mean something without training. With data also arguments of Ultralytics'
             ``train``, such as ``batch``, ``device``, ``project`` and ``name``.
 
     Returns:
         The plan, and with data the report and the run's folder.
 
     Raises:
-        ConfigError: If a knob is wrong, or means nothing without training, or Ultralytics refuses an argument.
+        ConfigError: If an option is wrong, or means nothing without training, or Ultralytics refuses an argument.
         UnsupportedError: If the model is not a YOLO network that can be cut.
         TargetError: If the target is out of reach.
         CutError: If the cut failed; the model is as it was.
@@ -112,12 +112,12 @@ def prune_model(
         >>> result.report.dense.fitness, result.report.final.fitness
         (0.585, 0.585)
     """
-    others = {name: knobs.pop(name) for name in knobs.keys() - KNOBS.keys()} if data is not None else {}
+    others = {name: options.pop(name) for name in options.keys() - HELP_TEXTS.keys()} if data is not None else {}
     allowed = BY_WEIGHTS if data is None else BY_DATA
-    if meaningless := sorted(knobs.keys() - set(allowed)):
+    if meaningless := sorted(options.keys() - set(allowed)):
         kind = "a cut without training" if data is not None else "a cut without training and data"
-        raise ConfigError(f"{', '.join(meaningless)}: no knob of {kind}. Valid: {', '.join(allowed[1:])}.")
-    config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **knobs})
+        raise ConfigError(f"{', '.join(meaningless)}: no option of {kind}. Valid: {', '.join(allowed[1:])}.")
+    config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **options})
     network = _unfused(model)
     imgsz = image_size(network, imgsz)
     if data is not None:
@@ -172,11 +172,11 @@ def dry_run(
     timed: bool = False,
     **arguments: Any,
 ) -> str:
-    """Return what one cut to the target would do, as text: the model stays as it is and nothing is trained.
+    """Return the effect of one cut to the target, as text: the model stays as it is and nothing is trained.
 
     Args:
         model: A ``YOLO``.
-        config: The knobs; without data the criterion has to be one that needs none.
+        config: The options; without data the criterion has to be one that needs none.
         data: A data set as Ultralytics takes it, of whose training images criteria may look at some; with it
             Ultralytics makes an empty run's folder.
         imgsz: Side of the images in pixels (default: the model's own).

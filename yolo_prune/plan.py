@@ -47,7 +47,7 @@ class PrunePlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def removed(self) -> dict[str, dict[str, list[int]]]:
-        """Return what goes: layer path -> side -> channels."""
+        """Return the removed channels: layer path -> side -> channels."""
         return {
             path: {side: sorted(set(range(self.widths[path][side])) - set(kept)) for side, kept in sides.items()}
             for path, sides in self.layers.items()

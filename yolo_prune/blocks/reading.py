@@ -46,14 +46,14 @@ _PLAIN = dict.fromkeys(
 """Modules that torch-pruning traces as they are, in training as in evaluation, and whose forward pass is not read."""
 
 _JOINING = {operator.add, operator.iadd, operator.mul, operator.imul, operator.sub, torch.add, torch.mul, torch.sub}
-"""What joins channels one by one."""
+"""Operations that combine maps channel by channel."""
 
 _HARMLESS = {
     F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.avg_pool2d, F.dropout, F.elu, F.gelu, F.hardsigmoid, F.hardswish,
     F.hardtanh, F.interpolate, F.leaky_relu, F.max_pool2d, F.mish, F.relu, F.relu6, F.sigmoid, F.silu, F.softplus,
     F.tanh, torch.relu, torch.sigmoid, torch.tanh,
 }  # fmt: skip
-"""What acts on each channel alone."""
+"""Operations on each channel alone."""
 
 _HARMLESS_METHODS = {"contiguous", "relu", "sigmoid", "tanh", "clone"}
 _JOINING_METHODS = {"add", "mul", "sub", "add_", "mul_"}

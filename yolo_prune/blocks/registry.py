@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BlockAdapter:
-    """What tracing and surgery have to know about one kind of block. The default: nothing.
+    """How one kind of block is traced and cut. By default nothing is special.
 
     Attributes:
         per_channel: Names of parameters of the block itself, outside of layers, with one value per channel. A tracing
@@ -51,7 +51,7 @@ class BlockAdapter:
 
 _ADAPTERS: dict[type[nn.Module], BlockAdapter] = {}
 _FOUND: dict[type[nn.Module], BlockAdapter | None] = {}
-"""What `adapter_for` has found."""
+"""Cache of `adapter_for`."""
 
 
 def register_block(*kinds: type[nn.Module]) -> Callable[[type[BlockAdapter]], type[BlockAdapter]]:

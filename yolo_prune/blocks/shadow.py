@@ -37,7 +37,7 @@ class CannotSplitError(Exception):
 
 
 class Parts(list[torch.Tensor]):
-    """What a convolution returns that is traced in parts: it chunks and splits into just these."""
+    """Result of a convolution that is traced in parts: it chunks and splits into just these."""
 
     def chunk(self, chunks: int, dim: int = 1) -> Parts:
         """Return the parts, whatever is asked."""
@@ -52,7 +52,7 @@ class SplitConv(nn.ModuleList):
     """A convolution that is traced in parts."""
 
     def forward(self, x: torch.Tensor) -> Parts:
-        """Return what each part makes."""
+        """Return the result of each part."""
         return Parts(part(x) for part in self)
 
 
@@ -195,7 +195,7 @@ class Shadow:
         return [arguments[0][0, 0].numel() for arguments, _ in self.calls_of(path)]
 
     def calls_of(self, path: str) -> list[Call]:
-        """Return what the block at ``path`` took and returned in the stock forward pass, per call."""
+        """Return the inputs and outputs of the block at ``path`` in the stock forward pass, per call."""
         return (self.calls or {}).get(self._recorded.get(path, path), [])
 
     # What tracing asks ------------------------------------------------------------------------------------------------

@@ -17,27 +17,27 @@ from yolo_prune.host.trainer import open_model, read_arguments
 from yolo_prune.oneshot import dry_run, prune_model, sensitivity
 
 
-def prune_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
+def prune_command(arguments: Mapping[str, str], options: Mapping[str, str]) -> None:
     """Run ``yolo-prune prune``.
 
     Args:
         arguments: Ultralytics' arguments as name -> text, with ``model`` and ``data``.
-        knobs: Prune arguments as name -> text.
+        options: Prune arguments as name -> text.
 
     Raises:
         ConfigError: If one is missing or wrong.
         CheckpointError: If the model cannot be loaded.
     """
     model, values = _read(arguments, "prune")
-    config = PruneConfig.from_cli(knobs)
+    config = PruneConfig.from_cli(options)
     prune_model(open_model(model), config, **values)
 
 
-def plan_command(arguments: Mapping[str, str], knobs: Mapping[str, str]) -> None:
+def plan_command(arguments: Mapping[str, str], options: Mapping[str, str]) -> None:
     """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
     model, values = _read(arguments, "plan", needed=("model",))
-    config = PruneConfig.from_cli(knobs, {} if "data" in values else DATA_FREE)
-    print(dry_run(open_model(model), config, timed=f"{CLI_PREFIX}runtime" in knobs, **values))
+    config = PruneConfig.from_cli(options, {} if "data" in values else DATA_FREE)
+    print(dry_run(open_model(model), config, timed=f"{CLI_PREFIX}runtime" in options, **values))
 
 
 def sensitivity_command(arguments: Mapping[str, str]) -> None:

@@ -39,14 +39,14 @@ TRAIN: dict[str, Any] = {
     "plots": False,
     "seed": 0,
 }
-"""What suits a tiny data set and a slow machine; ``yolo-prune demo epochs=60`` overrides any of them."""
+"""Arguments for a tiny data set and a slow machine; ``yolo-prune demo epochs=60`` overrides any of them."""
 
 
 def run(arguments: Iterable[str]) -> None:
     """Make the data, train with pruning, export, and print where the results are.
 
     Args:
-        arguments: ``key=value`` texts: ``prune...`` knobs and training arguments of Ultralytics.
+        arguments: ``key=value`` texts: ``prune...`` options and training arguments of Ultralytics.
 
     Raises:
         ConfigError: If an argument has no value, or ONNX is asked for and not installed.

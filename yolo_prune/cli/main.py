@@ -95,20 +95,20 @@ def train(arguments: list[str]) -> None:
 
 def prune(arguments: list[str]) -> None:
     """Prune without training."""
-    knobs, values = _assignments(arguments, "prune model=best.pt data=my.yaml prune=0.15")
+    options, values = _assignments(arguments, "prune model=best.pt data=my.yaml prune=0.15")
     from yolo_prune.cli.commands import prune_command
 
-    prune_command(values, knobs)
+    prune_command(values, options)
 
 
 def plan(arguments: list[str]) -> None:
     """Print what would be cut."""
-    knobs, values = _assignments(arguments, "plan model=best.pt prune=0.5")
+    options, values = _assignments(arguments, "plan model=best.pt prune=0.5")
     gc.disable()  # imports and a trace make millions of objects that stay; looking for garbage takes a second
     try:
         from yolo_prune.cli.commands import plan_command
 
-        plan_command(values, knobs)
+        plan_command(values, options)
     finally:
         gc.enable()
 
@@ -135,9 +135,9 @@ def report(arguments: list[str]) -> None:
 
 def sensitivity(arguments: list[str]) -> None:
     """Measure which layers are sensitive."""
-    knobs, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
-    if knobs:
-        raise ConfigError(f"{', '.join(knobs)}: sensitivity cuts nothing for good and takes no prune argument.")
+    options, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
+    if options:
+        raise ConfigError(f"{', '.join(options)}: sensitivity cuts nothing for good and takes no prune argument.")
     from yolo_prune.cli.commands import sensitivity_command
 
     sensitivity_command(values)
@@ -146,10 +146,10 @@ def sensitivity(arguments: list[str]) -> None:
 def _assignments(arguments: list[str], example: str) -> tuple[dict[str, str], dict[str, str]]:
     """Return the prune arguments and the others of a command as name -> text."""
     rest = startup.join_assignments(arguments)
-    knobs = startup.take_arguments(rest)
+    options = startup.take_arguments(rest)
     if wrong := [argument for argument in rest if "=" not in argument]:
         raise ConfigError(f"{wrong[0]} is no key=value; e.g. yolo-prune {example}.")
-    return knobs, dict(argument.split("=", 1) for argument in rest)
+    return options, dict(argument.split("=", 1) for argument in rest)
 
 
 def demo(arguments: list[str]) -> None:
@@ -160,7 +160,7 @@ def demo(arguments: list[str]) -> None:
 
 
 def show_help(arguments: list[str]) -> None:
-    """Print all commands and all knobs with their defaults, or what one command takes."""
+    """Print all commands and all options with their defaults, or what one command takes."""
     if len(arguments) > 1:
         raise ConfigError(f"help {' '.join(arguments)}: help tells of one command, e.g. yolo-prune help plan.")
     for name in arguments:
@@ -184,5 +184,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "help": show_help,
     "version": version,
 }
-"""What each command runs; what each says of itself is in `usage`."""
+"""Command -> function; help texts are in `usage`."""
 HELP = {"--help", "-h"}

@@ -110,7 +110,7 @@ def read_config(arguments: dict[str, str], rest: Sequence[str]) -> PruneConfig |
         The configuration, or None where a resumed run brings its own.
 
     Raises:
-        ConfigError: If a knob is wrong, or the command does not train.
+        ConfigError: If an option is wrong, or the command does not train.
     """
     if (seen := mode(rest)) != "train":
         where = f"not in {seen}" if seen else "and this command does not say train"

@@ -1,4 +1,4 @@
-"""What ``yolo-prune help`` says: of all commands, and of each one what it does, what it takes, and an example."""
+"""Help texts of ``yolo-prune``: of all commands, and of each one with its arguments and an example."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE, RUNTIMES
-from yolo_prune.config.settings import KNOBS, PruneConfig
+from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.config.text import CLI_PREFIX, as_text
 
 _MODEL = {"model=best.pt": "a checkpoint, or a model's YAML for random weights, e.g. yolo11n.yaml"}
@@ -17,14 +17,14 @@ _HOSTS = {"batch=8 device=cpu ...": "any other argument of 'yolo train'; 'yolo c
 
 @dataclass(frozen=True)
 class Usage:
-    """What a command says of itself.
+    """Help of one command.
 
     Attributes:
         does: What it does, in a line.
         takes: What follows the command.
         example: The same as it could be typed.
         arguments: What is taken, each with a value as it could be typed -> what it says.
-        knobs: Those that mean something there.
+        options: Those that mean something there.
         more: What else there is to know.
     """
 
@@ -32,7 +32,7 @@ class Usage:
     takes: str = ""
     example: str = ""
     arguments: Mapping[str, str] = field(default_factory=dict)
-    knobs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     more: str = ""
 
 
@@ -46,7 +46,7 @@ USAGES = {
             "data=coco8.yaml": "a data set as Ultralytics takes it",
             "epochs=60 ...": "any other argument of 'yolo train'; 'yolo cfg' lists them",
         },
-        tuple(KNOBS),
+        tuple(HELP_TEXTS),
         "An interrupted run goes on with yolo-prune train resume model=runs/detect/train/weights/last.pt prune=True.",
     ),
     "prune": Usage(
@@ -112,11 +112,11 @@ USAGES = {
         "[key=value ...]",
         "epochs=60",
         {"epochs=60 ...": "arguments of 'yolo train'; 'yolo cfg' lists them"},
-        tuple(KNOBS),
+        tuple(HELP_TEXTS),
         "Everything lands in ./yolo-prune-demo.",
     ),
     "help": Usage(
-        "print the commands and all knobs, or what one command takes",
+        "print the commands and all options, or what one command takes",
         "[COMMAND]",
         "plan",
         {"plan": "a command; the same as yolo-prune plan --help"},
@@ -127,7 +127,7 @@ USAGES = {
 
 
 def of_all() -> str:
-    """Return all commands, and all knobs with their defaults."""
+    """Return all commands, and all options with their defaults."""
     commands = {name: f"{usage.does}: yolo-prune {name} {usage.example}".rstrip() for name, usage in USAGES.items()}
     return "\n".join(
         [
@@ -135,15 +135,15 @@ def of_all() -> str:
             *("", "Commands; yolo-prune COMMAND --help tells more of one:", *_table(commands)),
             *(
                 "",
-                "Knobs of train, with defaults; 'yolo train' takes them too, and other commands some:",
-                *_knobs(KNOBS, {}),
+                "Options of train, with defaults; 'yolo train' takes them too, and other commands some:",
+                *_options(HELP_TEXTS, {}),
             ),
         ]
     )
 
 
 def of_command(name: str) -> str:
-    """Return what a command does, what it takes, an example, and the knobs that mean something there."""
+    """Return the help of a command: its arguments, an example, and the options that mean something there."""
     usage = USAGES[name]
     lines = [f"Usage: yolo-prune {name} {usage.takes}".rstrip(), "", f"{usage.does[0].upper()}{usage.does[1:]}."]
     lines += [usage.more] * bool(usage.more)
@@ -151,13 +151,13 @@ def of_command(name: str) -> str:
         lines += ["", "Arguments:", *_table(usage.arguments)]
     if usage.example:
         lines += ["", "Example:", f"  yolo-prune {name} {usage.example}"]
-    if usage.knobs:
-        lines += ["", "Knobs that mean something here, with defaults:", *_knobs(usage.knobs, _defaults(name))]
+    if usage.options:
+        lines += ["", "Options that mean something here, with defaults:", *_options(usage.options, _defaults(name))]
     return "\n".join(lines)
 
 
 def _defaults(name: str) -> Mapping[str, str]:
-    """Return the knobs for which a command has defaults of its own, as they would be typed."""
+    """Return the options for which a command has defaults of its own, as they would be typed."""
     if name != "demo":
         return {}
     from yolo_prune.cli.demo import PRUNE  # loads numpy
@@ -165,14 +165,14 @@ def _defaults(name: str) -> Mapping[str, str]:
     return PRUNE
 
 
-def _knobs(names: Container[str], own: Mapping[str, str]) -> list[str]:
-    """Return a line for each knob; ``own`` defaults go first, and without one the target has none."""
+def _options(names: Container[str], own: Mapping[str, str]) -> list[str]:
+    """Return a line for each option; ``own`` defaults go first, and without one the target has none."""
     defaults = PruneConfig()
-    rows = {f"prune={own.get('prune', 'TARGET')}": f"{KNOBS['target']}; or a YAML file of knobs without prefix"}
-    for name in KNOBS:
+    rows = {f"prune={own.get('prune', 'TARGET')}": f"{HELP_TEXTS['target']}; or a YAML file of options without prefix"}
+    for name in HELP_TEXTS:
         if name in names and name != "target":
             argument = f"{CLI_PREFIX}{name}"
-            rows[f"{argument}={own.get(argument, as_text(getattr(defaults, name)))}"] = KNOBS[name]
+            rows[f"{argument}={own.get(argument, as_text(getattr(defaults, name)))}"] = HELP_TEXTS[name]
     return _table(rows)
 
 

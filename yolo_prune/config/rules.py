@@ -1,4 +1,4 @@
-"""What a value of an option may be: each kind of option checks values, and reads them from command-line text."""
+"""Rules of options: each kind checks values, and reads them from command-line text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rule:
 
 
 def target() -> Rule:
-    """What goes or stays: see `targets`."""
+    """A target: see `targets`."""
     return Rule(lambda name, value, help: canonical(read_targets(value)), lambda name, text, default: text)
 
 
@@ -161,7 +161,7 @@ def shares() -> Rule:
 
 
 def flag_or_text(text: str) -> Any:
-    """Return what a user may type for yes or no as a bool, and any other text as it is."""
+    """Return ``true`` and ``false`` in any case as a bool, and any other text as it is."""
     return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
 
 

@@ -167,7 +167,7 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
-            object.__setattr__(self, name, _rule(option).check(name, getattr(self, name), KNOBS[name]))
+            object.__setattr__(self, name, _rule(option).check(name, getattr(self, name), HELP_TEXTS[name]))
         start, end = self.span()
         if self.schedule != "one-shot" and not start <= end < 1:
             raise ConfigError(
@@ -193,7 +193,7 @@ class PruneConfig:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What has to hold in the end; nothing where nothing is cut."""
+        """Targets that the final network has to meet; none where nothing is cut."""
         return read_targets(self.target)
 
     @property
@@ -206,17 +206,17 @@ class PruneConfig:
         """Make a configuration from whatever a user may pass as ``prune``.
 
         Args:
-            value: A target (``0.5``, ``"2 MB"``, ``["50%", "8 ms"]``), a dict of knobs, a path to a YAML file, or a
+            value: A target (``0.5``, ``"2 MB"``, ``["50%", "8 ms"]``), a dict of options, a path to a YAML file, or a
                 PruneConfig.
 
         Raises:
-            ConfigError: If the value is none of these or has a wrong knob.
+            ConfigError: If the value is none of these or has a wrong option.
         """
         return value if isinstance(value, cls) else cls.from_dict(cls.given(value))
 
     @classmethod
     def given(cls, value: Any) -> Mapping[str, Any]:
-        """Return the knobs that a user gives as ``prune``, without the defaults of the others.
+        """Return the options that a user gives as ``prune``, without the defaults of the others.
 
         Args:
             value: As for `load`.
@@ -238,21 +238,21 @@ class PruneConfig:
         raise ConfigError(f"prune={short_repr(value)} is a {kind}; use a target, a dict or a YAML file.")
 
     @classmethod
-    def from_dict(cls, knobs: Mapping[str, Any]) -> PruneConfig:
-        """Make a configuration from a mapping of knob names to values; unknown names are refused."""
-        if not isinstance(knobs, Mapping):
+    def from_dict(cls, options: Mapping[str, Any]) -> PruneConfig:
+        """Make a configuration from a mapping of option names to values; unknown names are refused."""
+        if not isinstance(options, Mapping):
             example = {"target": 0.5, "steps": 3}
             raise ConfigError(
-                f"{short_repr(knobs)} is a {type(knobs).__name__}, not a dict of options such as {example}."
+                f"{short_repr(options)} is a {type(options).__name__}, not a dict of options such as {example}."
             )
-        knobs = without_removed(knobs)
-        for name in knobs:
+        options = without_removed(options)
+        for name in options:
             _known(name if isinstance(name, str) else short_repr(name), prefix="")
-        return cls(**knobs)
+        return cls(**options)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> PruneConfig:
-        """Read a YAML file of knobs; reading can run no code."""
+        """Read a YAML file of options; reading can run no code."""
         return cls.from_dict(read_yaml(path))
 
     @classmethod
@@ -260,47 +260,47 @@ class PruneConfig:
         """Make a configuration from command-line arguments.
 
         Args:
-            arguments: ``{"prune": "0.5", "prune_steps": "3"}``; ``prune`` may name a YAML file, which single knobs
+            arguments: ``{"prune": "0.5", "prune_steps": "3"}``; ``prune`` may name a YAML file, which single options
                 then override.
-            defaults: Knobs that are not the usual ones where nothing is given.
+            defaults: Options that are not the usual ones where nothing is given.
 
         Raises:
             ConfigError: If a name is unknown (with the nearest valid one), or a value has a wrong type or range.
         """
-        knobs: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for argument, text in arguments.items():
             if argument != "prune" and (name := argument.removeprefix(CLI_PREFIX)) in REMOVED:
-                knobs[name] = rules.flag_or_text(text)
+                options[name] = rules.flag_or_text(text)
             elif argument != "prune":
                 name = _known(name, prefix=CLI_PREFIX, seen=argument)
-                knobs[name] = _parse(name, text)
+                options[name] = _parse(name, text)
         if "prune" not in arguments:
             raise ConfigError(
                 f"{', '.join(arguments) or 'no argument'} without prune: say how much to remove, e.g. prune=0.5."
             )
-        return cls.from_dict({**(defaults or {}), **cls.given(rules.flag_or_text(arguments["prune"])), **knobs})
+        return cls.from_dict({**(defaults or {}), **cls.given(rules.flag_or_text(arguments["prune"])), **options})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all knobs as plain data: what YAML, JSON and ``from_dict`` take."""
+        """Return all options as plain data: what YAML, JSON and ``from_dict`` take."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def to_cli(self) -> dict[str, str]:
-        """Return the target, and the knobs that are not the defaults, as what ``from_cli`` takes.
+        """Return the target, and the options that are not the defaults, as what ``from_cli`` takes.
 
         Raises:
             ConfigError: If a name cannot be typed, because it has commas or quotes.
         """
         changed = {name: value for name, value in vars(self).items() if value != getattr(PruneConfig(), name)}
-        knobs = {f"{CLI_PREFIX}{name}": as_text(value) for name, value in changed.items() if name != "target"}
-        for name, text in knobs.items():
-            knob = name.removeprefix(CLI_PREFIX)
-            if _parse(knob, text) != changed[knob]:
-                raise ConfigError(f"{knob}={changed[knob]!r} cannot be passed on as {name}={text}; use plain names.")
-        return {"prune": str(self.target), **knobs}
+        options = {f"{CLI_PREFIX}{name}": as_text(value) for name, value in changed.items() if name != "target"}
+        for name, text in options.items():
+            value = changed[option := name.removeprefix(CLI_PREFIX)]
+            if _parse(option, text) != value:
+                raise ConfigError(f"{option}={value!r} cannot be passed on as {name}={text}; use plain names.")
+        return {"prune": str(self.target), **options}
 
-    def replace(self, **knobs: Any) -> PruneConfig:
-        """Return a configuration with other values for some knobs."""
-        return self.from_dict({**self.to_dict(), **knobs})
+    def replace(self, **options: Any) -> PruneConfig:
+        """Return a configuration with other values for some options."""
+        return self.from_dict({**self.to_dict(), **options})
 
     def limit(self, layer: str) -> float:
         """Return the largest share of its channels that a layer may lose; the first pattern that matches decides."""
@@ -325,7 +325,7 @@ class PruneConfig:
 OPTIONS: dict[str, Field[Any]] = {f.name: f for f in fields(PruneConfig)}
 """Each option's declaration, in order."""
 
-KNOBS: dict[str, str] = {name: option.metadata["help"] for name, option in OPTIONS.items()}
+HELP_TEXTS: dict[str, str] = {name: option.metadata["help"] for name, option in OPTIONS.items()}
 """Each option's one-line description."""
 
 
@@ -336,11 +336,11 @@ def _rule(option: Field[Any]) -> Rule:
 
 def _known(name: str, prefix: str, seen: str | None = None) -> str:
     """Return ``name`` if it is an option, else raise with the nearest valid name."""
-    if name in KNOBS:
+    if name in HELP_TEXTS:
         return name
-    near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, HELP_TEXTS, n=1, cutoff=0.4)
     hint = f"did you mean {prefix}{near[0]}?" if near else "see the list."
-    raise ConfigError(f"unknown option {seen or name!s}: {hint} Valid: {', '.join(prefix + k for k in KNOBS)}.")
+    raise ConfigError(f"unknown option {seen or name!s}: {hint} Valid: {', '.join(prefix + k for k in HELP_TEXTS)}.")
 
 
 def _parse(name: str, text: str) -> Any:

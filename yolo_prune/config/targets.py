@@ -1,4 +1,4 @@
-"""What a user asks for: one grammar for shares and absolute values of what a network costs.
+"""Targets: one grammar for shares and absolute values of a network's cost.
 
     0.5, 50%            half of the multiply-adds goes
     50% params          half of the parameters goes; also ``size`` (of the file) and ``latency``
@@ -59,7 +59,7 @@ class Target:
     text: str = field(default="", compare=False)
 
     def limit(self, dense: float) -> float:
-        """Return what may stay of what the dense network has."""
+        """Return the limit for a dense network that has so much."""
         return dense * (1 - self.removed) if self.removed is not None else float(self.most or 0)
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ def read_targets(value: Any) -> tuple[Target, ...]:
 
 
 def canonical(targets: Sequence[Target]) -> float | str:
-    """Return what reads as the same targets: a share of the MACs as a number, anything else as it was typed."""
+    """Return a value that reads as the same targets: a share of the MACs as a number, else the text that was typed."""
     if not targets:
         return 0.0
     if len(targets) == 1 and targets[0].quantity == MACS and targets[0].removed is not None:

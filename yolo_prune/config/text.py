@@ -24,7 +24,7 @@ def as_text(value: object) -> str:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return what a YAML file holds, with a loader that cannot run code.
+    """Return the options in a YAML file, read with a loader that cannot run code.
 
     Raises:
         ConfigError: If there is no such file, or it holds something else than options.

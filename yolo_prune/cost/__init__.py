@@ -1,1 +1,1 @@
-"""What a set of widths costs: multiply-adds, parameters, bytes, latency."""
+"""Cost of a set of widths: multiply-adds, parameters, bytes, latency."""

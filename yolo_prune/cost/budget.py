@@ -1,4 +1,4 @@
-"""What a run asks of its network: targets in the user's units, in terms of what the cost model counts."""
+"""Budget of a run: targets in the user's units, in terms of the cost model."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What has been measured of one network in one runtime on one machine.
+    """Latency measurements of one network in one runtime on one machine.
 
     Attributes:
         layers: Layer path -> its surface.
@@ -182,7 +182,7 @@ class _Grid:
         return seconds
 
     def slopes(self, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return what one output and one input more takes of each layer, without stairs and noise."""
+        """Return the seconds of one more output and one more input of each layer, without stairs and noise."""
         per_pair, per_out, per_in = self._smooth
         return per_out + per_pair * inp, per_in + per_pair * out
 

@@ -142,11 +142,11 @@ class CostModel:
         return self._latency
 
     def dense(self, quantity: str) -> float:
-        """Return what the network has of one of `targets.QUANTITIES` before any cut; seconds as they were measured."""
+        """Return the amount of one of `targets.QUANTITIES` before any cut; seconds as they were measured."""
         return self._measured.dense if quantity == LATENCY else self.amount(quantity)
 
     def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
-        """Return what the network has of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
+        """Return the amount of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
         return self.seconds(kept) if quantity == LATENCY else self._forms[quantity].at(self._units(kept))
 
     def savings(self, quantity: str, kept: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What `bench` has found: a row per network and runtime, and the table of all."""
+"""Results of `bench`: a row per network and runtime, and the table of all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass
 class Bench:
-    """What `bench` has found.
+    """Results of `bench`.
 
     Attributes:
         imgsz: Height and width in pixels.

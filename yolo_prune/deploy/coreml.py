@@ -1,4 +1,4 @@
-"""What a Core ML package says of itself: it runs on macOS only, but coremltools reads it anywhere."""
+"""The description inside a Core ML package, which runs on macOS only, but can be read anywhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def inspect(path: Path) -> dict[str, Any]:
 def disagreement(
     inspected: dict[str, Any], imgsz: Sequence[int], classes: int, outputs: Sequence[Sequence[int]]
 ) -> str | None:
-    """Return what a package says otherwise than the checkpoint that it was made from, or None.
+    """Return how a package differs from the checkpoint that it was made from, or None.
 
     Args:
         inspected: What `inspect` found.

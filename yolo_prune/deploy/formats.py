@@ -21,7 +21,7 @@ from ultralytics.engine.exporter import (
 from yolo_prune.errors import ConfigError, UnsupportedError
 
 _PRECISION = r"(?:[-_](8|16|32|w8a16|w8a32|int8))"
-"""What an export's name has between the checkpoint's and the suffix: from `_make`, or from Ultralytics."""
+"""Pattern of the precision in an export's name, before its suffix: from `_make`, or from Ultralytics."""
 
 
 def formats() -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def formats() -> tuple[str, ...]:
 
 
 def format_table(column: str) -> dict[str, Any]:
-    """Return what Ultralytics says of each format that it exports to in one column of its table."""
+    """Return one column of Ultralytics' table of export formats, by format."""
     table = export_formats()
     return {name: of for name, of in zip(table["Argument"], table[column], strict=True) if name != "-"}
 
@@ -78,7 +78,7 @@ def read_export(export: str) -> tuple[str, int | str | None]:
 
 
 def form_of(path: Path) -> str:
-    """Return what an exported file is, as `check_formats` takes it: ``onnx``, or ``openvino:8``.
+    """Return the format of an exported file, as `check_formats` takes it: ``onnx``, or ``openvino:8``.
 
     Raises:
         UnsupportedError: If it is of no format of Ultralytics.

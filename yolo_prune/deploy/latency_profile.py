@@ -62,7 +62,7 @@ NETWORK_SECONDS = 4.0
 SHARES = (0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Multiply-adds that the networks keep which are timed as a whole, beside the dense one."""
 WEIGHTS = ("dense", "per_layer", "per_value", "per_mac", "fixed")
-"""What is kept of a network that has been measured (see `latency.LatencyTable`)."""
+"""Numbers that are cached per measured network (see `latency_table.LatencyTable`)."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo_prune"
 
 
@@ -150,7 +150,7 @@ def random_plan(graph: ChannelGraph, table: LatencyTable, share: float, seed: in
 
 
 class _Known:
-    """What has been measured on this machine: times of layers, and weights of networks."""
+    """Cache of measurements on this machine: times of layers, and weights of networks."""
 
     def __init__(self, path: Path, where: Mapping[str, Any]) -> None:
         self._path, self._where = path, where
@@ -268,7 +268,7 @@ def _features(table: LatencyTable, network: nn.Module) -> tuple[float, float]:
 def _exported(
     networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int], folder: Path, threads: int
 ) -> tuple[list[Runner], int]:
-    """Return what runs each network, exported into a folder, and the rounds that fill `NETWORK_SECONDS`."""
+    """Export networks into a folder, and return their runners and the rounds that fill `NETWORK_SECONDS`."""
     size, runners = height_and_width(imgsz), []
     with progress_bar("exporting networks", len(networks)) as step:
         for i, network in enumerate(networks):

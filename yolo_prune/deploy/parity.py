@@ -63,7 +63,7 @@ class ExportedCheckpoint:
         return len(self._backend.names)
 
     def outputs(self, format: str) -> list[torch.Tensor]:
-        """Return what it computes as an export: heads leave other things out, those of maps depend on the format."""
+        """Return its outputs as an export: heads leave other things out, those of maps depend on the format."""
         head = self._backend.model.model[-1]
         format = format if isinstance(head, SemanticSegment) else ""
         if format not in self._outputs:

@@ -56,7 +56,7 @@ def check_runtime(name: str) -> None:
 
 
 def described(name: str, threads: int) -> dict[str, Any]:
-    """Return what a measurement depends on: runtime or format, its version, the device, and threads."""
+    """Return the conditions of a measurement: runtime or format, its version, the device, and threads."""
     device = torch.cuda.get_device_name() if is_on_gpu(name) else _cpu_name()
     return {"runtime": name, "version": _version(PACKAGES.get(name, (name,))[0]), "device": device, "threads": threads}
 
@@ -88,7 +88,7 @@ def fast_multiple(name: str) -> int:
 
 
 def module_runner(name: str, network: nn.Module, shape: tuple[int, ...], threads: int) -> Runner:
-    """Return what runs a module without Ultralytics around it, such as a single layer.
+    """Return a runner of a module without Ultralytics around it, such as a single layer.
 
     Args:
         name: One of `config.RUNTIMES`.
@@ -107,7 +107,7 @@ def module_runner(name: str, network: nn.Module, shape: tuple[int, ...], threads
 
 
 def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
-    """Return what runs an exported file, or a checkpoint.
+    """Return a runner of an exported file, or of a checkpoint.
 
     Args:
         path: ``.pt``, ``.onnx``, an OpenVINO folder, or ``.engine``; others run through Ultralytics' AutoBackend, with

@@ -33,7 +33,7 @@ COARSE = 1e-3
 
 @dataclass(frozen=True)
 class Timing:
-    """What runners took, in turns.
+    """Times of runners, measured in turns.
 
     Attributes:
         seconds: Shape (runners, rounds).
@@ -69,7 +69,7 @@ class Timing:
 
     @property
     def calmness(self) -> tuple[float, float]:
-        """What to compare two measurements by."""
+        """Key to compare two measurements by."""
         return self.share or 0.0, -float((self.ratios.max(axis=1) / self.ratios.min(axis=1)).max())
 
 

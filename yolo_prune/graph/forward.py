@@ -38,7 +38,7 @@ def weightless_copy(model: nn.Module) -> nn.Module:
 
 @dataclass
 class ForwardRun:
-    """What a stock forward pass shows.
+    """Record of a stock forward pass.
 
     Attributes:
         calls: Path of a module -> what it took and returned, per call.

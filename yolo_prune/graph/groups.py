@@ -145,6 +145,6 @@ class ChannelGraph:
     other_bytes: int = 0
 
     def locked(self) -> list[dict[str, str]]:
-        """Return what cannot be cut, as the report's ``[{"layer", "why"}]``."""
+        """Return the locked layers, as the report's ``[{"layer", "why"}]``."""
         groups = {self.groups[i].name: bundle.locked for bundle in self.bundles for i in bundle.groups if bundle.locked}
         return [{"layer": path, "why": why} for path, why in {**groups, **self.locked_blocks}.items()]

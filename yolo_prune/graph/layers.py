@@ -28,7 +28,7 @@ _WIDTH: dict[type[nn.Module], dict[str, str]] = {
 """Class -> side -> the attribute that holds its width; the same for subclasses that compute as it does."""
 
 _KINDS: dict[type[nn.Module], type[nn.Module] | None] = {}
-"""What `layer_kind` has found."""
+"""Cache of `layer_kind`."""
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:

@@ -1,4 +1,4 @@
-"""What of a network's widths is decided elsewhere, by the task or by the images."""
+"""Widths of a network that pruning does not decide, but the task or the images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolo_prune.graph.layers import named_layers, widths
 
 @dataclass(frozen=True)
 class Outline:
-    """What of a network's widths is decided elsewhere, by the task or by the images.
+    """Widths of a network that the task or the images decide.
 
     Attributes:
         fixed: Layer whose output width the task decides -> what it predicts.
@@ -33,7 +33,7 @@ class Outline:
 
 
 def outline(model: nn.Module) -> Outline:
-    """Return what of a network's widths is decided elsewhere. The network itself is only read, once for its widths.
+    """Return the widths of a network that are decided elsewhere. It is only read, once for its widths.
 
     Raises:
         UnsupportedError: If its shapes depend on values.

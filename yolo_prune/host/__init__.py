@@ -1,1 +1,1 @@
-"""Everything that knows Ultralytics' trainer, checkpoints and private names."""
+"""Ultralytics' trainer, checkpoints and private names."""

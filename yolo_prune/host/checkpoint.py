@@ -1,4 +1,4 @@
-"""What a pruned network says of itself in its ``model.yaml``: how to rebuild it, and not to rebuild it dense.
+"""Records in ``model.yaml``: how a pruned network is rebuilt, and a guard against rebuilding it dense.
 
 Ultralytics reads ``model.yaml`` only where it builds a network anew: in ``train()`` and on resume. A stock ``train()``
 would so turn a pruned model back into a dense one, in silence, and a stock resume would forget the cuts that were still
@@ -70,7 +70,7 @@ def is_marked(yaml: Any) -> bool:
 
 
 def run_record(yaml: Any) -> dict[str, Any] | None:
-    """Return what a pruning run noted in a ``model.yaml`` to continue after an interruption, or None."""
+    """Return the record of a pruning run in a ``model.yaml``, to continue after an interruption, or None."""
     return _record(yaml).get("run") if is_marked(yaml) else None
 
 

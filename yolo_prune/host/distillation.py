@@ -34,7 +34,7 @@ TASKS = ("detect", "segment", "pose", "obb")
 LOSS = "dis_loss"
 """Ultralytics' name of the additional loss, as in ``results.csv``."""
 TEACHER = "teacher_model."
-"""What the names of a teacher's tensors begin with in a DistillationModel."""
+"""Prefix of a teacher's tensors in a DistillationModel."""
 
 
 def student_of(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What of Ultralytics is replaced at run time: the one list, and the functions that replace.
+"""Parts of Ultralytics that are replaced at run time: the one list, and the functions that replace.
 
 Everything that is replaced goes through `patch` or `patched`, which know nothing but this list. What is replaced on an
 instance ends with it.

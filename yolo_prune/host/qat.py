@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BATCHES = 8
 """Training batches that set the ranges of the quantizers, as many as in a run of Ultralytics."""
 EXPORTS = ("onnx", "onnx:8", "engine", "engine:8")
-"""What Ultralytics exports a quantized network to."""
+"""Formats that Ultralytics exports a quantized network to."""
 
 
 def prepare(trainer: BaseTrainer, config: PruneConfig) -> bool:

@@ -21,7 +21,7 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg, smart_value
 from ultralytics.engine import trainer as engine
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.config.settings import KNOBS
+from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.errors import CheckpointError, ConfigError, describe_error
 from yolo_prune.host.patches import patch, patched
@@ -44,8 +44,10 @@ def read_arguments(texts: Mapping[str, str], command: str, also: Sequence[str] =
     """
     for name, text in texts.items():
         if name not in DEFAULT_CFG_DICT and name not in also:
-            knobs = {knob: f"{CLI_PREFIX}{knob}" for knob in KNOBS}
-            near = [knobs[name]] if name in knobs else difflib.get_close_matches(name, [*DEFAULT_CFG_DICT, *also], n=1)
+            options = {option: f"{CLI_PREFIX}{option}" for option in HELP_TEXTS}
+            near = (
+                [options[name]] if name in options else difflib.get_close_matches(name, [*DEFAULT_CFG_DICT, *also], n=1)
+            )
             hint = f"did you mean {near[0]}?" if near else f"see 'yolo cfg' and 'yolo-prune {command} --help'."
             raise ConfigError(f"{name}={text} is no argument of {command}: {hint}")
     values = {name: smart_value(text) for name, text in texts.items()}
@@ -290,7 +292,7 @@ class Randomness:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Randomness:
-        """Return what was written, without the states of GPUs where there are other ones now."""
+        """Read what ``to_dict`` wrote, without the states of GPUs where there are other ones now."""
         states = cls()
         version, numbers, gauss = data["python"]
         states._python = (version, tuple(numbers), gauss)

@@ -1,8 +1,8 @@
-"""Ultralytics' search for hyperparameters, ``model.tune``, over runs that prune; our knobs can be searched as well.
+"""Ultralytics' search for hyperparameters, ``model.tune``, over runs that prune; our options can be searched as well.
 
 What is attached to a model does not reach the trials: Ultralytics starts each of them as a ``yolo train`` command, and
-Ray Tune takes the callbacks off a copy of the model. So the commands get the knobs as arguments, which `startup` takes,
-and the copies are told of them.
+Ray Tune takes the callbacks off a copy of the model. So the commands get the options as arguments, which `startup`
+takes, and the copies are given them.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def tune(
 
     Args:
         stock: The model's own.
-        config: The knobs of what is attached to the model.
+        config: The options of what is attached to the model.
         attach: Lets a model prune.
         use_ray: Whether Ray Tune runs the trials.
         *arguments: What else ``tune`` takes.
-        **settings: What else ``tune`` takes. ``space`` may have knobs as the command line names them: ``prune``,
+        **settings: What else ``tune`` takes. ``space`` may have options as the command line names them: ``prune``,
             ``prune_start``.
 
     Raises:
         UnsupportedError: If there is no configuration, or the trials of this release cannot be told of it.
-        ConfigError: If a knob in ``space`` does not exist, or cannot have such a value.
+        ConfigError: If an option in ``space`` does not exist, or cannot have such a value.
     """
     if config is None:
         raise UnsupportedError(
@@ -73,7 +73,7 @@ class Trials(tuner.Tuner):
     """Ultralytics' tuner, whose trials prune: it makes their command lines of its own arguments.
 
     Args:
-        config: The knobs.
+        config: The options.
         args: What Ultralytics gives its tuner.
         **settings: What Ultralytics gives its tuner.
     """
@@ -91,7 +91,7 @@ class Trials(tuner.Tuner):
 
 
 def _start_values(config: PruneConfig, space: Mapping[str, Any]) -> dict[str, float]:
-    """Return the knobs in a search space with the values that the search starts from.
+    """Return the options in a search space with the values that the search starts from.
 
     Raises:
         ConfigError: If one does not exist, is no number, or cannot have the values at its bounds.
@@ -107,7 +107,7 @@ def _start_values(config: PruneConfig, space: Mapping[str, Any]) -> dict[str, fl
         value = known[name] if name in known else getattr(config, name.removeprefix(CLI_PREFIX))
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(
-                f"space: {name}={value} is no number for the search to start from; give the knob a number in "
+                f"space: {name}={value} is no number for the search to start from; give the option a number in "
                 "PruneCallback, or search with use_ray=True and ray.tune.choice."
             )
         values[name] = value
@@ -126,7 +126,7 @@ class RayModel:
 
     Args:
         model: The model.
-        config: The knobs where the search does not say otherwise.
+        config: The options where the search does not say otherwise.
         attach: Lets a model prune.
     """
 
@@ -139,11 +139,11 @@ class RayModel:
         self._model.reset_callbacks()
 
     def train(self, **arguments: Any) -> Any:
-        """Train, with the knobs among the arguments.
+        """Train, with the options among the arguments.
 
         Raises:
-            ConfigError: If a knob does not exist, or cannot have this value.
+            ConfigError: If an option does not exist, or cannot have this value.
         """
-        knobs = {name: str(arguments.pop(name)) for name in [*arguments] if is_argument(name)}
-        self._attach(self._model, PruneConfig.from_cli({**self._config.to_cli(), **knobs}))
+        options = {name: str(arguments.pop(name)) for name in [*arguments] if is_argument(name)}
+        self._attach(self._model, PruneConfig.from_cli({**self._config.to_cli(), **options}))
         return self._model.train(**arguments)

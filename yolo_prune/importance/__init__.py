@@ -1,1 +1,1 @@
-"""What channels are worth: statistics of calibration images, and criteria."""
+"""Importance of channels: statistics of calibration images, and criteria."""

@@ -128,7 +128,7 @@ class _Consumer:
         self._errors: np.ndarray | None = None
 
     def errors(self) -> np.ndarray:
-        """Return what the loss of each input costs, shape (in,)."""
+        """Return the error if each input is removed, shape (in,)."""
         if self._errors is None:
             self._errors = (self._weight.square().sum(1) / self._inverse.diagonal()).numpy()
         return self._errors

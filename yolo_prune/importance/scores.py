@@ -52,7 +52,7 @@ class _ActivationImportance(tp.importance.GroupMagnitudeImportance):
 
 @dataclass
 class _Dependency:
-    """What torch-pruning's importances read of a `Dependency`, under both names that they use."""
+    """The part of a `Dependency` that torch-pruning's importances read, under both names that they use."""
 
     layer: nn.Module
     pruning_fn: Callable[..., Any]
@@ -75,7 +75,7 @@ class _Dependency:
 
 @dataclass
 class _Member:
-    """What they read of a group's item: it unpacks to (dependency, channels)."""
+    """The part of a group's item that they read: it unpacks to (dependency, channels)."""
 
     dep: _Dependency
     idxs: list[int]

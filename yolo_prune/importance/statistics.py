@@ -1,4 +1,4 @@
-"""What labelled images show of a network before a cut: moments of activations, and gradients of the loss.
+"""Statistics of a network on labelled images: moments of activations, and gradients of the loss.
 
 Criteria that need data read these. Parameter gradients can also be collected for free while a run trains.
 """

@@ -1,1 +1,1 @@
-"""Which channels go: allocation, measured sensitivity, the planner."""
+"""Choice of the channels to remove: allocation, measured sensitivity, the planner."""

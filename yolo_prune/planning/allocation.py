@@ -1,4 +1,4 @@
-"""What stays: from channel groups, a ranking of their units and a target to a plan.
+"""From channel groups, a ranking of their units and a budget to a plan.
 
 Two parts that know nothing of each other. A *ranking* says what the loss of the next units of a bundle of channel
 groups costs, and which units those are. An *allocation* says which bundle loses units next, until the network meets the
@@ -42,7 +42,7 @@ class Ranking(Protocol):
     """The order in which units of each group go."""
 
     def error(self, bundle: int, steps: int) -> float:
-        """Return what the loss of so many more steps of a bundle costs."""
+        """Return the increase of the loss if so many more steps of a bundle are removed."""
 
     def remove(self, bundle: int, steps: int) -> Iterable[int]:
         """Remove them, and return the bundles whose errors change by that."""
@@ -85,7 +85,7 @@ class ByScore:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is asked for.
+    """The budget of a plan, and how it is allocated.
 
     Attributes:
         budget: What to land on, from below and as close as whole channels allow.
@@ -282,7 +282,7 @@ class _Allocation:
         return 1 - steps / self._graph.bundles[b].steps
 
     def price(self, b: int, steps: int) -> float:
-        """Return what a move costs for what it saves; several quantities count by how far each is from its target."""
+        """Return the cost of a move per saving; several quantities count by how far each is from its target."""
         if b not in self._prices:
             self._prices[b] = self._ranking.error(b, self.steps[b] - steps)
         bundle, gone = self._graph.bundles[b], self.steps[b] - steps
@@ -306,7 +306,7 @@ def _moves(options: list[int]) -> dict[int, int]:
 
 
 def _structure(graph: ChannelGraph, bundle: Bundle) -> tuple[str, ...]:
-    """Return what bundles of the same structure have in common: the kinds of their layers, not their widths."""
+    """Return a key of a bundle's structure: the kinds of its layers, not their widths."""
     kinds = []
     for g in bundle.groups:
         for path, side in graph.groups[g].members:

@@ -1,4 +1,4 @@
-"""What is known of a network beside its weights, and what the criteria make of it."""
+"""Calibration data of a network, and the rankings that criteria make of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HELD_OUT = ("sensitivity",)
 
 @dataclass
 class CalibrationData:
-    """What is known of a network beside its weights.
+    """Data that criteria and allocations need beside a network's weights.
 
     Attributes:
         model: The network.
@@ -71,7 +71,7 @@ class CalibrationData:
         return self._data[:middle], self._data[middle:]
 
     def after(self, plan: PrunePlan, config: PruneConfig) -> CalibrationData:
-        """Return what is known of the network that a cut would leave."""
+        """Return the data of the network that a cut would leave."""
         network, images = trainable_copy(self.model), [batch["img"] for batch in self._data]
         dense, undo = DenseOutputs(network, images), cut(plan, [network])
         reconstruct(undo, network, plan, dense, weights=config.reconstruction)

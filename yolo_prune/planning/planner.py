@@ -103,7 +103,7 @@ def plan_traced(
 
 
 def _cost_metrics(config: PruneConfig, request: PlanRequest, data: CalibrationData) -> tuple[str | None, ...]:
-    """Return what savings are counted in: seconds and multiply-adds where seconds are asked and data can judge.
+    """Return the metrics of savings: seconds and multiply-adds where seconds are asked and data can judge.
 
     What is estimated of channels is wrong by more than plans of the same speed differ. On a few images it shows which
     of two networks is better: on YOLO11n, in all of four cases, it was that which was better once trained.

@@ -107,7 +107,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a scan has measured.
+    """The result of a sensitivity scan.
 
     Attributes:
         dense_loss: Training loss per image of the dense network on held-out images.

@@ -1,1 +1,1 @@
-"""What a run leaves behind: records, page, pictures."""
+"""Records, page and pictures of a run."""

@@ -150,7 +150,7 @@ def render(
 
 
 def headline(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
-    """Return what a run came to, as far as it was measured: ``2.1x fewer MACs, mAP50-95 58.6 → 58.1``."""
+    """Return the result of a run in a line, as far as it was measured: ``2.1x fewer MACs, mAP50-95 58.6 → 58.1``."""
     dense, final, timed = report["dense"], report["final"], report["timed"]
     if final is None:
         return f"Not finished yet, {len(report['cuts'])} cuts made"
@@ -234,7 +234,7 @@ def _speedup(report: Mapping[str, Any]) -> Speedup | None:
 
 
 def _unfinished(report: Mapping[str, Any]) -> str:
-    """Return what the dense network was that no fitness is compared with, and nothing for one that was finished."""
+    """Return why no fitness is compared with the dense network's; empty for one that was finished."""
     dense = report["dense"]
     return Stage(epochs=dense["epochs"], finished=dense["finished"]).unfinished
 
@@ -250,7 +250,7 @@ def _comparable(report: Mapping[str, Any]) -> set[str]:
 
 
 def _metric(arguments: Mapping[str, Any]) -> str:
-    """Return what fitness is called."""
+    """Return the name of the metric that is the fitness."""
     return METRICS.get(arguments.get("task", ""), "fitness")
 
 
@@ -263,7 +263,7 @@ def _change(now: float | None, before: float | None, kind: str) -> str:
 
 
 def _commands(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return what to do with the result: purpose -> a line for the shell."""
+    """Return commands for the result: purpose -> a line for the shell."""
     best = shlex.quote(f"model={(report['final'] or {}).get('checkpoint') or 'best.pt'}")
     data = shlex.quote(f"data={arguments.get('data') or 'my.yaml'}")
     size = f"imgsz={max(report['imgsz'])}"

@@ -29,7 +29,7 @@ class Bar(NamedTuple):
 
 
 def dense_name(report: Mapping[str, Any]) -> str:
-    """Return what to call the dense network: where it was not finished, no curve should look as if it were."""
+    """Return the name of the dense network, which says where it was not finished."""
     dense = report["dense"]
     return f"dense after {epochs(dense['epochs'] or 0)}, not finished" if dense.get("finished") is False else "dense"
 

@@ -1,4 +1,4 @@
-"""What the dense and the pruned network see in a few images, drawn by Ultralytics."""
+"""Predictions of the dense and the pruned network on a few images, drawn by Ultralytics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``pruning/report.json`` and the printed table."""
+"""Records of a run: ``pruning/report.json`` and the printed table."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Speedup:
         return not self.settled and not self.is_disturbed and is_narrow
 
     def told(self) -> str:
-        """Return what it says: a figure with its spread, a range, or why there is neither."""
+        """Return it as text: a figure with its spread, a range, or why there is neither."""
         spread = f"{self.low:.2f}x and {self.high:.2f}x"
         if self.settled and self.low <= 1 <= self.high:
             return f"as fast as dense, as far as can be told (between {spread})"
@@ -96,7 +96,7 @@ class Stage:
 
     @property
     def unfinished(self) -> str:
-        """What a dense network was that no fitness is compared with, and nothing for one that was finished."""
+        """Why no fitness is compared with the dense network's; empty for one that was finished."""
         if self.finished is False:
             return f"was not finished ({epochs(self.epochs or 0)} of this run)"
         return "" if self.finished else "may not have been finished (this report does not say)"
@@ -204,7 +204,7 @@ class Report:
     Attributes:
         imgsz: Height and width in pixels.
         dense: Before the first cut.
-        config: The run's knobs.
+        config: The run's options.
         cuts: In their order.
         final: What is handed over.
         scales: Official scales of the family next to dense and final in size, by name, with random weights.
@@ -216,11 +216,11 @@ class Report:
         layers: Layer path -> output width of its convolution or linear layer, ``{"before": dense, "after": final}``.
         samples: A few validation images, which the page shows.
         maps: Channels of the maps that a detection head reads in the final network, else nothing. Trackers that take
-            the features of objects from them need multiples of the smallest (knob ``reid``).
+            the features of objects from them need multiples of the smallest (option ``reid``).
     """
 
     NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs")
-    """What an interrupted run needs of it."""
+    """Fields that an interrupted run needs."""
 
     imgsz: list[int]
     dense: Stage
@@ -292,7 +292,7 @@ class Report:
         return self.dense.latency is not None
 
     def _sizes(self, stage: Stage | CutRecord) -> list[str]:
-        """Return what a stage costs, with the change from the dense model; latency only where it was asked for."""
+        """Return the costs of a stage, with the change from the dense model; latency only where it was asked for."""
         sizes = [
             count(stage.macs) + change(stage.macs, self.dense.macs),
             count(stage.params) + change(stage.params, self.dense.params),

@@ -46,7 +46,7 @@ class _Ridge:
         x, y = x.double(), y.double()
         transposed = x.transpose(1, 2)
         self._back = transposed if x.shape[1] < inputs else None
-        """What makes a solution over inputs of one over samples."""
+        """Maps a solution over samples to one over inputs."""
         self._products, self._goal = (x @ transposed, y) if x.shape[1] < inputs else (transposed @ x, transposed @ y)
         energy = self._products.diagonal(dim1=1, dim2=2).sum(1) / inputs
         self._energy = energy.clamp_min(1e-30)[:, None, None]

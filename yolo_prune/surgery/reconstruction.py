@@ -1,4 +1,4 @@
-"""What a cut took away is made up for: the weights that stay are solved anew against the dense network.
+"""Reconstruction: the remaining weights are refit to the dense network's outputs after a cut.
 
 One forward pass of the cut network over the calibration images solves layer after layer. Just before a layer computes,
 its inputs for all images are there, made by layers that have been solved already, and its weights become
@@ -48,7 +48,7 @@ MOST_INPUTS = 2400
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one layer made in the dense network.
+    """Outputs of one layer in the dense network.
 
     Attributes:
         positions: Sampled output positions of each image, shape (B, m); for a transposed convolution input positions.
@@ -60,7 +60,7 @@ class _Seen:
 
 
 class DenseOutputs:
-    """What a network's layers make of some images: observed before a cut, aimed at after it.
+    """Outputs of a network's layers on some images: observed before a cut, refit to after it.
 
     Args:
         model: The dense network; it is only read.

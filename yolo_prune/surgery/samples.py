@@ -32,7 +32,7 @@ def _at(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def outputs_at(layer: nn.Module, y: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return what a layer made at positions, shape (B, m, channels); a transposed one makes a patch per position."""
+    """Return a layer's outputs at positions, shape (B, m, channels); a transposed one makes a patch per position."""
     if isinstance(layer, nn.Linear):
         return _at(y.reshape(len(y), -1, y.shape[-1]), positions)
     if isinstance(layer, nn.ConvTranspose2d):

@@ -1,1 +1,1 @@
-"""The live run, and what it is made of."""
+"""The live run and its parts."""

@@ -117,7 +117,7 @@ def save(
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return what `save` wrote.
+    """Read a file of `save`.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds something else.

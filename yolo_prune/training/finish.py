@@ -38,7 +38,7 @@ def hand_over(
 
     Args:
         trainer: At ``on_train_end``, after the final validation.
-        config: The knobs.
+        config: The options.
         report: With what has happened; what came out is added.
         unfinished: What to say if the run ended before its last step, or None.
 
@@ -101,7 +101,7 @@ def _export(trainer: BaseTrainer, config: PruneConfig, report: Report, best: Pat
 
 
 def reid_hint(network: nn.Module) -> str:
-    """Return what to say of a pruned network in which a tracker finds no features of objects, else nothing.
+    """Return a hint for a pruned network in which a tracker finds no features of objects, else nothing.
 
     Ultralytics takes features from the maps of any detection head but an end-to-end one; there it loads another model.
     """
@@ -136,7 +136,7 @@ def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportE
 
 
 def _held(report: Report, guard: Mapping[str, Any]) -> str:
-    """Return what ``max_drop`` came to, where there is something to say."""
+    """Return a line on the outcome of ``max_drop``, or nothing."""
     floor = guard["dense"] * (1 - guard["max_drop"])
     told = f"max_drop={guard['max_drop']:g} asks for fitness {floor:.4f}"
     if guard["failures"]:
@@ -147,7 +147,7 @@ def _held(report: Report, guard: Mapping[str, Any]) -> str:
 
 
 def _too_large(config: PruneConfig, report: Report) -> TargetError | None:
-    """Return what to say if the file is larger than was asked for; everything else is exact."""
+    """Return an error if the file is larger than was asked for; everything else is exact."""
     final = report.final
     if final is None or not report.cuts or report.guard:
         return None

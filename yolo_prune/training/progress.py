@@ -16,10 +16,10 @@ from yolo_prune.training.schedule import ScheduledCut
 
 @dataclass
 class Progress:
-    """What a run needs to go on after an interruption, beside its tensors.
+    """The state of a run that is no tensor, to continue after an interruption.
 
     Attributes:
-        config: The knobs.
+        config: The options.
         report: What has happened.
         epochs: Length of the run that the schedule was made for.
         goal: What the network is to cost in the end.

@@ -39,7 +39,7 @@ Batch = dict[str, Any]
 
 @dataclass
 class _Seen:
-    """What a training step ran.
+    """Record of a training step.
 
     Attributes:
         made: Path of each module of the network, in the order in which they returned -> the feature map that it made.
@@ -204,7 +204,7 @@ def _small_plan(graph: ChannelGraph, config: PruneConfig) -> PrunePlan:
 
 
 def _explained(trainer: BaseTrainer, graph: ChannelGraph, plan: PrunePlan, error: _StepError) -> str:
-    """Return what broke, what it takes, and the layers to leave whole."""
+    """Return a message: the module that broke, its input, and the layers to leave whole."""
     student = student_of(trainer.model)
     name = _named(trainer, error.broken) if error.broken else type(student).__name__
     maps = [x for x in flat(error.taken) if x.ndim == 4]

@@ -65,7 +65,7 @@ class Run:
 
     @property
     def report(self) -> Report:
-        """What has happened."""
+        """The report so far."""
         return self.progress.report
 
     @property

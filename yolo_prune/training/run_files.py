@@ -1,4 +1,4 @@
-"""What a run writes: its state in checkpoints and beside them, its report, and the dense network."""
+"""Files of a run: its state in checkpoints and beside them, its report, and the dense network."""
 
 from __future__ import annotations
 

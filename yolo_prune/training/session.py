@@ -145,7 +145,7 @@ class Session:
         evaluate_finally(self.run.trainer)
 
     def _unfinished(self) -> TargetError | None:
-        """Return what to say if the run ended before its last step."""
+        """Return an error if the run ended before its last step."""
         trainer, progress = self.run.trainer, self.run.progress
         stopped = f"the run was stopped at epoch {trainer.epoch + 1} of {trainer.epochs}"
         if missing := len(progress.pending):

@@ -51,7 +51,7 @@ REHEARSED = 4
 
 @dataclass
 class Prepared:
-    """What is known of a run before its network is there.
+    """State of a run before its network is built.
 
     Attributes:
         quantizes: Whether ``quantize=8`` was asked for and is put off until after the last cut.

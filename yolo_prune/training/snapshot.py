@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
 _RECORDS = ("best_fitness", "fitness", "metrics")
-"""What a trainer remembers of the networks that it has seen, beside its stopper."""
+"""A trainer's records of earlier networks, beside its stopper."""
 
 
 _SAVED = ("_copies", "_groups", "_optimizer", "_updates", "_records", "_stopper", "_best")

@@ -1,4 +1,4 @@
-"""What changes the network of a run between two epochs: a cut, the step to INT8, and going back to before a cut.
+"""Steps of a run between two epochs: a cut, the step to INT8, and rolling back the latest cut.
 
 A cut goes, all or nothing, in this order:
 

@@ -1,4 +1,4 @@
-"""What a user is told while a run is under way: lines with one prefix, and a bar where something takes long.
+"""Console output: lines with one prefix, and a progress bar where something takes long.
 
 Both come from the first process only, and neither where the user wants none: ``verbose=False``, ``YOLO_VERBOSE=false``,
 or a level of Ultralytics' ``LOGGER`` above INFO. Bars are Ultralytics' own. They go to standard error, so that what a

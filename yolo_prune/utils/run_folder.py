@@ -23,7 +23,7 @@ class RunFolder:
 
     @property
     def latency(self) -> Path:
-        """What was measured of the dense network's layers."""
+        """Latency table of the dense network."""
         return self.path / "latency.json"
 
     @property
