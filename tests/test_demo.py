@@ -74,7 +74,17 @@ def test_onnx_that_is_not_installed_is_told_before_the_training(monkeypatch: pyt
 
 @pytest.mark.slow
 def test_the_demo_prunes_exports_and_tells_where_everything_is(python: Python, own_folder: Path) -> None:
-    done = python("-m", "yolo_prune", "demo", "epochs=4", "imgsz=32", "fraction=0.2", "prune=0.3", "prune_steps=1")
+    done = python(
+        "-m",
+        "yolo_prune",
+        "demo",
+        "epochs=4",
+        "imgsz=32",
+        "fraction=0.2",
+        "prune=0.3",
+        "prune_steps=1",
+        "prune_benchmark=False",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path(demo.FOLDER, "train")
     names = ["weights/best.onnx", "weights/best.pt", "pruning/report.html", "pruning/report.json"]
