@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from nets import build, graph_of, labelled_batches
 
 from yolo_prune.config.choices import IMPORTANCES
+from yolo_prune.graph.trace import trace
 from yolo_prune.importance.scores import importance_scores
 from yolo_prune.importance.statistics import gradients, layer_statistics
+from yolo_prune.planning.calibration import DATA_FREE
 
 STATIC = [c for c in IMPORTANCES if c != "reconstruction"]
 
@@ -88,3 +92,16 @@ def test_normalizers_change_the_scale_and_not_the_order() -> None:
     for normalizer, scale in (("mean", np.mean), ("sum", np.sum), ("max", np.max)):
         for a, b in zip(plain, importance_scores(model, graph, "l2", normalizer=normalizer), strict=True):
             np.testing.assert_allclose(b, a / scale(a), rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.SyncBatchNorm, lambda width: torch.nn.GroupNorm(1, width)])
+@pytest.mark.parametrize("criterion", DATA_FREE)
+def test_criteria_by_weights_score_networks_with_other_normalisations(criterion: str, norm: Any) -> None:
+    model = build("tiny")
+    for module in list(model.modules()):
+        if isinstance(getattr(module, "bn", None), torch.nn.BatchNorm2d):
+            module.bn = norm(module.bn.num_features)
+    graph = trace(model, 64)
+    scores = importance_scores(model, graph, criterion)
+    assert [len(s) for s in scores] == [group.width for group in graph.groups]
+    assert all(np.isfinite(s).all() for s in scores)

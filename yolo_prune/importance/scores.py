@@ -16,6 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from yolo_prune.blocks import norm_width
 from yolo_prune.graph.groups import ChannelGraph, ChannelGroup
 from yolo_prune.graph.layers import AnyLayer, is_grouped, named_layers
 from yolo_prune.importance.statistics import Gradients, LayerStatistics
@@ -157,14 +158,21 @@ def _scores(score: Any, layers: Mapping[str, AnyLayer], group: ChannelGroup) -> 
 
 
 def _is_scored(layer: AnyLayer, side: str) -> bool:
-    """Whether a criterion can read this side: not that of one value per channel, nor inputs that groups share out."""
-    shares_out = is_grouped(layer) and layer.groups < layer.in_channels
-    return isinstance(layer, nn.Module) and not (side == "in" and shares_out)
+    """Whether a criterion can read this side.
+
+    It cannot read one value per channel, inputs that groups share out, and normalisations that torch-pruning does not
+    know: all but those of BatchNorm's class.
+    """
+    if not isinstance(layer, nn.Module):
+        return False
+    if norm_width(layer) is not None:
+        return isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    return not (side == "in" and is_grouped(layer) and layer.groups < layer.in_channels)
 
 
 def _pruning_fn(layer: nn.Module, side: str) -> Callable[..., Any]:
     """Return torch-pruning's function for a side of a layer: by it, importances know which dimension to read."""
-    if isinstance(layer, nn.BatchNorm2d):
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return tp.prune_batchnorm_out_channels
     if is_grouped(layer):
         return tp.prune_depthwise_conv_out_channels

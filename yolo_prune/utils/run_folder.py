@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +45,11 @@ class RunFolder:
         return self.path / f"state-{finished}-{changes}.pt"
 
     def forget_states(self, but: Path | None = None) -> None:
-        """Remove all exact states but one, halves of them included."""
+        """Remove all exact states but one, halves of them included; one that cannot be removed stays."""
         for file in self.path.glob("state-*.pt*"):
             if file != but:
-                file.unlink()
+                with suppress(OSError):  # a cut that is made must not fail by what is left over
+                    file.unlink()
 
     def clear(self) -> None:
         """Remove what an earlier run with ``exist_ok=True`` has left, which may have made more cuts."""
