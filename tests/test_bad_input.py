@@ -360,7 +360,7 @@ WRONGS: dict[str, list[Wrong]] = {
         UnsupportedError,
         (
             Act(lambda: PruneCallback(None, steps=3)),
-            "knobs cannot be changed when a run is resumed",
+            "options cannot be changed when a run is resumed",
             "PruneCallback(None) takes none",
         ),
     ),
