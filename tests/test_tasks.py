@@ -61,6 +61,8 @@ def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
     slim = shape(best.model)
     assert best.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)
 
+    if name in ("yolo11n-seg", "yolo12n", "yolov10n", "yolov9t"):
+        return  # another run of this trainer is trained on, here or in test_session
     PruneCallback(0).attach(best)
     best.train(epochs=1, **settings)
     assert shape(kind(best.trainer.best).model) == slim
