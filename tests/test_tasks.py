@@ -28,8 +28,6 @@ RUNS: list[tuple[str, str, dict[str, Any]]] = [  # each task once with the defau
     ("yolo26n-sem", "semantic", {}),
     ("yolo26n-depth", "depth", {}),
     ("yolo12n", "detect", QUICK),
-    ("yolov10n", "detect", QUICK),
-    ("yolov9t", "detect", QUICK),
     ("yolov8n-rtdetr", "detect", QUICK),
 ]
 
@@ -61,7 +59,7 @@ def test_a_run_of_every_task_leaves_a_slim_checkpoint_that_can_be_trained_on(
     slim = shape(best.model)
     assert best.predict(np.zeros((64, 64, 3), np.uint8), imgsz=64, verbose=False)
 
-    if name in ("yolo11n-seg", "yolo12n", "yolov10n", "yolov9t"):
+    if name in ("yolo11n-seg", "yolo12n"):
         return  # another run of this trainer is trained on, here or in test_session
     PruneCallback(0).attach(best)
     best.train(epochs=1, **settings)
