@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from yolo_prune.config.targets import canonical, read_targets
 from yolo_prune.errors import ConfigError, short_repr
@@ -68,13 +68,7 @@ def whole(low: int) -> Rule:
             raise ConfigError(f"{name}={short_repr(value)} is not a whole number >= {low}; {help}.")
         return value
 
-    def read(name: str, text: str, default: Any) -> Any:
-        try:
-            return int(text)
-        except ValueError:
-            _refuse_text(name, text, "whole number", default)
-
-    return Rule(check, read)
+    return Rule(check, _reader(int, "whole number"))
 
 
 def number(is_valid: Callable[[float], bool] = lambda x: True, why: str = "") -> Rule:
@@ -82,7 +76,7 @@ def number(is_valid: Callable[[float], bool] = lambda x: True, why: str = "") ->
 
     Args:
         is_valid: Whether it may have a value.
-        why: What to say after ``name=value`` if it may not; ``{name}`` stands for the option's name.
+        why: What to say after ``name=value`` if it may not.
     """
 
     def check(name: str, value: Any, help: str) -> float:
@@ -90,16 +84,10 @@ def number(is_valid: Callable[[float], bool] = lambda x: True, why: str = "") ->
         if not is_number or not abs(value) < 1e9:  # nor infinite, nor NaN
             raise ConfigError(f"{name}={short_repr(value)} is not a number; {help}.")
         if not is_valid(value):
-            raise ConfigError(f"{name}={value:g} {why.format(name=name)}")
+            raise ConfigError(f"{name}={value:g} {why}")
         return float(value)
 
-    def read(name: str, text: str, default: Any) -> Any:
-        try:
-            return float(text)
-        except ValueError:
-            _refuse_text(name, text, "number", default)
-
-    return Rule(check, read)
+    return Rule(check, _reader(float, "number"))
 
 
 def flag() -> Rule:
@@ -165,8 +153,16 @@ def flag_or_text(text: str) -> Any:
     return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
 
 
-def _refuse_text(name: str, text: str, kind: str, default: Any) -> NoReturn:
-    raise ConfigError(f"{name}={text} is not a {kind}; the default is {default}.") from None
+def _reader(convert: Callable[[str], float], kind: str) -> Callable[[str, str, Any], float]:
+    """Return the ``read`` of a rule for numbers of a kind."""
+
+    def read(name: str, text: str, default: Any) -> float:
+        try:
+            return convert(text)
+        except ValueError:
+            raise ConfigError(f"{name}={text} is not a {kind}; the default is {default}.") from None
+
+    return read
 
 
 def _number_or_text(text: str) -> float | str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from yolo_prune.config.targets import LATENCY
-from yolo_prune.cost.latency_table import LatencyTable
 from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.groups import ChannelGraph
@@ -85,7 +84,7 @@ def fit_latency(
         is_between = too_slow < measured_over_predicted < too_fast
         scale = measured_over_predicted if is_between else math.sqrt(too_slow * too_fast)
         try:
-            plan = replan(_scaled(request, table, scale))
+            plan = replan(replace(request, latency=table.scaled(scale)))
         except TargetError:  # no network is as fast
             break
         if plan == tried[-1].plan:
@@ -113,7 +112,3 @@ def _missed(planned: PlannedCut, asked: float) -> float:
     """Return the share of a latency by which a network misses it; below 0 it is faster."""
     assert planned.measured is not None
     return planned.measured / asked - 1
-
-
-def _scaled(request: PlanRequest, table: LatencyTable, scale: float) -> PlanRequest:
-    return replace(request, latency=table.scaled(scale))

@@ -129,14 +129,14 @@ def _plan_iteratively(
                 graph = trace(data.model, graph.imgsz, config.is_ignored, data.readers, reid=config.reid)
             plans.append(_plan_iteration(graph, config, replace(request, budget=stage), data))
             step()
-    predicted = None
-    if request.latency:
-        predicted = CostModel(graph, request.latency).seconds(units_of(graph, plans[-1]))
-    planned = PlannedCut(plans[-1], predicted)
     if measure and LATENCY in request.budget:
         planned = fit_latency(
             plans[-1], graph, data.model, request, lambda r: _plan_iteration(graph, config, r, data), measure
         )
+    elif request.latency:
+        planned = PlannedCut(plans[-1], CostModel(graph, request.latency).seconds(units_of(graph, plans[-1])))
+    else:
+        planned = PlannedCut(plans[-1])
     return replace(planned, plan=reduce(PrunePlan.then, [*plans[:-1], planned.plan]))
 
 
