@@ -32,10 +32,10 @@ from ultralytics.nn.tasks import DetectionModel
 from yolo_prune.cli.demo import make_dataset
 from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.importance.statistics import Gradients
+from yolo_prune.importance.gradients import Gradients
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.planner import plan_cut
-from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import cut
 from yolo_prune.training.progress import Progress
 from yolo_prune.training.run import Run
@@ -115,11 +115,11 @@ def on_data() -> dict[str, float]:
     model = DetectionModel("yolov8n.yaml", verbose=False)
     model.args = get_cfg()
     batches = [noise(16) for _ in range(4)]
-    plan_seconds, plan = timed(lambda: plan_cut(model, PruneConfig(target=0.5), 224, CalibrationData(model, batches)))
-    observed, dense = timed(lambda: DenseOutputs(model, [batch["img"] for batch in batches]))
-    done = cut(plan, [model])
-    solved, _ = timed(lambda: reconstruct(done, model, plan, dense))
-    return {"plan": round(plan_seconds, 2), "reconstruction": round(observed + solved, 2)}
+    data = CalibrationData(model, batches)
+    plan_seconds, plan = timed(lambda: plan_cut(model, PruneConfig(target=0.5), 224, data))
+    dense, done = data.statistics, cut(plan, [model])
+    solved, _ = timed(lambda: reconstruct(done, model, plan, dense, data.images))
+    return {"plan": round(plan_seconds, 2), "reconstruction": round(solved, 2)}
 
 
 def gradient_collection() -> dict[str, float]:

@@ -284,7 +284,7 @@ def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, Late
 def cut_at_random(network: nn.Module, graph: ChannelGraph, table: LatencyTable, share: float, seed: int) -> nn.Module:
     """Return a copy that keeps a share of the multiply-adds, spread over the layers at random."""
     from yolo_prune.deploy.latency_profile import random_plan
-    from yolo_prune.importance.statistics import copy_of
+    from yolo_prune.importance.objective import copy_of
 
     pruned = copy_of(network)
     random_plan(graph, table, share, seed).apply(pruned)

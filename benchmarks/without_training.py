@@ -1,10 +1,13 @@
-"""One cut without any training: what is left of the accuracy at 85, 70, 50 and 30 % of the MACs.
+"""One cut without any training: what is left of the accuracy at 85, 70 and 50 % of the MACs.
 
-    python benchmarks/accuracy.py --only -s0-start         # the dense models that it starts from
-    python benchmarks/without_training.py --shared ../shared
+    python benchmarks/accuracy.py --only bccd-s0-start              # the dense models of bccd that it starts from
+    python benchmarks/without_training.py --shared ../shared        # every cut whose result is not there yet
+    python benchmarks/without_training.py --only yolov8n,coco-part  # cuts with all of this in their names
+    python benchmarks/without_training.py --table                   # print the tables of what is there
 
-Each cut is ``yolo-prune prune model=… data=… prune=…`` with defaults, about a minute for a nano model on two cores. The
-result is validated in a process that cannot import yolo_prune. ``--table`` only prints the table.
+Each cut is `prune_model` with defaults, or with one ingredient taken away (see `INGREDIENTS`), in a process of its own;
+the result is validated in a process that cannot import yolo_prune. On coco-part models have pretrained weights and the
+calibration images are all 128 training images, or the number that an ingredient says.
 """
 
 from __future__ import annotations
@@ -12,64 +15,146 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accuracy import Case
 from training import ENVIRONMENT, data_yaml, parser_of, validate, write
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
-KEPT = (85, 70, 50, 30)
-CASES = (Case("yolov8n", "bccd"), Case("yolo11n", "bccd"))
-IMGSZ = 224
+MODELS = ("yolov8n", "yolo11n", "yolo26n")
+STATISTICS = "from yolo_prune.importance import statistics"
+INGREDIENTS: dict[str, str] = {
+    "positions drawn uniformly": f"{STATISTICS}; statistics.UNIFORM = 1.0",
+    "covariance of inputs, not of taps": f"{STATISTICS}; statistics.MOST_UNFOLDED = 0",
+    "Fisher of each output alone": f"{STATISTICS}; whole = statistics.LayerStatistics.fisher; "
+    "statistics.LayerStatistics.fisher = lambda seen: whole(seen).diagonal().diag()",
+    "a quarter of the positions": f"{STATISTICS}; statistics.MOST_SAMPLES //= 4; statistics.FEWEST_SAMPLES //= 4; "
+    "statistics.SAMPLES_PER_INPUT //= 4",
+    "images drawn at random": "from yolo_prune.host import calibration_images; calibration_images.SHOWN = 0",
+    "one iteration": "from yolo_prune.planning import planner; planner.MAX_REDUCTION_PER_ITERATION = 0.9",
+    "64 images": "options['calibration'] = 64",
+    "32 images": "options['calibration'] = 32",
+    "without reconstruction": "options['reconstruction'] = False",
+    "same share everywhere": "options['allocation'] = 'uniform'",
+}
+"""Name -> what is done before the cut to take it away from the defaults."""
+CUT = """
+import json, sys
+from yolo_prune import prune_model
+from ultralytics import YOLO
+start, data, imgsz, target, folder, images, before = sys.argv[1:]
+options = {"calibration": int(images)} if images != "0" else {}
+exec(before)
+where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
+prune_model(YOLO(start), float(target), data=data, imgsz=int(imgsz), workers=0, seed=0, **where, **options)
+"""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut.
+
+    Attributes:
+        model: Ultralytics' name of the model.
+        data: Folder in ``shared/data``.
+        imgsz: Size of the images in pixels.
+        kept: Per cent of the MACs that stay.
+        without: The ingredient that is taken away, or nothing.
+    """
+
+    model: str
+    data: str
+    imgsz: int
+    kept: int
+    without: str = ""
+
+    def __str__(self) -> str:
+        ingredient = f"-{self.without.replace(' ', '-').replace(',', '')}" if self.without else ""
+        return f"{self.model}-{self.data}-{self.imgsz}-{self.kept}{ingredient}"
+
+
+def cuts() -> Iterator[Cut]:
+    """Yield all cuts, the most important first."""
+    for kept in (85, 70, 50):
+        yield from (Cut(model, "coco-part", 416, kept) for model in MODELS)
+        yield from (Cut(model, "bccd", 224, kept) for model in MODELS)
+    yield from (Cut("yolo11n", "coco-part", 640, kept) for kept in (85, 70, 50))
+    for kept in (70, 85):
+        for without in INGREDIENTS:
+            yield from (Cut(model, "coco-part", 416, kept, without) for model in MODELS[:2])
 
 
 def main() -> None:
-    """Make the cuts and print the table."""
-    args = parser_of(__doc__).parse_args()
+    """Make the cuts whose result is missing, and print the tables."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", default="", help="parts of names, with commas between them")
+    args = parser.parse_args()
     if not args.table:
-        rows = [row for case in CASES for row in cut(case, args.shared.resolve(), args.runs.resolve())]
-        write(RESULTS, {"imgsz": IMGSZ, "seed": 0, "rows": rows})
+        for cut in cuts():
+            if all(part in str(cut) for part in args.only.split(",")) and str(cut) not in results():
+                row = made(cut, args.shared.resolve(), args.runs.resolve())
+                write(RESULTS, {"seed": 0, "rows": {**results(), str(cut): row}})
     print(table())
 
 
-def cut(case: Case, shared: Path, runs: Path) -> list[dict[str, object]]:
-    """Return one row per share of the MACs."""
-    start, data = case.start(runs), str(data_yaml(shared, case.data))
-    dense = validate(start, data, IMGSZ)[case.metric]
-    rows: list[dict[str, object]] = []
-    for kept in KEPT:
-        folder = runs / f"{case}-without-training-{kept}"
-        arguments = (f"model={start}", f"data={data}", f"imgsz={IMGSZ}", f"prune={1 - kept / 100:.2f}", "workers=0")
-        where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
-        subprocess.run(
-            [Path(sys.executable).with_name("yolo-prune"), "prune", *arguments, *where], check=True, env=ENVIRONMENT
-        )
-        report = json.loads((folder / "pruning" / "report.json").read_text())
-        rows.append(
-            {
-                "model": case.model,
-                "data": case.data,
-                "macs_kept": report["final"]["macs"] / report["dense"]["macs"],
-                "params_kept": report["final"]["params"] / report["dense"]["params"],
-                "dense": dense,
-                "pruned": validate(folder / "weights" / "best.pt", data, IMGSZ)[case.metric],
-                "seconds_cut": report["cuts"][0]["seconds"],
-            }
-        )
-    return rows
+def results() -> dict[str, Any]:
+    """Return the rows that are there, by name."""
+    return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+
+
+def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
+    """Make a cut, and return its row."""
+    is_pretrained = cut.data == "coco-part"
+    start = shared / "weights" / f"{cut.model}-from-int8.pt" if is_pretrained else Case(cut.model, cut.data).start(runs)
+    metric, data = "mAP50-95(B)", str(data_yaml(shared, cut.data))
+    folder = runs / f"without-training-{cut}"
+    images = "128" if is_pretrained else "0"
+    before = INGREDIENTS.get(cut.without, "")
+    arguments = (start, data, cut.imgsz, 1 - cut.kept / 100, folder, images, before)
+    subprocess.run([sys.executable, "-c", CUT, *map(str, arguments)], check=True, env=ENVIRONMENT)
+    report = json.loads((folder / "pruning" / "report.json").read_text())
+    dense = next((r["dense"] for r in results().values() if _of(r) == (cut.model, cut.data, cut.imgsz)), None)
+    found = validate(folder / "weights" / "best.pt", data, cut.imgsz)
+    return {
+        "model": cut.model,
+        "data": cut.data,
+        "imgsz": cut.imgsz,
+        "without": cut.without,
+        "macs_kept": report["final"]["macs"] / report["dense"]["macs"],
+        "params_kept": report["final"]["params"] / report["dense"]["params"],
+        "dense": validate(start, data, cut.imgsz)[metric] if dense is None else dense,
+        "pruned": found[metric],
+        "pruned_mAP50": found["mAP50(B)"],
+        "seconds_cut": report["cuts"][0]["seconds"],
+    }
+
+
+def _of(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["model"], row["data"], row["imgsz"]
 
 
 def table() -> str:
-    """Return the table of the documentation."""
+    """Return the tables of the documentation: cuts with defaults, and what each ingredient brings."""
+    rows = results()
     lines = [
-        "| model, data | MACs kept | params kept | dense | pruned, not trained | kept |",
+        "| model, data, pixels | MACs kept | params kept | dense | pruned, not trained | kept |",
         "|---|---|---|---|---|---|",
     ]
-    for row in json.loads(RESULTS.read_text())["rows"]:
+    for row in (r for r in rows.values() if not r["without"]):
         lines.append(
-            f"| {row['model']}, {row['data']} | {row['macs_kept']:.0%} | {row['params_kept']:.0%} | {row['dense']:.3f} "
-            f"| {row['pruned']:.3f} | {row['pruned'] / row['dense']:.0%} |"
+            f"| {row['model']}, {row['data']}, {row['imgsz']} | {row['macs_kept']:.0%} | {row['params_kept']:.0%} "
+            f"| {row['dense']:.3f} | {row['pruned']:.3f} | {row['pruned'] / row['dense']:.0%} |"
         )
+    shown = [(model, kept) for model in MODELS[:2] for kept in (85, 70)]
+    lines += ["", "| coco-part, 416 px | " + " | ".join(f"{m}, {k} %" for m, k in shown) + " |", "|---" * 5 + "|"]
+    for without in ("", *INGREDIENTS):
+        names = [str(Cut(model, "coco-part", 416, kept, without)) for model, kept in shown]
+        if any(name in rows for name in names):
+            cells = (f"{rows[n]['pruned']:.3f}" if n in rows else "" for n in names)
+            lines.append(f"| {without or 'defaults'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

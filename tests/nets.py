@@ -94,6 +94,10 @@ class Chain(tasks.BaseModel):
             row.i, row.f, row.type = i, -1, type(row).__name__
         randomise_norms(self)
 
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[torch.Tensor, None]:
+        """Return something that depends on every output."""
+        return self(batch["img"]).square().sum(), None
+
 
 def narrow_yaml(name: str, folder: Path) -> Path:
     """Write a model YAML of half the width of the installed one, so that training it takes seconds."""

@@ -9,8 +9,9 @@ from nets import build, graph_of, labelled_batches
 
 from yolo_prune.config.choices import IMPORTANCES
 from yolo_prune.graph.trace import trace
+from yolo_prune.importance.gradients import gradients
 from yolo_prune.importance.scores import importance_scores
-from yolo_prune.importance.statistics import gradients, layer_statistics
+from yolo_prune.importance.statistics import layer_statistics
 from yolo_prune.planning.calibration import DATA_FREE
 
 STATIC = [c for c in IMPORTANCES if c != "reconstruction"]

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from nets import Chain, assert_same_tensors, build, fast_and_slow, make, state
+from nets import Chain, assert_same_tensors, build, fast_and_slow, labelled_batches, make, state
 from torch import nn
 from ultralytics.nn.modules import block, conv
 
-from yolo_prune.importance.statistics import calibrating
+from yolo_prune.importance.objective import calibrating
+from yolo_prune.importance.statistics import layer_statistics
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.verification import largest_difference, outputs
-from yolo_prune.surgery import reconstruction
-from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import UndoLog, cut
 
 
@@ -35,6 +35,11 @@ def plan_for(model: nn.Module, removed: dict[str, dict[str, list[int]]]) -> Prun
     return PrunePlan(layers, widths, same, same, (32, 32))
 
 
+def labelled(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a batch of images with made-up labels for every task."""
+    return {**labelled_batches(1, size=len(x))[0], "img": x}
+
+
 class Plain(nn.Module):
     """Three convolutions without anything between them, so that channels can be linear combinations of others."""
 
@@ -44,6 +49,9 @@ class Plain(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x)
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
+        return self(batch["img"]).square().sum(), None
 
 
 def combined(middle: nn.Module, first: nn.Module | None = None) -> Plain:
@@ -67,22 +75,15 @@ MIDDLES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", MIDDLES)
-@pytest.mark.parametrize("limit", [reconstruction.MOST_INPUTS, 0])
-def test_removing_linear_combinations_of_what_stays_changes_no_output(
-    kind: str, limit: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_padded = kind not in ("1x1", "transposed")
-    if limit == 0 and is_padded:
-        pytest.skip("tap by tap is exact only where a single tap can make up for what is gone")
-    monkeypatch.setattr(reconstruction, "MOST_INPUTS", limit)
+def test_removing_linear_combinations_of_what_stays_changes_no_output(kind: str) -> None:
     model = combined(MIDDLES[kind]())
     dense, x = copy.deepcopy(model), images()
     plan = plan_for(model, {"model.0": {"out": [6, 7]}, "model.1": {"in": [6, 7]}})
-    seen = DenseOutputs(model, [x])
+    seen = layer_statistics(model, [{"img": x}])
     done = cut(plan, [model])
     fresh = images(seed=1)
     assert largest_difference([model(fresh)], [dense(fresh)]) > 0.01
-    reconstruct(done, model, plan, seen)
+    reconstruct(done, model, plan, seen, [x])
     assert largest_difference([model(fresh)], [dense(fresh)]) < 1e-6
 
 
@@ -92,9 +93,9 @@ def test_a_bias_makes_up_for_the_mean_of_what_is_gone() -> None:
     model.model[0].weight.data[7], model.model[0].bias.data[7] = 0, 3.0  # a constant channel
     dense, x = copy.deepcopy(model), images()
     plan = plan_for(model, {"model.0": {"out": [7]}, "model.1": {"in": [7]}})
-    seen = DenseOutputs(model, [x])
+    seen = layer_statistics(model, [{"img": x}])
     done = cut(plan, [model])
-    reconstruct(done, model, plan, seen)
+    reconstruct(done, model, plan, seen, [x])
     assert largest_difference([model(x)], [dense(x)]) < 1e-6
 
 
@@ -102,11 +103,11 @@ def test_depthwise_layers_are_solved_group_by_group() -> None:
     torch.manual_seed(0)
     model = Plain(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 2, 1)).double()
     dense, x = copy.deepcopy(model), images()
-    seen = DenseOutputs(model, [x])
+    seen = layer_statistics(model, [{"img": x}])
     model.model[0].weight.data *= 2  # what the depthwise layer takes has changed, and it can make up for that
     model.model[0].bias.data *= 2
     plan = plan_for(model, {"model.2": {}})
-    reconstruct(UndoLog(), model, plan, seen)
+    reconstruct(UndoLog(), model, plan, seen, [x])
     assert largest_difference([model(x)], [dense(x)]) < 1e-6
 
 
@@ -118,11 +119,11 @@ def test_a_batchnorm_makes_up_for_the_mean_of_what_is_gone(norms: bool) -> None:
     first.weight.data[7], first.bias.data[7] = 0, 3.0  # a constant channel
     dense, x = copy.deepcopy(model), images()
     plan = plan_for(model, {"model.0.conv": {"out": [7]}, "model.0.bn": {"out": [7]}, "model.1.conv": {"in": [7]}})
-    seen = DenseOutputs(model, [x])
-    reconstruct(cut(plan, [model]), model, plan, seen, norms=norms)
+    seen = layer_statistics(model, [{"img": x}])
+    reconstruct(cut(plan, [model]), model, plan, seen, [x], norms=norms)
     with calibrating(model), calibrating(dense), torch.no_grad():
         ours, theirs = (m.model[1].bn(m.model[1].conv(m.model[0](x))).mean((0, 2, 3)) for m in (model, dense))
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)  # the mean of the positions that were drawn
 
 
 def test_training_starts_from_what_evaluation_makes_of_the_solution() -> None:
@@ -133,29 +134,29 @@ def test_training_starts_from_what_evaluation_makes_of_the_solution() -> None:
         for _ in range(300):  # until the running statistics are those of these images
             model.train()(x)
     model.eval()
-    seen, first, second = DenseOutputs(model, [x]), model.model[0], model.model[1]
+    seen, first, second = layer_statistics(model, [{"img": x}]), model.model[0], model.model[1]
     dense = second.bn(second.conv(first(x)))
     gone = [5, 6, 7]
     plan = plan_for(model, {"model.0.conv": {"out": gone}, "model.0.bn": {"out": gone}, "model.1.conv": {"in": gone}})
-    reconstruct(cut(plan, [model]), model, plan, seen)
+    reconstruct(cut(plan, [model]), model, plan, seen, [x])
 
     inputs = second.conv(first(x))
     solved = second.bn(inputs)
     assert solved.var() < 0.98 * dense.var()  # least squares makes less
-    torch.testing.assert_close(second.bn.train()(inputs), solved, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(second.bn.train()(inputs), solved, rtol=0.1, atol=0.15)  # statistics of a sample
 
 
 def test_a_batchnorm_makes_of_its_inputs_what_it_made_before() -> None:
     torch.manual_seed(0)
     model = Chain(8, conv.Conv(8, 8, 3)).double()
     dense, x = copy.deepcopy(model), images()
-    seen = DenseOutputs(model, [x])
+    seen = layer_statistics(model, [{"img": x}])
     norm, before = model.model[1].bn, {}
     model.model[1].conv.weight.data *= 3
     hook = norm.register_forward_hook(lambda *_: before.update(out=_[2]))
     with calibrating(dense), calibrating(model), torch.no_grad():
         dense_out = dense.model[1].bn(dense.model[1].conv(dense.model[0](x)))
-        reconstruct(UndoLog(), model, plan_for(model, {"model.0.conv": {}}), seen, weights=False, norms=True)
+        reconstruct(UndoLog(), model, plan_for(model, {"model.0.conv": {}}), seen, [x], weights=False, norms=True)
         model(x)
     hook.remove()
     torch.testing.assert_close(before["out"], dense_out)
@@ -166,11 +167,11 @@ def test_a_solution_is_never_worse_than_the_slice_on_the_layers_own_target() -> 
     x = images(4, 64, dtype=torch.float)
     plan = make(model, 0.5)
     sliced, solved = copy.deepcopy(model), model
-    seen = DenseOutputs(model, [x])
+    seen = layer_statistics(model, [labelled(x)])
     with calibrating(model), torch.no_grad():
         target = torch.cat([t.flatten() for t in outputs(model, x)])
     cut(plan, [sliced])
-    reconstruct(cut(plan, [solved]), solved, plan, seen)
+    reconstruct(cut(plan, [solved]), solved, plan, seen, [x])
 
     def error(network: nn.Module) -> float:
         with calibrating(network), torch.no_grad():
@@ -186,10 +187,10 @@ def test_undo_brings_back_the_dense_network_bit_for_bit(family: str) -> None:
     model, x = build(family), images(4, 64, dtype=torch.float)
     before, flags = state(model), [m.training for m in model.modules()]
     plan = make(model, 0.5)
-    seen = DenseOutputs(model, [x])
+    seen = layer_statistics(model, [labelled(x)])
     assert_same_tensors(before, state(model))
     done = cut(plan, [model])
-    reconstruct(done, model, plan, seen)
+    reconstruct(done, model, plan, seen, [x])
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
     assert flags == [m.training for m in model.modules()]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -199,33 +200,24 @@ def test_undo_brings_back_the_dense_network_bit_for_bit(family: str) -> None:
 
 def test_tensors_keep_their_identity_since_an_optimizer_holds_them() -> None:
     model, x = build("tiny"), images(4, 64, dtype=torch.float)
-    plan, seen = make(model, 0.5), DenseOutputs(model, [x])
+    plan, seen = make(model, 0.5), layer_statistics(model, [labelled(x)])
     done = cut(plan, [model])
     held = [id(p) for p in model.parameters()]
-    reconstruct(done, model, plan, seen)
+    reconstruct(done, model, plan, seen, [x])
     assert held == [id(p) for p in model.parameters()]
 
 
 def test_constant_layers_stay_constant() -> None:
     model, x = build("tiny"), images(4, 64, dtype=torch.float)
-    plan, seen = make(model, 0.5), DenseOutputs(model, [x])
+    plan, seen = make(model, 0.5), layer_statistics(model, [labelled(x)])
     assert isinstance(model.model[-1].dfl, block.DFL)
     before = model.model[-1].dfl.conv.weight.clone()
-    reconstruct(cut(plan, [model]), model, plan, seen)
+    reconstruct(cut(plan, [model]), model, plan, seen, [x])
     assert torch.equal(before, model.model[-1].dfl.conv.weight)
 
 
 def test_a_plan_that_removes_nothing_changes_nothing() -> None:
     model, x = build("tiny"), images(4, 64, dtype=torch.float)
     before, same = state(model), {"before": 1, "after": 1}
-    reconstruct(UndoLog(), model, PrunePlan({}, {}, same, same, (64, 64)), DenseOutputs(model, [x]))
+    reconstruct(UndoLog(), model, PrunePlan({}, {}, same, same, (64, 64)), layer_statistics(model, [labelled(x)]), [x])
     assert_same_tensors(before, state(model))
-
-
-def test_images_of_different_shapes_are_padded_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("yolov8n")
-    seen = DenseOutputs(model, [torch.zeros(2, 3, 32, 64), torch.zeros(3, 3, 64, 32)])
-    assert seen.images.shape == (5, 3, 64, 64)
-    assert seen.images[0, 0, 40, 0] == pytest.approx(114 / 255)
-    monkeypatch.setattr(reconstruction, "MOST_PIXELS", 0)
-    assert len(DenseOutputs(model, [torch.zeros(9, 3, 64, 64)]).images) == 4

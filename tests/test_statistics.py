@@ -1,38 +1,59 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from nets import assert_same_tensors, build, labelled_batches, state
 from torch import nn
 
-from yolo_prune.importance.statistics import Gradients, calibrating, gradients, layer_statistics, loss_of
+from yolo_prune.importance import statistics
+from yolo_prune.importance.gradients import Gradients, gradients
+from yolo_prune.importance.objective import calibrating, loss_of
+from yolo_prune.importance.samples import inputs_at, outputs_at
+from yolo_prune.importance.statistics import layer_statistics
 
 
-def test_moments_are_those_of_all_positions_of_all_batches() -> None:
-    model, batches = build("yolov8n"), labelled_batches(2)
-    seen = layer_statistics(model, batches)["model.1.conv"]
-    taken: list[torch.Tensor] = []
-    hook = model.model[1].conv.register_forward_pre_hook(lambda _, x: taken.append(x[0]))
+def observed(model: nn.Module, path: str, batches: list[dict[str, torch.Tensor]]) -> list[tuple[Any, torch.Tensor]]:
+    """Return what a layer takes and makes of each batch."""
+    found: list[tuple[Any, torch.Tensor]] = []
+    hook = model.get_submodule(path).register_forward_hook(lambda _, x, y: found.append((x[0], y)))
     with calibrating(model), torch.no_grad():
         for batch in batches:
             model(batch["img"])
     hook.remove()
-    x = torch.cat(taken).transpose(0, 1).flatten(1).double()
-    assert seen.images == 4
-    torch.testing.assert_close(seen.products, x @ x.T, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(seen.inputs, x.sum(1), rtol=1e-4, atol=1e-3)
+    return found
+
+
+@pytest.mark.parametrize("is_unfolded", [True, False])
+def test_moments_are_those_of_the_drawn_positions(is_unfolded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST_UNFOLDED", 1200 if is_unfolded else 0)
+    model, batches = build("yolov8n"), labelled_batches(2)
+    seen, layer = layer_statistics(model, batches)["model.1.conv"], model.model[1].conv
+    rows = []
+    for n, (x, y) in enumerate(observed(model, "model.1.conv", batches)):
+        inputs = inputs_at(layer, x, seen.positions[n])
+        rows.append((inputs.flatten(2) if is_unfolded else inputs.transpose(2, 3)).flatten(0, -2).double())
+        assert seen.positions[n].shape[0] == len(x)
+        torch.testing.assert_close(seen.targets[n], outputs_at(layer, y, seen.positions[n]))
+        made = torch.einsum("bmct,oct->bmo", inputs, layer.weight.flatten(2))
+        torch.testing.assert_close(seen.targets[n], made, rtol=1e-3, atol=1e-4)
+    expected = torch.cat(rows).T.cov(correction=0)
+    assert seen.images == 4 and seen.samples == len(torch.cat(rows))
+    torch.testing.assert_close(seen.covariance(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
         (nn.Conv2d(3, 4, 3, stride=2, padding=1), (2, 3, 8, 6)),
+        (nn.Conv2d(4, 4, 3, padding=1, groups=4), (2, 4, 8, 6)),
         (nn.ConvTranspose2d(3, 4, 2, stride=2), (2, 3, 8, 6)),
         (nn.Linear(3, 4), (2, 8, 3)),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+    ids=["strided", "depthwise", "transposed", "linear"],
 )
-def test_inputs_and_outputs_are_counted_apart(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_inputs_outputs_and_gradients_are_summed_over_all_positions(layer: nn.Module, shape: tuple[int, ...]) -> None:
     class Net(nn.Sequential):
         def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
             return self(batch["img"]).square().sum(), None
@@ -42,16 +63,48 @@ def test_inputs_and_outputs_are_counted_apart(layer: nn.Module, shape: tuple[int
     seen = layer_statistics(net, batches)["0"]
     x = torch.cat([batch["img"] for batch in batches])
     y = net(x).detach()
-    by_channel = [v.movedim(1 if v.ndim == 4 else -1, 0).flatten(1) for v in (x, y)]
-    torch.testing.assert_close(seen.covariance(), by_channel[0].double().cov(correction=0), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(seen.variance(), by_channel[1].double().var(1, correction=0), rtol=1e-3, atol=1e-4)
+    taken, made = (v.movedim(1 if v.ndim == 4 else -1, 0).flatten(1).double() for v in (x, y))
+    torch.testing.assert_close(seen.energy, taken.square().sum(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(seen.variance(), made.var(1, correction=0), rtol=1e-3, atol=1e-4)
+    gradients_of_images = 2 * made / 2  # of the loss per image
+    products = gradients_of_images @ gradients_of_images.T / 4
+    is_depthwise = getattr(layer, "groups", 1) > 1
+    expected = products.diagonal().diag() if is_depthwise else products
+    torch.testing.assert_close(seen.fisher(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_are_drawn_where_the_loss_looks() -> None:
+    class Net(nn.Sequential):
+        def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
+            return self(batch["img"])[:, :, :2, :2].square().sum(), None
+
+    net = Net(nn.Conv2d(3, 200, 3, padding=1), nn.Conv2d(200, 1, 1))
+    positions = layer_statistics(net, [{"img": torch.rand(2, 3, 40, 40)}])["1"].positions[0]
+    is_seen = (positions // 40 < 2) & (positions % 40 < 2)
+    assert 0.75 < is_seen.float().mean() < 0.85  # a fifth is drawn anywhere
+    assert positions.unique().numel() > 200
+
+
+def test_only_so_many_images_take_part_as_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "HELD_BYTES", 3 * statistics.LIVE * 4 * (3 * 64 * 64 + 16 * 32 * 32))
+    monkeypatch.setattr(statistics, "FEWEST_IMAGES", 2)
+    found = layer_statistics(build("yolov8n"), labelled_batches(5))
+    batches = [len(found[path].positions) for path in ("model.0.conv", "model.22.cv2.2.2")]
+    assert batches == [2, 5]
+    assert found["model.0.conv"].images == 10  # sums are over all
+
+
+def test_gradients_go_through_the_branch_that_is_deployed() -> None:
+    model, batches = build("yolo26n"), labelled_batches()
+    found = layer_statistics(model, batches)
+    assert all(seen.positions for path, seen in found.items() if "one2one" in path)
 
 
 def test_an_output_that_the_loss_does_not_see_has_no_sensitivity() -> None:
     model = build("yolov8n")
     model.model[1].conv.weight.data[:, 5] = 0  # nobody reads channel 5 of the first layer
     seen = layer_statistics(model, labelled_batches())
-    fisher = seen["model.0.conv"].fisher()
+    fisher = seen["model.0.conv"].fisher().diagonal()
     assert fisher[5] == 0 and (fisher > 0).sum() == 15
 
 

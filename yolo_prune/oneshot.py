@@ -27,7 +27,7 @@ from yolo_prune.graph.image import image_size
 from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import mark
 from yolo_prune.host.trainer import calibration_batches, save_checkpoint, set_up
-from yolo_prune.importance.statistics import copy_of
+from yolo_prune.importance.objective import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import units_of
 from yolo_prune.planning.calibration import CalibrationData, ranking_factory

@@ -44,7 +44,7 @@ from yolo_prune.errors import WriteError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import height_and_width, image_channels
 from yolo_prune.graph.layers import named_layers, resized, widths
-from yolo_prune.importance.statistics import copy_of
+from yolo_prune.importance.objective import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import ByScore, PlanRequest, make_plan
 from yolo_prune.surgery.slicing import cut

@@ -24,11 +24,15 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.errors import CheckpointError, ConfigError, describe_error
+from yolo_prune.host.calibration_images import choose_images
 from yolo_prune.host.patches import patch, patched
 from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
+
+MOST_PIXELS = 2**20
+"""Pixels of a calibration batch, whose gradients a network of any size has to have memory for: 2 images of 640 px."""
 
 
 def read_arguments(texts: Mapping[str, str], command: str, also: Sequence[str] = ()) -> dict[str, Any]:
@@ -202,16 +206,15 @@ def calibration_batches(trainer: BaseTrainer, images: int) -> list[dict[str, Any
         images: How many, chosen by the run's seed; fewer where the data set has fewer.
 
     Returns:
-        Batches of one image size each, of at most 16 images and at most the run's batch size.
+        Batches of one image size each, of at most 16 images, `MOST_PIXELS` and the run's batch size.
     """
-    size = min(16, max(trainer.batch_size, 1))
+    side = trainer.args.imgsz if isinstance(trainer.args.imgsz, int) else max(trainer.args.imgsz)
+    size = max(1, min(16, trainer.batch_size, MOST_PIXELS // side**2))
     with preserve_attributes(trainer.args, "cache"):
         trainer.args.cache = False
         dataset = trainer.build_dataset(trainer.data["train"], mode="val", batch=size)
-    generator = torch.Generator().manual_seed(trainer.args.seed)
-    chosen = torch.randperm(len(dataset), generator=generator)[:images].tolist()
     alike: dict[torch.Size, list[Any]] = defaultdict(list)
-    for sample in (dataset[i] for i in chosen):
+    for sample in (dataset[i] for i in choose_images(dataset, images, trainer.args.seed)):
         alike[sample["img"].shape].append(sample)
     collate = getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate
     return [

@@ -2,8 +2,10 @@
 
 A layer that reads n channels with covariance C and weights W can replace channel i by the others as well as least
 squares allows; what is lost is |W_i|^2 / (C^-1)_ii (LeCun et al. 1989, "Optimal Brain Damage"; Hassibi & Stork 1992,
-"Optimal Brain Surgeon", section 2; for channels and layer outputs, He, Zhang & Sun 2017). Each output's error counts
-with its squared gradient of the loss, so that errors of different layers add up and can be compared.
+"Optimal Brain Surgeon", section 2; for channels and layer outputs, He, Zhang & Sun 2017). Errors of the outputs count
+by the products G of their gradients of the loss, W_i' G W_i, so that errors of different layers add up and can be
+compared: C and G are the two factors of the Fisher information in K-FAC (Grosse & Martens 2016, section 3). C is that
+of the unfolded inputs: a channel of a 3 x 3 kernel takes nine rows of it with it.
 
 After a removal the consumers' weights and covariances are those of the network that has made up for it, so that the
 next unit is judged in the network that it would be removed from.
@@ -19,12 +21,18 @@ import torch
 from torch import nn
 
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.graph.layers import named_layers
+from yolo_prune.graph.layers import is_grouped, named_layers
 from yolo_prune.importance.statistics import LayerStatistics
 from yolo_prune.utils.console import progress_bar
 
 RIDGE = 1e-3
 """Added to the covariance's diagonal, relative to its mean: what few images show is not exact."""
+HEAD_WEIGHT_SEPARABLE, HEAD_WEIGHT_END_TO_END = 5.0, 25.0
+"""How much errors in a head of depthwise convolutions count, and in one whose boxes no suppression follows.
+
+Layers behind an error make up for a part of it once they are solved. Behind a head there are none, and its depthwise
+layers can make up for nothing.
+"""
 
 
 class Elimination:
@@ -40,21 +48,23 @@ class Elimination:
         self._graph = graph
         self._consumers: dict[str, _Consumer] = {}
         self._lost_outputs: dict[str, torch.Tensor] = {}
-        layers = dict(named_layers(model))
+        layers, head = dict(named_layers(model)), f"model.{len(model.model) - 1}."
+        head_weight = _head_weight(model.model[-1])
         with progress_bar("weighing channels", len(graph.layers)) as step:
             for path, layer in graph.layers.items():
                 step()
                 seen = statistics.get(path)
                 if seen is None:
                     continue
-                self._lost_outputs[path] = seen.fisher() * seen.variance()
+                fisher = seen.fisher() * (head_weight if path.startswith(head) else 1)
+                self._lost_outputs[path] = fisher.diagonal() * seen.variance()
                 weight = getattr(layers[path], "weight", None)
-                if layer.groups == 1 and weight is not None:
+                if layer.groups == 1 and weight is not None and seen.products is not None:
                     transposed = isinstance(layers[path], nn.ConvTranspose2d)
                     by_output = (weight.detach().transpose(0, 1) if transposed else weight.detach()).cpu().double()
-                    scaled = by_output.flatten(2) if by_output.ndim > 2 else by_output[..., None]
-                    scaled = scaled * seen.fisher().sqrt()[:, None, None]
-                    self._consumers[path] = _Consumer(scaled, seen.covariance())
+                    by_tap = by_output.flatten(2) if by_output.ndim > 2 else by_output[..., None]
+                    positions = by_tap.shape[2] if transposed else 1  # each tap has its own
+                    self._consumers[path] = _Consumer(by_tap, seen.covariance(), fisher / positions)
         self._alive = [np.ones(group.width, dtype=bool) for group in graph.groups]
         self._removed: list[list[int]] = [[] for _ in graph.groups]
         bundle_of = {g: b for b, bundle in enumerate(graph.bundles) for g in bundle.groups}
@@ -112,17 +122,30 @@ class Elimination:
         return np.where(self._alive[g], errors, np.inf)
 
 
+def _head_weight(head: nn.Module) -> float:
+    """Return how much errors in a head count, compared with those before it."""
+    if getattr(head, "one2one_cv2", None) is not None:
+        return HEAD_WEIGHT_END_TO_END
+    is_separable = any(is_grouped(layer) for layer in head.modules())
+    return HEAD_WEIGHT_SEPARABLE if is_separable else 1.0
+
+
 class _Consumer:
     """A layer that reads channels, as it is after making up for those that went.
 
     Args:
-        weight: Weights in units of the loss, shape (out, in, taps).
-        covariance: Of the inputs, shape (in, in).
+        weight: Weights, shape (out, in, taps).
+        covariance: Of the unfolded inputs, shape (in x taps, in x taps), or of the inputs over all taps, (in, in).
+        fisher: What an error of the outputs costs, shape (out, out).
     """
 
-    def __init__(self, weight: torch.Tensor, covariance: torch.Tensor) -> None:
-        self._taps = weight.shape[2]
-        self._weight = weight.permute(1, 0, 2).flatten(1).contiguous()  # (in, out x taps)
+    def __init__(self, weight: torch.Tensor, covariance: torch.Tensor, fisher: torch.Tensor) -> None:
+        outputs, inputs = weight.shape[:2]
+        self._rows = len(covariance) // inputs
+        """Of the covariance per input: each tap is a row of its own, or they share one."""
+        by_tap = weight.permute(1, 2, 0)  # (in, taps, out)
+        self._weight = by_tap.reshape(len(covariance), -1).contiguous()  # (in x rows, taps of a row x out)
+        self._outputs, self._fisher = outputs, fisher
         diagonal = covariance.diagonal().mean().clamp_min(1e-30)
         self._inverse = torch.linalg.inv(covariance + RIDGE * diagonal * torch.eye(len(covariance), dtype=torch.double))
         self._errors: np.ndarray | None = None
@@ -130,20 +153,25 @@ class _Consumer:
     def errors(self) -> np.ndarray:
         """Return the error if each input is removed, shape (in,)."""
         if self._errors is None:
-            self._errors = (self._weight.square().sum(1) / self._inverse.diagonal()).numpy()
+            n = self._rows
+            weight = self._weight.unflatten(0, (-1, n))  # (in, rows, values)
+            blocks = self._inverse.unflatten(0, (-1, n)).unflatten(2, (-1, n)).diagonal(dim1=0, dim2=2).movedim(2, 0)
+            costs = (weight.unflatten(2, (-1, self._outputs)) @ self._fisher).flatten(2)
+            self._errors = (costs * torch.linalg.solve(blocks, weight)).sum((1, 2)).numpy()
         return self._errors
 
     def drop_inputs(self, channels: np.ndarray) -> None:
         """Remove inputs; the weights of the others make up for them."""
-        rows = self._inverse[channels]
-        makes_up = torch.linalg.solve(rows[:, channels], rows).T
-        self._weight.addmm_(makes_up, self._weight[channels], alpha=-1)
+        gone = (channels[:, None] * self._rows + np.arange(self._rows)).ravel()
+        rows = self._inverse[gone]
+        makes_up = torch.linalg.solve(rows[:, gone], rows).T
+        self._weight.addmm_(makes_up, self._weight[gone], alpha=-1)
         self._inverse.addmm_(makes_up, rows, alpha=-1)
-        self._weight[channels] = self._inverse[channels] = self._inverse[:, channels] = 0
-        self._inverse[channels, channels] = 1
+        self._weight[gone] = self._inverse[gone] = self._inverse[:, gone] = 0
+        self._inverse[gone, gone] = 1
         self._errors = None
 
     def drop_outputs(self, channels: np.ndarray) -> None:
         """Remove outputs, whose errors do not count any more."""
-        self._weight.unflatten(1, (-1, self._taps))[:, channels] = 0
+        self._weight.unflatten(1, (-1, self._outputs))[:, :, channels] = 0
         self._errors = None

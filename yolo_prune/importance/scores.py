@@ -19,7 +19,8 @@ from torch import nn
 from yolo_prune.blocks import norm_width
 from yolo_prune.graph.groups import ChannelGraph, ChannelGroup
 from yolo_prune.graph.layers import AnyLayer, is_grouped, named_layers
-from yolo_prune.importance.statistics import Gradients, LayerStatistics
+from yolo_prune.importance.gradients import Gradients
+from yolo_prune.importance.statistics import LayerStatistics
 
 _CRITERIA: dict[str, Callable[[str | None], Any]] = {
     "l1": lambda normalizer: tp.importance.GroupMagnitudeImportance(p=1, normalizer=normalizer),
@@ -46,7 +47,7 @@ class _ActivationImportance(tp.importance.GroupMagnitudeImportance):
         for member in group:
             seen = self.statistics.get(member.dep.layer)
             if seen is not None and member.dep.pruning_fn in _TAKES:
-                scores.append((seen.products.diagonal() / seen.taken).sqrt()[member.idxs])
+                scores.append((seen.energy / seen.taken).sqrt()[member.idxs])
                 roots.append(member.root_idxs)
         return self._normalize(self._reduce(scores, roots), self.normalizer) if scores else None
 

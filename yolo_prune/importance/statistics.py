@@ -1,58 +1,79 @@
-"""Statistics of a network on labelled images: moments of activations, and gradients of the loss.
+"""Statistics of a network's layers on labelled images, where they matter.
 
-Criteria that need data read these. Parameter gradients can also be collected for free while a run trains.
+In detection most positions of a feature map are background, and the loss hardly depends on what is there. So positions
+are drawn in proportion to the squared gradient of the loss with respect to the layer's outputs, with a share that is
+uniform. Moments of what a layer takes at these positions are those of the criterion, and what it makes there is what
+reconstruction solves for. Everything is summed batch by batch: no layer's activations are held for all images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from yolo_prune.graph.layers import is_grouped, named_layers
+from yolo_prune.importance.objective import calibrating, copy_of, loss_of, weigh_branches
+from yolo_prune.importance.samples import inputs_at, is_solvable, kernel_taps, outputs_at
 from yolo_prune.utils.console import progress_bar
-from yolo_prune.utils.memory import return_free
 
-AT_ONCE = 2**20
-"""Values that are turned into double precision at once."""
-ROUNDING = 1e-6
-"""Relative error of sums of products in single precision."""
+UNIFORM = 0.2
+"""Share of the positions that is drawn without regard to gradients, so that the background stays what it was."""
+SAMPLES_PER_INPUT, FEWEST_SAMPLES, MOST_SAMPLES = 16, 2048, 16384
+"""Positions that are drawn of a layer, over all images: so many per unfolded input, within limits."""
+MOST_UNFOLDED = 1200
+"""Inputs times taps whose moments are kept in full; of a larger kernel those of the inputs alone, over all taps."""
+HELD_BYTES = 2**29
+"""Activations of all images together that are held at a time while weights are solved: 512 MiB."""
+FEWEST_IMAGES = 8
+"""So many images take part in every layer, however large its maps are."""
+LIVE = 3
+"""Activations that a forward pass holds at a layer, in units of what that layer takes and makes."""
 
 
 @dataclass
 class LayerStatistics:
-    """Sums over all images and positions of what one layer takes and makes.
+    """What one layer takes and makes.
 
     Attributes:
+        images: Images seen.
         taken: Input positions seen; a strided convolution has more of them than it makes.
         made: Output positions seen.
-        images: Images seen.
-        inputs: Sum of the inputs, shape (in,).
-        products: Sum of the products of two inputs, shape (in, in); None for a grouped convolution.
-        outputs: Sum of the outputs, shape (out,).
-        squares: Sum of the squared outputs, shape (out,).
-        sensitivity: Sum of the squared gradients of the loss with respect to the outputs, shape (out,).
+        energy: Sum of the squared inputs over all positions, shape (in,).
+        outputs: Sum of the outputs over all positions, shape (out,).
+        squares: Sum of the squared outputs over all positions, shape (out,).
+        sensitivity: Sum over all positions of the products of two outputs' gradients of the loss, shape (out, out); of
+            a grouped convolution their squares alone, shape (out,).
+        positions: Index of a batch -> positions that were drawn, shape (B, m); those of the outputs, or of the inputs
+            of a transposed convolution. Batches beyond what may be held at a time are missing.
+        targets: Index of a batch -> what the layer made there, shape (B, m, values).
+        samples: Inputs at these positions, one for each tap where the kernel is not unfolded.
+        sums: Sum of these inputs, shape (in x taps,) or (in,).
+        products: Sum of the products of two of them, shape (in x taps, in x taps) or (in, in); None for a grouped
+            convolution.
     """
 
+    images: int = 0
     taken: int = 0
     made: int = 0
-    images: int = 0
-    inputs: Any = 0.0
-    products: Any = None
+    energy: Any = 0.0
     outputs: Any = 0.0
     squares: Any = 0.0
     sensitivity: Any = 0.0
+    positions: dict[int, torch.Tensor] = field(default_factory=dict)
+    targets: dict[int, torch.Tensor] = field(default_factory=dict)
+    samples: int = 0
+    sums: Any = 0.0
+    products: Any = None
 
     def covariance(self) -> torch.Tensor:
-        """Return the covariance of the inputs, shape (in, in), with what rounding adds to it on the diagonal."""
-        mean, moments = self.inputs / self.taken, self.products / self.taken
-        rounding = ROUNDING * moments.diagonal().mean() * torch.eye(len(mean), dtype=torch.double)
-        covariance: torch.Tensor = moments - torch.outer(mean, mean) + rounding
+        """Return the covariance of the inputs at the drawn positions, as ``products`` are laid out."""
+        mean = self.sums.double() / self.samples
+        covariance: torch.Tensor = self.products.double() / self.samples - torch.outer(mean, mean)
         return covariance
 
     def variance(self) -> torch.Tensor:
@@ -60,148 +81,160 @@ class LayerStatistics:
         return (self.squares / self.made - (self.outputs / self.made) ** 2).clamp_min(0)
 
     def fisher(self) -> torch.Tensor:
-        """Return the squared gradient of each output per image, summed over positions: the diagonal Fisher, (out,)."""
-        return torch.as_tensor(self.sensitivity / self.images, dtype=torch.double).expand(len(self.outputs))
+        """Return the products of two outputs' gradients per image, summed over positions, shape (out, out).
+
+        It is the factor of the outputs in the Kronecker-factored Fisher of Grosse & Martens 2016, section 3.
+        """
+        products: torch.Tensor = self.sensitivity.double() / self.images
+        return products if products.ndim == 2 else products.diag()
 
 
-@dataclass
-class Gradients:
-    """Parameter gradients of the loss, summed over steps.
-
-    Attributes:
-        steps: How many there were.
-        first: Parameter -> sum of its gradients.
-        second: Parameter -> sum of its squared gradients.
-    """
-
-    steps: int = 0
-    first: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
-    second: dict[nn.Parameter, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Take in the present gradients."""
-        trained = [p for p in parameters if p.grad is not None]
-        for p in trained:
-            if p not in self.first:
-                self.first[p], self.second[p] = torch.zeros_like(p), torch.zeros_like(p)
-        if trained:
-            grads = [p.grad for p in trained]
-            torch._foreach_add_([self.first[p] for p in trained], grads)
-            torch._foreach_addcmul_([self.second[p] for p in trained], grads, grads)
-            self.steps += 1
-
-    def of(self, source: nn.Module, other: nn.Module) -> Gradients:
-        """Return the same in terms of the parameters of a network of equal structure."""
-        told = dict(zip(source.parameters(), other.parameters(), strict=True))
-        first, second = ({told[p]: g for p, g in sums.items()} for sums in (self.first, self.second))
-        return Gradients(self.steps, first, second)
-
-    def clear(self) -> None:
-        """Start anew."""
-        self.steps = 0
-        self.first.clear()
-        self.second.clear()
-
-
-def layer_statistics(model: nn.Module, batches: Sequence[dict[str, Any]]) -> dict[str, LayerStatistics]:
-    """Return the statistics of every convolution and linear layer.
+def layer_statistics(model: nn.Module, batches: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, LayerStatistics]:
+    """Return the statistics of every convolution and linear layer, in the order in which they run.
 
     Args:
         model: A network; a copy of it runs.
         batches: Preprocessed batches with labels, on the model's device.
+        seed: Chooses the positions.
     """
     found: dict[str, LayerStatistics] = {}
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float)
+    copy = copy_of(model).to(dtype).requires_grad_(False)
+    weigh_branches(copy)
+    total = sum(len(batch["img"]) for batch in batches)
+    generator = torch.Generator().manual_seed(seed)
+    present = 0
 
-    def observe(path: str) -> Callable[..., None]:
+    def observe(path: str, can_be_solved: bool) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            seen = found.setdefault(path, LayerStatistics())
-            x, y = _rows(inputs[0]), _rows(output)
-            if not is_grouped(layer):
-                seen.products = (0 if seen.products is None else seen.products) + (x @ x.T).double().cpu()
-            seen.taken += x.shape[1]
-            seen.made += y.shape[1]
-            seen.images += len(output)
-            seen.inputs = seen.inputs + _sums(x)[0]
-            outputs, squares = _sums(y)
-            seen.outputs, seen.squares = seen.outputs + outputs, seen.squares + squares
+            seen, x, y = found.setdefault(path, LayerStatistics()), inputs[0].detach(), output.detach()
+            is_first = present not in seen.positions  # a layer that is used twice is solved for its first use
 
-            def sense(gradient: torch.Tensor) -> None:
-                seen.sensitivity = seen.sensitivity + _sums(_rows(gradient))[1]
+            def look(gradient: torch.Tensor) -> None:
+                sensed = _rows(gradient)
+                _add_sums(seen, x, y)
+                products = sensed.square().sum(1) if is_grouped(layer) else sensed @ sensed.T
+                seen.sensitivity = seen.sensitivity + products.cpu()
+                most = images_held(x, y)
+                if is_first and can_be_solved and seen.images - len(y) < most:
+                    each = -(-_samples(layer) // min(most, total))
+                    positions = _draw(_energy(layer, gradient), each, generator)
+                    seen.positions[present] = positions
+                    seen.targets[present] = outputs_at(layer, y, positions)
+                    if not is_grouped(layer):
+                        _add_products(seen, inputs_at(layer, x, positions))
 
             if output.requires_grad:
-                output.register_hook(sense)
+                output.register_hook(look)
 
         return hook
 
-    copy = trainable_copy(model)
     for path, layer in named_layers(copy):
         if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
-            layer.register_forward_hook(observe(path))
-    _backward(copy, batches)
+            layer.register_forward_hook(observe(path, is_solvable(copy, path, layer)))
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        calibrating(copy, through_heads=True),
+        torch.enable_grad(),
+        progress_bar("looking at images", len(batches)) as step,
+    ):
+        torch.manual_seed(seed)  # some losses draw
+        for batch in batches:
+            image = batch["img"].detach().to(dtype, copy=True).requires_grad_(True)
+            torch.autograd.grad(loss_of(copy, {**batch, "img": image}), image)
+            present += 1
+            step()
     return found
 
 
-def gradients(model: nn.Module, batches: Sequence[dict[str, Any]]) -> Gradients:
-    """Return the parameter gradients of a network that is not being trained, as a step per batch.
+def sampled_outputs(
+    model: nn.Module, images: Sequence[torch.Tensor], statistics: Mapping[str, LayerStatistics]
+) -> dict[str, dict[int, torch.Tensor]]:
+    """Return what the layers of a network make at the positions that were drawn for another of equal structure.
 
     Args:
-        model: A network; a copy of it runs, but the result is told in terms of its own parameters.
-        batches: Preprocessed batches with labels, on the model's device.
+        model: The network; it is only read.
+        images: The batches of the statistics.
+        statistics: Have the positions.
+
+    Returns:
+        Layer path -> index of a batch -> outputs of shape (B, m, values).
     """
-    result, copy = Gradients(), trainable_copy(model)
-    _backward(copy, batches, lambda: result.add(copy.parameters()))
-    return result.of(copy, model)
+    found: dict[str, dict[int, torch.Tensor]] = {path: {} for path in statistics}
+    present = 0
 
+    def observe(path: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            positions = statistics[path].positions.get(present)
+            if positions is not None and present not in found[path]:
+                found[path][present] = outputs_at(layer, output, positions)
 
-@contextmanager
-def calibrating(model: nn.Module) -> Iterator[None]:
-    """Run a network with the heads' raw outputs, and with nothing drawn at random or counted."""
-    flags = {m: m.training for m in model.modules()}
+        return hook
+
+    layers = dict(named_layers(model))
+    hooks = [layers[path].register_forward_hook(observe(path)) for path in statistics]
     try:
-        for m in flags:
-            m.training = not isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd))
-        yield
+        with calibrating(model), torch.no_grad(), progress_bar("looking at outputs", len(images)) as step:
+            for batch in images:
+                model(batch)
+                present += 1
+                step()
     finally:
-        for m, training in flags.items():
-            m.training = training
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
-def loss_of(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-    """Return the training loss of a batch per image, a scalar."""
-    loss, _ = model.loss(batch)
-    return loss.sum() / len(batch["img"])
+def images_held(x: torch.Tensor, y: torch.Tensor) -> int:
+    """Return how many images may wait at a layer that takes x and makes y, each of shape (B, ...)."""
+    live = LIVE * (x[0].numel() + y[0].numel()) * x.element_size()
+    return max(FEWEST_IMAGES, HELD_BYTES // live)
 
 
-def _backward(copy: nn.Module, batches: Sequence[dict[str, Any]], then: Callable[[], None] = lambda: None) -> None:
-    """Let the loss of each batch go back through a network; what is to be done then finds gradients of this batch."""
-    with calibrating(copy), torch.enable_grad(), progress_bar("looking at images", len(batches)) as step:
-        for batch in batches:
-            return_free()
-            loss_of(copy, batch).backward()
-            then()
-            copy.zero_grad()
-            step()
+def _samples(layer: nn.Module) -> int:
+    """Return how many positions of a layer are drawn over all images."""
+    weights = layer.weight
+    unfolded = weights[:, 0].numel() if isinstance(layer, nn.ConvTranspose2d) else weights[0].numel()
+    return max(FEWEST_SAMPLES, min(MOST_SAMPLES, SAMPLES_PER_INPUT * unfolded))
 
 
-def trainable_copy(model: nn.Module) -> nn.Module:
-    """Return a copy in single precision whose parameters all take gradients."""
-    return copy_of(model).float().requires_grad_(True)
+def _draw(energy: torch.Tensor, each: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw positions in proportion to energies of shape (B, positions), shape (B, m): those of all images alike."""
+    total, grid = energy.sum(1, keepdim=True), energy.shape[1]
+    share = torch.where(total > 0, energy / total.clamp_min(1e-38), 1 / grid)
+    chances = UNIFORM / grid + (1 - UNIFORM) * share
+    return torch.multinomial(chances.cpu(), min(each, grid), replacement=True, generator=generator).to(energy.device)
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """Return a copy of a network without its loss, which has references of its own."""
-    memo: dict[int, Any] = {id(getattr(model, "criterion", None)): None}
-    copy: nn.Module = deepcopy(model, memo)
-    return copy
+def _energy(layer: nn.Module, gradient: torch.Tensor) -> torch.Tensor:
+    """Return the squared gradient at each position of a layer, shape (B, positions)."""
+    gradient = gradient.detach().float()
+    if isinstance(layer, nn.Linear):
+        return gradient.square().sum(-1).flatten(1)
+    energy = gradient.square().sum(1, keepdim=True)
+    if isinstance(layer, nn.ConvTranspose2d):  # one patch per input position
+        energy = F.avg_pool2d(energy, layer.kernel_size) * kernel_taps(layer)
+    return energy.flatten(1)
 
 
-def _sums(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sums of (C, positions), and of their squares, over positions in double precision."""
-    total = torch.zeros(2, len(rows), dtype=torch.double)
-    for part in rows.split(max(1, AT_ONCE // len(rows)), dim=1):
-        exact = part.double()
-        total += torch.stack((exact.sum(1), exact.square_().sum(1))).cpu()
-    return total[0], total[1]
+def _add_sums(seen: LayerStatistics, x: torch.Tensor, y: torch.Tensor) -> None:
+    inputs, outputs = _rows(x), _rows(y)
+    seen.images += len(y)
+    seen.taken += inputs.shape[1]
+    seen.made += outputs.shape[1]
+    seen.energy = seen.energy + inputs.square().sum(1).double().cpu()
+    seen.outputs = seen.outputs + outputs.sum(1).double().cpu()
+    seen.squares = seen.squares + outputs.square().sum(1).double().cpu()
+
+
+def _add_products(seen: LayerStatistics, inputs: torch.Tensor) -> None:
+    """Take in inputs of shape (B, m, in, taps)."""
+    width, taps = inputs.shape[2:]
+    is_unfolded = width * taps <= MOST_UNFOLDED
+    rows = inputs.flatten(2).flatten(0, 1) if is_unfolded else inputs.transpose(2, 3).flatten(0, 2)
+    seen.samples += len(rows)
+    seen.sums = seen.sums + rows.sum(0).cpu()
+    seen.products = (0 if seen.products is None else seen.products) + (rows.T @ rows).cpu()
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:

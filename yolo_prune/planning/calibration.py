@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.importance.gradients import Gradients, gradients
+from yolo_prune.importance.objective import trainable_copy
 from yolo_prune.importance.reconstruction_error import Elimination
 from yolo_prune.importance.scores import importance_scores
-from yolo_prune.importance.statistics import Gradients, LayerStatistics, gradients, layer_statistics, trainable_copy
+from yolo_prune.importance.statistics import LayerStatistics, layer_statistics
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import ByScore, Ranking
-from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import cut
 
 DATA_FREE = ("l1", "l2", "bn_scale", "lamp", "fpgm", "random")
@@ -72,10 +75,16 @@ class CalibrationData:
 
     def after(self, plan: PrunePlan, config: PruneConfig) -> CalibrationData:
         """Return the data of the network that a cut would leave."""
-        network, images = trainable_copy(self.model), [batch["img"] for batch in self._data]
-        dense, undo = DenseOutputs(network, images), cut(plan, [network])
-        reconstruct(undo, network, plan, dense, weights=config.reconstruction)
+        network = trainable_copy(self.model)
+        undo = cut(plan, [network])
+        if config.reconstruction:
+            reconstruct(undo, network, plan, self.statistics, self.images)
         return CalibrationData(network, self.batches, readers=self.readers)
+
+    @property
+    def images(self) -> list[torch.Tensor]:
+        """The images of the batches."""
+        return [batch["img"] for batch in self._data]
 
     @property
     def _data(self) -> list[dict[str, Any]]:

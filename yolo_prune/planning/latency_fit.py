@@ -12,7 +12,7 @@ from yolo_prune.config.targets import LATENCY
 from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.importance.statistics import copy_of
+from yolo_prune.importance.objective import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import PlanRequest, units_of
 from yolo_prune.surgery.slicing import cut

@@ -98,7 +98,7 @@ def plan_traced(
     plans = [_plan_iteratively(graph, config, replace(request, cost_metric=m), data, measure) for m in metrics]
     if len(plans) == 1:
         return plans[0]
-    held_out = HeldOutLoss(data.model, data.batches, data.batches)
+    held_out = HeldOutLoss(data.model, data.batches, data.batches, statistics=data.statistics)
     return min(plans, key=lambda planned: held_out.loss(planned.plan, weights=config.reconstruction))
 
 

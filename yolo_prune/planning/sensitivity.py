@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from yolo_prune.graph.groups import ChannelGraph
-from yolo_prune.importance.statistics import calibrating, loss_of, trainable_copy
+from yolo_prune.importance.objective import calibrating, loss_of, trainable_copy, weigh_branches
+from yolo_prune.importance.statistics import LayerStatistics, layer_statistics
 from yolo_prune.planning.allocation import MOVES, Ranking, plan_of
-from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import UndoLog, cut
 from yolo_prune.utils.console import progress_bar
 from yolo_prune.utils.files import atomic_write
@@ -48,12 +49,23 @@ class HeldOutLoss:
         model: The dense network; a copy of it is cut, and each cut is taken back.
         calibration: Batches whose images match BatchNorms and solve weights.
         held_out: Batches that judge.
+        statistics: Those of the network on the calibration batches, if there are any yet.
         seed: Of what a network draws as it computes its loss, so that all are judged by the same draws.
     """
 
-    def __init__(self, model: nn.Module, calibration: Batches, held_out: Batches, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Batches,
+        held_out: Batches,
+        *,
+        statistics: Mapping[str, LayerStatistics] | None = None,
+        seed: int = 0,
+    ) -> None:
         self._network = trainable_copy(model)
-        self._dense = DenseOutputs(self._network, [batch["img"] for batch in calibration])
+        weigh_branches(self._network)
+        self._dense = layer_statistics(model, calibration) if statistics is None else statistics
+        self._images = [batch["img"] for batch in calibration]
         self._held_out, self._seed = held_out, seed
 
     def loss(self, plan: PrunePlan | None = None, *, weights: bool = True) -> float:
@@ -67,7 +79,7 @@ class HeldOutLoss:
         try:
             if plan is not None:
                 undo = cut(plan, [self._network])
-                reconstruct(undo, self._network, plan, self._dense, weights=weights, norms=not weights)
+                reconstruct(undo, self._network, plan, self._dense, self._images, weights=weights, norms=not weights)
             return self._mean_loss()
         finally:
             undo.undo()

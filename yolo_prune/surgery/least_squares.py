@@ -1,64 +1,104 @@
-"""Least squares with a ridge that held-out images choose."""
+"""Least squares of streamed samples, with a ridge that held-out samples choose."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates for the ridge, relative to the mean energy of an input; held-out images choose, layer by layer."""
 REFINEMENTS = 3
 """Steps of iterated Tikhonov regularisation: where inputs determine outputs, the ridge leaves nothing behind."""
-HELD_OUT = 0.25
-"""Share of the images that judge a solution instead of making it."""
+LEAST_GAIN = 1e-3
+"""A solution that makes up for a smaller share of the held-out error than this is not worth a change."""
 
 
-def least_squares(inputs: torch.Tensor, outputs: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Return the weights that make outputs of inputs, or ``start`` itself where nothing is better on held-out images.
+@dataclass
+class Moments:
+    """Sums over samples of inputs x and outputs y, per group.
 
-    Args:
-        inputs: Shape (groups, images, positions, inputs).
-        outputs: Shape (groups, images, positions, outputs).
-        start: Weights that the ridge pulls to, shape (groups, outputs, inputs).
-    """
-    left = outputs - inputs @ start.transpose(1, 2)[:, None]
-    held_out = max(1, round(inputs.shape[1] * HELD_OUT))
-    judge, goal = inputs[:, :held_out].flatten(1, 2), left[:, :held_out].flatten(1, 2)
-    fitted = _Ridge(inputs[:, held_out:].flatten(1, 2), left[:, held_out:].flatten(1, 2))
-    least, chosen = 0.999 * float(goal.square().sum()), None
-    for ridge in RIDGES:
-        step = fitted.solution(ridge)
-        if step is not None and (error := float((goal - judge @ step).square().sum())) < least:
-            least, chosen = error, ridge
-    step = None if chosen is None else _Ridge(inputs.flatten(1, 2), left.flatten(1, 2)).solution(chosen)
-    return start if step is None else start + step.transpose(1, 2)
-
-
-class _Ridge:
-    """Least squares with a ridge, per group: solved over inputs, or over samples where there are fewer of these.
-
-    Args:
-        x: Samples of inputs, shape (groups, samples, inputs).
-        y: What to make of them, shape (groups, samples, outputs).
+    Attributes:
+        samples: How many there were.
+        x: Sum of the inputs, shape (groups, inputs).
+        y: Sum of the outputs, shape (groups, outputs).
+        xx: Sum of the products of two inputs, shape (groups, inputs, inputs).
+        xy: Sum of the products of an input and an output, shape (groups, inputs, outputs).
+        yy: Sum of the squared outputs, shape (groups, outputs).
     """
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        inputs, self._dtype = x.shape[2], x.dtype
-        x, y = x.double(), y.double()
+    samples: int
+    x: torch.Tensor
+    y: torch.Tensor
+    xx: torch.Tensor
+    xy: torch.Tensor
+    yy: torch.Tensor
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor) -> Moments:
+        """Return the sums over samples of shape (groups, samples, inputs) and (groups, samples, outputs)."""
         transposed = x.transpose(1, 2)
-        self._back = transposed if x.shape[1] < inputs else None
-        """Maps a solution over samples to one over inputs."""
-        self._products, self._goal = (x @ transposed, y) if x.shape[1] < inputs else (transposed @ x, transposed @ y)
-        energy = self._products.diagonal(dim1=1, dim2=2).sum(1) / inputs
-        self._energy = energy.clamp_min(1e-30)[:, None, None]
+        sums = (x.sum(1), y.sum(1), transposed @ x, transposed @ y, y.square().sum(1))
+        return cls(x.shape[1], *(s.double() for s in sums))
 
-    def solution(self, ridge: float) -> torch.Tensor | None:
-        """Return the solution, shape (groups, inputs, outputs), or None if the ridge is too small for these inputs."""
-        size = self._products.shape[1]
-        eye = torch.eye(size, dtype=torch.double, device=self._products.device)
-        factor, failed = torch.linalg.cholesky_ex(self._products + ridge * self._energy * eye)
-        if failed.any():
-            return None
-        solution = torch.cholesky_solve(self._goal, factor)
-        for _ in range(REFINEMENTS - 1):  # what the ridge and rounding left
-            solution += torch.cholesky_solve(self._goal - self._products @ solution, factor)
-        return (solution if self._back is None else self._back @ solution).to(self._dtype)
+    def add(self, other: Moments) -> None:
+        """Take in more samples."""
+        self.samples += other.samples
+        for name in ("x", "y", "xx", "xy", "yy"):
+            getattr(self, name).add_(getattr(other, name))
+
+    def centred(self, x: torch.Tensor, y: torch.Tensor) -> Moments:
+        """Return the sums of differences from given values of shape (groups, inputs) and (groups, outputs)."""
+        n, x_, y_ = self.samples, x[:, :, None], y[:, None]
+        return Moments(
+            n,
+            self.x - n * x,
+            self.y - n * y,
+            self.xx - self.x[:, :, None] @ x_.mT - x_ @ self.x[:, None] + n * x_ @ x_.mT,
+            self.xy - self.x[:, :, None] @ y_ - x_ @ self.y[:, None] + n * x_ @ y_,
+            self.yy - 2 * y * self.y + n * y.square(),
+        )
+
+    def error(self, weights: torch.Tensor) -> float:
+        """Return the summed squared error of weights of shape (groups, inputs, outputs)."""
+        return float(self.yy.sum() - 2 * (weights * self.xy).sum() + (weights * (self.xx @ weights)).sum())
+
+
+def least_squares(fitted: Moments, held_out: Moments | None, start: torch.Tensor) -> torch.Tensor:
+    """Return the weights that make outputs of inputs, or ``start`` itself where nothing is better on held-out samples.
+
+    Args:
+        fitted: Samples that a solution is made of.
+        held_out: Samples that choose the ridge and are solved for in the end, too; without them the ridge is small.
+        start: Weights that the ridge pulls to, shape (groups, inputs, outputs), in double precision.
+    """
+    judge = held_out or fitted
+    before = judge.error(start)
+    energy = judge.yy.sum() * 1e-9  # rounding: what is left of it is no error
+    least, chosen = before - LEAST_GAIN * max(before, 0.0) - float(energy), None
+    for ridge in RIDGES:
+        weights = _solution(fitted, start, ridge)
+        if weights is not None and (error := judge.error(weights)) < least:
+            least, chosen = error, ridge
+    if chosen is None:
+        return start
+    if held_out is None:
+        return _solution(fitted, start, chosen)
+    fitted.add(held_out)
+    best = _solution(fitted, start, chosen)
+    return start if best is None else best
+
+
+def _solution(moments: Moments, start: torch.Tensor, ridge: float) -> torch.Tensor | None:
+    """Return the solution with a ridge, or None if that is too small for these inputs."""
+    size = moments.xx.shape[1]
+    energy = moments.xx.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30) / size
+    ridged = moments.xx.clone()
+    ridged.diagonal(dim1=1, dim2=2).add_(ridge * energy[:, None])
+    factor, failed = torch.linalg.cholesky_ex(ridged)
+    if failed.any():
+        return None
+    weights = start
+    for _ in range(REFINEMENTS):  # what the ridge and rounding left
+        weights = weights + torch.cholesky_solve(moments.xy - moments.xx @ weights, factor)
+    return weights

@@ -1,16 +1,16 @@
 """Reconstruction: the remaining weights are refit to the dense network's outputs after a cut.
 
-One forward pass of the cut network over the calibration images solves layer after layer. Just before a layer computes,
-its inputs for all images are there, made by layers that have been solved already, and its weights become
+The cut network runs over the calibration images in `Lockstep`, and layer after layer is solved. When all images have
+come to a layer, its inputs there are made by layers that have been solved already, and its weights become
 
     W = argmin |W x - y|^2 + ridge |W - W_sliced|^2
 
 with x the unfolded inputs at a sample of output positions and y what the same layer made there in the dense network.
 The closed form, with inputs of the cut and outputs of the dense network, is that of He, Zhang & Sun 2017, "Channel
 Pruning for Accelerating Very Deep Neural Networks", sections 3.1 and 3.2. The offset of a layer without a bias lies in
-the running mean of the BatchNorm behind it, and is solved there. Least squares makes less variance than there was; the
-BatchNorm's variance follows, and its scale takes up the difference: evaluation makes what it made, and training, which
-normalises by what it sees, starts from that instead of blowing it up.
+the running mean of the BatchNorm behind it. Least squares makes less variance than there was; the BatchNorm's variance
+follows, and its scale takes up the difference: evaluation makes what it made, and training, which normalises by what it
+sees, starts from that instead of blowing it up.
 
 In the same pass a BatchNorm may be recalibrated: its statistics alone become those with which it makes, in mean and
 variance of each channel, what it made before. That is for weights that have not been solved.
@@ -18,95 +18,36 @@ variance of each channel, what it made before. That is for weights that have not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from ultralytics.nn.modules.block import DFL
 
 from yolo_prune.graph.layers import is_grouped, named_layers
-from yolo_prune.importance.statistics import calibrating
+from yolo_prune.importance.objective import calibrating
+from yolo_prune.importance.samples import inputs_at, kernel_taps, of_channels
+from yolo_prune.importance.statistics import LayerStatistics
 from yolo_prune.plan import PrunePlan
-from yolo_prune.surgery.least_squares import least_squares
-from yolo_prune.surgery.samples import grid_size, inputs_at, kernel_taps, of_channels, outputs_at, values_per_position
+from yolo_prune.surgery.least_squares import Moments, least_squares
+from yolo_prune.surgery.lockstep import Lockstep
 from yolo_prune.surgery.slicing import UndoLog
 from yolo_prune.utils.console import progress_bar
-from yolo_prune.utils.memory import return_free
 
-MOST_SAMPLES = 8192
-"""Positions sampled per layer, over all images."""
-MOST_FLOATS = 2**28
-"""Memory for the dense network's outputs, over all layers (1 GiB); larger networks get fewer samples."""
-MOST_PIXELS = 2**22
-"""Pixels of all images together, since all go through the network at once: 83 images of 224 px, 10 of 640 px."""
-MOST_INPUTS = 2400
-"""Unfolded inputs that are solved together; a larger kernel is solved tap by tap, each for what the others leave."""
+HELD_OUT_EVERY = 4
+"""Of the images that take part in a layer's solution every fourth judges instead of making it."""
 
-
-@dataclass(frozen=True)
-class _Seen:
-    """Outputs of one layer in the dense network.
-
-    Attributes:
-        positions: Sampled output positions of each image, shape (B, m); for a transposed convolution input positions.
-        outputs: What the layer made there, shape (B, m, channels).
-    """
-
-    positions: torch.Tensor
-    outputs: torch.Tensor
-
-
-class DenseOutputs:
-    """Outputs of a network's layers on some images: observed before a cut, refit to after it.
-
-    Args:
-        model: The dense network; it is only read.
-        images: Batches of shape (B, C, H, W), on its device; they are padded to one size.
-        seed: Chooses the positions.
-    """
-
-    def __init__(self, model: nn.Module, images: Iterable[torch.Tensor], seed: int = 0) -> None:
-        self.images = _one_batch(list(images)).to(next(model.parameters()).dtype)
-        self.layers: dict[str, _Seen] = {}
-        self.norms: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        """Path of a BatchNorm -> mean and variance of its inputs, per channel."""
-        solvable = dict(_solvable(model))
-        samples = min(
-            MOST_SAMPLES, MOST_FLOATS // max(1, sum(values_per_position(layer) for layer in solvable.values()))
-        )
-        generator = torch.Generator().manual_seed(seed)
-
-        def observe(path: str) -> Callable[..., None]:
-            def hook(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-                if path not in self.layers:  # a layer that is used twice is solved for its first use
-                    grid = grid_size(layer, inputs[0], output)
-                    each = min(grid, -(-samples // len(output)))
-                    positions = torch.stack([torch.randperm(grid, generator=generator)[:each] for _ in output])
-                    positions = positions.to(output.device)
-                    self.layers[path] = _Seen(positions, outputs_at(layer, output, positions))
-
-            return hook
-
-        def observe_norm(path: str) -> Callable[..., None]:
-            def hook(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-                self.norms.setdefault(path, _mean_and_variance(inputs[0]))
-
-            return hook
-
-        hooks = [layer.register_forward_hook(observe(path)) for path, layer in solvable.items()]
-        hooks += [norm.register_forward_pre_hook(observe_norm(path)) for path, norm in _norms(model)]
-        _run(model, self.images, hooks, "looking at outputs")
+Targets = Mapping[str, Mapping[int, torch.Tensor]]
+"""Layer path -> index of a batch -> what the layer made at the drawn positions, shape (B, m, values)."""
 
 
 def reconstruct(
     undo: UndoLog,
     model: nn.Module,
     plan: PrunePlan,
-    dense: DenseOutputs,
+    dense: Mapping[str, LayerStatistics],
+    images: Sequence[torch.Tensor],
     *,
+    targets: Targets | None = None,
     weights: bool = True,
     norms: bool = False,
     frozen: Sequence[str] = (),
@@ -117,157 +58,171 @@ def reconstruct(
         undo: Records what is overwritten, so that it comes back with the cut's ``undo()``.
         model: The cut network; tensors keep their identity, since an optimizer may hold them.
         plan: The cut.
-        dense: What the layers made before it.
+        dense: Statistics of the network before it.
+        images: The batches of these statistics, each of shape (B, C, H, W).
+        targets: What the layers made, if not that of the statistics: they may be of another network's weights.
         weights: Whether to solve for weights and offsets.
-        norms: Whether BatchNorms make the mean and variance that they made before; with ``weights`` alone, the mean.
+        norms: Without it: whether BatchNorms make the mean and variance that they made before.
         frozen: Parts of names of layers that stay as they are, unless the cut has made them narrower.
     """
     if not plan.layers or not (weights or norms):
         return
+    layers = dict(named_layers(model))
+    paths = [path for path, seen in dense.items() if seen.positions]
+    dtype = next(model.parameters()).dtype
+    batches = [batch.to(dtype) for batch in images]
+    with (
+        calibrating(model),
+        torch.no_grad(),
+        Lockstep(model, batches, {path: layers[path] for path in paths}) as passes,
+        progress_bar("solving weights", len(paths)) as step,
+    ):
+        for path in paths:
+            layer = layers[path]
+            norm = _norm_behind(model, path)
+            is_free = path in plan.layers or not any(part in path for part in frozen)
+            if is_free and (weights or norm is not None):
+                made = targets[path] if targets else dense[path].targets
+                samples = _samples(passes, layer, path, dense[path].positions, made, plan)
+                if samples is not None:
+                    _match(undo, layer, norm, *samples) if not weights else _solve(undo, layer, norm, *samples)
+            passes.done(path)
+            step()
 
-    def is_free(path: str) -> bool:
-        return path in plan.layers or not any(part in path for part in frozen)
 
-    layers, present, hooks = dict(_solvable(model)), dict(_norms(model)), []
-    normed = {path.rpartition(".")[0] for path in present}
-
-    def solve(path: str, seen: _Seen) -> Callable[..., None]:
-        kept, pending = _kept(plan, path), [seen]
-
-        def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if pending:
-                seen = pending.pop()
-                outputs = seen.outputs if kept is None else of_channels(layer, seen.outputs, kept)
-                is_normed = path.rpartition(".")[0] in normed
-                _solve(undo, layer, inputs[0], seen.positions, outputs, is_normed)
-
-        return hook
-
-    def match(path: str, before: tuple[torch.Tensor, torch.Tensor]) -> Callable[..., None]:
-        kept, pending = _kept(plan, path), [before]
-
-        def hook(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:
-            if pending:
-                mean, variance = (m if kept is None else m[kept] for m in pending.pop())
-                new_mean, new_variance = _mean_and_variance(inputs[0])
-                shift = norm.running_mean - mean  # how the run's images differ from these
-                growth = ((new_variance + 1e-12) / (variance + 1e-12)).clamp(1e-6, 1e6)
-                old = norm.running_var + norm.eps
-                new = (norm.running_var + old * (growth - 1)).clamp_min(0)
-                if norms:
-                    shift *= growth.sqrt()
+def _samples(
+    passes: Lockstep,
+    layer: nn.Module,
+    path: str,
+    positions: Mapping[int, torch.Tensor],
+    targets: Mapping[int, torch.Tensor],
+    plan: PrunePlan,
+) -> tuple[Moments, Moments | None] | None:
+    """Return the moments of the images that make a solution, and of those that judge it."""
+    kept = plan.layers.get(path, {}).get("out")
+    groups = layer.groups if is_grouped(layer) else 1
+    sums: dict[bool, Moments] = {}
+    count = 0
+    for batch, drawn in positions.items():
+        x = passes.inputs(path, batch)
+        if x is None:
+            continue
+        outputs = targets[batch] if kept is None else of_channels(layer, targets[batch], kept)
+        inputs = inputs_at(layer, x, drawn).flatten(2)
+        judges = torch.arange(count, count + len(x), device=x.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        count += len(x)
+        for is_judge in (False, True):
+            chosen = judges == is_judge
+            if chosen.any():
+                rows = (t[chosen].flatten(0, 1).unflatten(1, (groups, -1)).transpose(0, 1) for t in (inputs, outputs))
+                moments = Moments.of(*rows)
+                if is_judge in sums:
+                    sums[is_judge].add(moments)
                 else:
-                    undo.overwrite(norm.weight, norm.weight.detach() * ((new + norm.eps) / old).sqrt())
-                undo.overwrite(norm.running_var, new)
-                undo.overwrite(norm.running_mean, new_mean + shift)
-
-        return hook
-
-    if weights:
-        hooks += [
-            layers[path].register_forward_pre_hook(solve(path, seen))
-            for path, seen in dense.layers.items()
-            if is_free(path)
-        ]
-    hooks += [
-        present[path].register_forward_pre_hook(match(path, m)) for path, m in dense.norms.items() if is_free(path)
-    ]
-    _run(model, dense.images, hooks, "solving weights")
-
-
-def _one_batch(batches: list[torch.Tensor]) -> torch.Tensor:
-    """Return as many images as may go through a network at once, padded with Ultralytics' grey to one size."""
-    height, width = (max(b.shape[d] for b in batches) for d in (2, 3))
-    padded = [F.pad(b, (0, width - b.shape[3], 0, height - b.shape[2]), value=114 / 255) for b in batches]
-    return torch.cat(padded)[: max(4, MOST_PIXELS // (height * width))]
-
-
-def _kept(plan: PrunePlan, path: str) -> list[int] | None:
-    """Return the channels that a layer still makes, or None for all."""
-    return plan.layers.get(path, {}).get("out")
-
-
-def _solvable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers whose outputs are linear in their weights, position by position."""
-    for path, layer in named_layers(model):
-        if isinstance(layer, nn.ConvTranspose2d):
-            apart = layer.kernel_size == layer.stride and not any((*layer.padding, *layer.output_padding))
-            if apart and layer.groups == 1:
-                yield path, layer
-        elif isinstance(layer, (nn.Conv2d, nn.Linear)):
-            is_constant = isinstance(model.get_submodule(path.rpartition(".")[0]), DFL)
-            if not is_constant:
-                yield path, layer
-
-
-def _norms(model: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
-    for path, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats and module.affine:
-            yield path, module
-
-
-def _run(model: nn.Module, images: torch.Tensor, hooks: list[Any], what: str) -> None:
-    """Run a network once, and remove the hooks; ``what`` they do is told."""
-    return_free()
-    layers = [layer for _, layer in _solvable(model)]
-    with progress_bar(what, len(layers)) as step:
-        hooks += [layer.register_forward_hook(lambda *_: step()) for layer in layers]
-        try:
-            with calibrating(model), torch.no_grad():
-                model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and variance of an activation of shape (B, C, H, W) per channel."""
-    mean = x.mean((0, 2, 3), keepdim=True)
-    variance = (x - mean).square_().mean((0, 2, 3))  # twice as fast as torch.var_mean on a CPU
-    return mean.flatten(), variance
-
-
-# Positions of a layer -------------------------------------------------------------------------------------------------
-
-
-# Least squares --------------------------------------------------------------------------------------------------------
+                    sums[is_judge] = moments
+    return (sums[False], sums.get(True)) if False in sums else None
 
 
 def _solve(
-    undo: UndoLog, layer: nn.Module, x: torch.Tensor, positions: torch.Tensor, outputs: torch.Tensor, is_normed: bool
+    undo: UndoLog, layer: nn.Module, norm: nn.BatchNorm2d | None, fitted: Moments, held_out: Moments | None
 ) -> None:
-    """Overwrite a layer's weight, and its bias if it has one, with the best for ``outputs``.
-
-    A BatchNorm behind the layer (``is_normed``) takes any offset away, so that only what varies needs to be met.
-    """
-    groups = layer.groups if is_grouped(layer) else 1
-    weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
-    is_transposed = isinstance(layer, nn.ConvTranspose2d)
-    if is_transposed and bias is not None:  # one bias for all taps stays as it is
-        outputs = outputs - bias.detach().repeat_interleave(kernel_taps(layer))
-    matrix = weight.flatten(1).T if is_transposed else weight.flatten(1)
-    matrix = matrix.reshape(groups, -1, matrix.shape[1])
-    inputs = inputs_at(layer, x, positions)
-    taps = inputs.shape[-1]
-    # (groups, images, positions, values)
-    inputs = inputs.unflatten(2, (groups, -1)).permute(2, 0, 1, 3, 4).flatten(3)
-    outputs = outputs.unflatten(2, (groups, -1)).permute(2, 0, 1, 3)
-    is_centred = is_normed or (bias is not None and not is_transposed)
+    """Overwrite a layer's weights, and its offset in its bias or the norm behind it, with the best for the targets."""
+    bias = getattr(layer, "bias", None)
+    is_patched = isinstance(layer, nn.ConvTranspose2d)
+    start = _matrix(layer)
+    whole = Moments(fitted.samples, *(getattr(fitted, name).clone() for name in ("x", "y", "xx", "xy", "yy")))
+    if held_out is not None:
+        whole.add(held_out)
+    is_centred = norm is not None or (bias is not None and not is_patched)
     if is_centred:
-        input_means, output_means = inputs.mean((1, 2), keepdim=True), outputs.mean((1, 2), keepdim=True)
-        inputs, outputs = inputs - input_means, outputs - output_means
+        x, y = whole.x / whole.samples, whole.y / whole.samples
+    else:  # one bias for all taps stays as it is
+        taps = kernel_taps(layer) if is_patched else 1
+        offset = torch.zeros_like(whole.y) if bias is None else bias.detach().double().repeat_interleave(taps)
+        x, y = torch.zeros_like(whole.x), offset.reshape(whole.y.shape)
+    fitted, held_out = fitted.centred(x, y), held_out.centred(x, y) if held_out is not None else None
+    whole = whole.centred(x, y)
+    new = least_squares(fitted, held_out, start)
+    if new is not start:
+        undo.overwrite(layer.weight, _weight(layer, new).to(layer.weight))
+    made = (new.transpose(1, 2) @ x[..., None])[..., 0]
+    if is_centred and bias is not None:
+        undo.overwrite(bias, (y - made).flatten().to(bias))
+    if norm is not None:
+        if bias is not None:
+            made = y
+        variance = ((whole.xx @ new) * new).sum(1) / whole.samples
+        _set_norm(undo, norm, _per_channel(layer, made - y), _per_channel(layer, variance / (whole.yy / whole.samples)))
 
-    if matrix.shape[2] <= MOST_INPUTS:
-        new = least_squares(inputs, outputs, matrix)
+
+def _match(
+    undo: UndoLog, layer: nn.Module, norm: nn.BatchNorm2d | None, fitted: Moments, held_out: Moments | None
+) -> None:
+    """Let a norm make of its inputs, in mean and variance of each channel, what it made before."""
+    assert norm is not None
+    if held_out is not None:
+        fitted.add(held_out)
+    n, weights = fitted.samples, _matrix(layer)
+    bias = getattr(layer, "bias", None)
+    x, y = fitted.x / n, fitted.y / n
+    centred = fitted.centred(x, y)
+    made = (weights.transpose(1, 2) @ x[..., None])[..., 0]
+    made = made if bias is None else made + bias.detach().double().reshape(made.shape)
+    variance = ((centred.xx @ weights) * weights).sum(1)
+    growth = _per_channel(layer, (variance + 1e-12 * n) / (centred.yy + 1e-12 * n)).clamp(1e-6, 1e6)
+    mean, before = _per_channel(layer, made), _per_channel(layer, y)
+    old = norm.running_var.double() + norm.eps
+    undo.overwrite(norm.running_mean, mean - (before - norm.running_mean.double()) * growth.sqrt())
+    undo.overwrite(norm.running_var, (norm.running_var.double() + old * (growth - 1)).clamp_min(0))
+
+
+def _set_norm(undo: UndoLog, norm: nn.BatchNorm2d, shift: torch.Tensor, growth: torch.Tensor) -> None:
+    """Let a norm take away an offset; its scale makes up for what has changed in variance, so that nothing else does.
+
+    Args:
+        undo: Records what is overwritten.
+        norm: The norm.
+        shift: By how much the mean of what it takes has grown, shape (C,).
+        growth: By which factor the variance has, shape (C,).
+    """
+    old = norm.running_var.double() + norm.eps
+    growth = growth.nan_to_num(1.0).clamp(1e-6, 1e6)
+    new = (norm.running_var.double() + old * (growth - 1)).clamp_min(0)
+    undo.overwrite(norm.running_mean, norm.running_mean.double() + shift)
+    undo.overwrite(norm.running_var, new)
+    undo.overwrite(norm.weight, norm.weight.detach().double() * ((new + norm.eps) / old).sqrt())
+
+
+def _norm_behind(model: nn.Module, path: str) -> nn.BatchNorm2d | None:
+    """Return the BatchNorm that takes what a layer makes, if the block that they are in shows it."""
+    block, _, name = path.rpartition(".")
+    siblings = dict(model.get_submodule(block).named_children())
+    if isinstance(model.get_submodule(block), nn.Sequential):
+        names = list(siblings)
+        behind = names[names.index(name) + 1 : names.index(name) + 2]
     else:
-        new = matrix.clone()
-        for tap in range(taps):
-            rest = outputs - inputs @ new.transpose(1, 2)[:, None]
-            rest += inputs[..., tap::taps] @ new[..., tap::taps].transpose(1, 2)[:, None]
-            new[..., tap::taps] = least_squares(inputs[..., tap::taps], rest, new[..., tap::taps])
-    if new is not matrix:
-        flat = new.flatten(0, 1)
-        undo.overwrite(layer.weight, (flat.T if is_transposed else flat).reshape(weight.shape))
-    if bias is not None and is_centred:
-        made = torch.einsum("goi,gi->go", new, input_means[:, 0, 0])
-        undo.overwrite(bias, (output_means[:, 0, 0] - made).flatten())
+        behind = [other for other, module in siblings.items() if isinstance(module, nn.BatchNorm2d)]
+    norm = siblings[behind[0]] if len(behind) == 1 else None
+    is_known = isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats and norm.affine
+    return norm if is_known else None
+
+
+def _matrix(layer: nn.Module) -> torch.Tensor:
+    """Return a layer's weights in double precision, shape (groups, inputs, outputs)."""
+    weight = layer.weight.detach().double()
+    if isinstance(layer, nn.ConvTranspose2d):
+        return weight.flatten(1)[None]
+    groups = layer.groups if is_grouped(layer) else 1
+    return weight.flatten(1).unflatten(0, (groups, -1)).transpose(1, 2)
+
+
+def _weight(layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
+    """Return weights of shape (groups, inputs, outputs) as the layer holds them."""
+    flat = matrix[0] if isinstance(layer, nn.ConvTranspose2d) else matrix.transpose(1, 2).flatten(0, 1)
+    return flat.reshape(layer.weight.shape)
+
+
+def _per_channel(layer: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Return values of shape (groups, values) per channel: the mean over a transposed convolution's patch."""
+    flat = values.flatten()
+    return flat.unflatten(0, (-1, kernel_taps(layer))).mean(1) if isinstance(layer, nn.ConvTranspose2d) else flat

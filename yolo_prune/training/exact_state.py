@@ -23,7 +23,7 @@ from yolo_prune.host.ddp import is_first
 from yolo_prune.host.distillation import TEACHER
 from yolo_prune.host.patches import patch
 from yolo_prune.host.trainer import Randomness
-from yolo_prune.importance.statistics import Gradients
+from yolo_prune.importance.gradients import Gradients
 from yolo_prune.utils.console import log
 from yolo_prune.utils.files import atomic_write
 

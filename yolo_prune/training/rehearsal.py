@@ -24,7 +24,7 @@ from yolo_prune.errors import UnsupportedError, describe_error
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import makers
 from yolo_prune.host.distillation import student_of, wrapped_plan
-from yolo_prune.importance.statistics import calibrating
+from yolo_prune.importance.objective import calibrating
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import plan_of
 from yolo_prune.surgery.slicing import cut

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_prune.graph.trace import trace
 from yolo_prune.host import ddp
 from yolo_prune.host.distillation import student_of
-from yolo_prune.importance.statistics import Gradients
+from yolo_prune.importance.gradients import Gradients
 from yolo_prune.utils.console import log, verbosity
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune.errors import CheckpointError
 from yolo_prune.host.ddp import is_first, wrapped_like
 from yolo_prune.host.distillation import student_of
-from yolo_prune.importance.statistics import copy_of
+from yolo_prune.importance.objective import copy_of
 from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:

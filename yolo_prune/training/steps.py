@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
@@ -22,13 +22,14 @@ from yolo_prune.errors import CutError
 from yolo_prune.host import ddp, distillation, qat
 from yolo_prune.host.distillation import wrapped_plan
 from yolo_prune.host.trainer import Randomness, calibration_batches, preserved_rng, save_checkpoint, validate
-from yolo_prune.importance.statistics import Gradients, copy_of
+from yolo_prune.importance.gradients import Gradients
+from yolo_prune.importance.statistics import sampled_outputs
 from yolo_prune.planning.allocation import PlanRequest
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.latency_fit import PlannedCut
 from yolo_prune.planning.planner import plan_traced
 from yolo_prune.report.records import CutRecord, QuantizationRecord
-from yolo_prune.surgery.reconstruction import DenseOutputs, reconstruct
+from yolo_prune.surgery.reconstruction import Targets, reconstruct
 from yolo_prune.surgery.rewinding import recall, remember, rewind
 from yolo_prune.surgery.slicing import UndoLog, cut
 from yolo_prune.training.latency_feedback import LatencyFeedback
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
     from yolo_prune.plan import PrunePlan
     from yolo_prune.training.run import Run
-
-Batches = list[dict[str, Any]]
 
 
 def prune_step(run: Run, fraction: float) -> None:
@@ -65,12 +64,13 @@ def prune_step(run: Run, fraction: float) -> None:
             note_dense(run)
         with ddp.all_or_none("looking at calibration images"):
             batches = calibration_batches(trainer, run.config.calibration)
-        planned = ddp.on_rank_zero(lambda: _plan(run, fraction, batches))
+        data = CalibrationData(run.ema, batches, run.gradients.of(run.model, run.ema), run.readers or {})
+        planned = ddp.on_rank_zero(lambda: _plan(run, fraction, data))
         if progress.guard:
             undo.set(run, "before_cut", Snapshot(trainer))
             after = progress.pending[1].epoch if len(progress.pending) > 1 else None
             undo.set(progress, "deadline", progress.guard.deadline(run.epoch, after, progress.float_epochs))
-        record = _apply(run, planned, undo, batches)
+        record = _apply(run, planned, undo, data)
         record.seconds = round(time.time() - started, 2)
         _commit(run, planned.plan, record, undo, randomness)
     if run.sparsity:
@@ -162,10 +162,9 @@ def reset_best(run: Run, undo: UndoLog) -> None:
         trainer.metrics = {**metrics, **run.figures} if metrics else None
 
 
-def _plan(run: Run, fraction: float, batches: Batches) -> PlannedCut:
+def _plan(run: Run, fraction: float, data: CalibrationData) -> PlannedCut:
     """Plan a cut of the EMA: what is saved is judged."""
     ema, progress = run.ema, run.progress
-    data = CalibrationData(ema, batches, run.gradients.of(run.model, ema), run.readers or {})
     request = PlanRequest.of(run.config, progress.goal.at(fraction), progress.dense_widths, run.latency)
     graph = run.trace(ema, data.readers)
     if run.latency is None or fraction < 1.0:
@@ -175,17 +174,17 @@ def _plan(run: Run, fraction: float, batches: Batches) -> PlannedCut:
         return plan_traced(ema, graph, run.config, request, data, feedback)
 
 
-def _apply(run: Run, planned: PlannedCut, undo: UndoLog, batches: Batches) -> CutRecord:
+def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData) -> CutRecord:
     """Slice, reconstruct and validate."""
     trainer, plan, ema = run.trainer, planned.plan, run.ema
     early = recall(ema, run.folder.early(len(run.report.cuts))) if run.config.rewind is not None else None
     wrapper = trainer.model
     with ddp.all_or_none("cutting"):
-        _slice(run, plan, undo, batches, early)
+        _slice(run, plan, undo, data, early)
         if run.config.distill is True and not run.report.cuts:
             distillation.begin(undo, trainer, trainer.wdir / "dense.pt")
         if run.readers is not None:
-            check_step(trainer, batches[0])
+            check_step(trainer, data.batches[0])
         if trainer.args.compile:
             torch.compiler.reset()  # what was compiled for the old widths
     if early is not None:
@@ -207,19 +206,18 @@ def _apply(run: Run, planned: PlannedCut, undo: UndoLog, batches: Batches) -> Cu
     )
 
 
-def _slice(run: Run, plan: PrunePlan, undo: UndoLog, batches: Batches, early: torch.nn.Module | None) -> None:
+def _slice(run: Run, plan: PrunePlan, undo: UndoLog, data: CalibrationData, early: torch.nn.Module | None) -> None:
     """Cut model, EMA and optimizer, and reconstruct what is left, or rewind it: early weights make what they made."""
     trainer = run.trainer
-    live, averaged, images = unwrap_model(trainer.model), trainer.ema.ema, [batch["img"] for batch in batches]
-    networks = (run.model, run.ema) if run.config.reconstruction and early is None else ()
-    before = [copy_of(run.ema) for _ in networks]  # the live one may hold graphs of its last batch
-    for copy, network in zip(before, networks, strict=True):
-        copy.load_state_dict(network.state_dict())
+    live, averaged = unwrap_model(trainer.model), trainer.ema.ema
+    targets: dict[torch.nn.Module, Targets | None] = {}
+    if run.config.reconstruction and early is None and ddp.is_first():  # the others get what it makes
+        targets = {run.model: sampled_outputs(run.model, data.images, data.statistics), run.ema: None}
     undo.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
     undo.set(trainer.ema, "_pairs", None)  # it caches the old tensors
-    for network, dense in zip(networks, before, strict=True):
-        outputs = DenseOutputs(dense, images)  # of one network at a time: they are large
-        reconstruct(undo, network, plan, outputs, frozen=trainer.freeze_layer_names)
+    for network, made in targets.items():
+        frozen = trainer.freeze_layer_names
+        reconstruct(undo, network, plan, data.statistics, data.images, targets=made, frozen=frozen)
     if early is not None:
         cut(plan, [early])
         rewind(undo, (run.model, run.ema), early)

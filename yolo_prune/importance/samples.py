@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from ultralytics.nn.modules.block import DFL
+
+
+def is_solvable(model: nn.Module, path: str, layer: object) -> bool:
+    """Whether a layer's outputs are linear in its weights, position by position, and its weights no constants."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        apart = layer.kernel_size == layer.stride and not any((*layer.padding, *layer.output_padding))
+        return apart and layer.groups == 1
+    is_constant = isinstance(model.get_submodule(path.rpartition(".")[0]), DFL)
+    return isinstance(layer, (nn.Conv2d, nn.Linear)) and not is_constant
 
 
 def kernel_taps(layer: nn.Module) -> int:
