@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of GNU's ``malloc.h``: how much that is free at the end of the heap is kept, and from which size on blocks are taken
-from the system one by one and go back when they are free."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Of GNU's ``malloc.h``: how much that is free at the end of the heap is kept, from which size on blocks are taken from
+the system one by one and go back when they are free, and how many heaps threads may have."""
 KEPT, USUAL, LARGE = 2**30, 2**26, 2**25
 """Bytes that are kept meanwhile and usually, and the largest size that the heap may serve."""
 
@@ -28,6 +28,7 @@ def borrowed_memory() -> Iterator[None]:
     return_free()
     _c("mallopt", M_MMAP_THRESHOLD, LARGE)
     _c("mallopt", M_TRIM_THRESHOLD, KEPT)
+    _c("mallopt", M_ARENA_MAX, 1)  # threads that take turns need no heap of their own, and each keeps what it frees
     try:
         yield
     finally:
