@@ -100,6 +100,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "ablation": table("accuracy", "ablation"),
     "training_time": table("accuracy", "time_table"),
     "without_training": table("without_training"),
+    "cut_cost": table("cut_cost"),
     "criteria": table("criteria"),
     "speed": table("speed", "speed_table"),
     "speed.targets": table("speed", "target_table"),

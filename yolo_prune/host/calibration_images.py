@@ -29,7 +29,7 @@ def choose_images(dataset: Any, images: int, seed: int) -> list[int]:
     missing = np.full(shows.shape[1], SHOWN)
     is_free = np.ones(len(order), dtype=bool)
     while len(chosen) < images:
-        gains = (shows @ (missing > 0).astype(np.float32)) * is_free
+        gains = (shows @ missing.astype(np.float32)) * is_free  # what is shown least counts most
         best = int(gains.argmax())
         if gains[best] == 0:
             break
