@@ -36,8 +36,9 @@ def plan_for(model: nn.Module, removed: dict[str, dict[str, list[int]]]) -> Prun
 
 
 def labelled(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return a batch of images with made-up labels for every task."""
-    return {**labelled_batches(1, size=len(x))[0], "img": x}
+    """Return a batch of images with made-up labels for detection and segmentation."""
+    masks = torch.ones(len(x), x.shape[2] // 4, x.shape[3] // 4)
+    return {**labelled_batches(1, size=len(x))[0], "img": x, "masks": masks}
 
 
 class Plain(nn.Module):
@@ -187,7 +188,8 @@ def test_undo_brings_back_the_dense_network_bit_for_bit(family: str) -> None:
     model, x = build(family), images(4, 64, dtype=torch.float)
     before, flags = state(model), [m.training for m in model.modules()]
     plan = make(model, 0.5)
-    seen = layer_statistics(model, [labelled(x)])
+    batch = {"img": x, "cls": torch.zeros(len(x), dtype=torch.long)} if family.endswith("-cls") else labelled(x)
+    seen = layer_statistics(model, [batch])
     assert_same_tensors(before, state(model))
     done = cut(plan, [model])
     reconstruct(done, model, plan, seen, [x])

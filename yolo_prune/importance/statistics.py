@@ -31,6 +31,8 @@ HELD_BYTES = 2**29
 """Activations of all images together that are held at a time while weights are solved: 512 MiB."""
 FEWEST_IMAGES = 8
 """So many images take part in every layer, however large its maps are."""
+ROUNDING = 1e-6
+"""Relative error of sums of products in single precision."""
 LIVE = 3
 """Activations that a forward pass holds at a layer, in units of what that layer takes and makes."""
 
@@ -71,9 +73,10 @@ class LayerStatistics:
     products: Any = None
 
     def covariance(self) -> torch.Tensor:
-        """Return the covariance of the inputs at the drawn positions, as ``products`` are laid out."""
-        mean = self.sums.double() / self.samples
-        covariance: torch.Tensor = self.products.double() / self.samples - torch.outer(mean, mean)
+        """Return the covariance of the inputs at the drawn positions, laid out as ``products``, and its rounding."""
+        mean, moments = self.sums.double() / self.samples, self.products.double() / self.samples
+        rounding = ROUNDING * moments.diagonal().mean() * torch.eye(len(mean), dtype=torch.double)
+        covariance: torch.Tensor = moments - torch.outer(mean, mean) + rounding
         return covariance
 
     def variance(self) -> torch.Tensor:
@@ -210,7 +213,7 @@ def _energy(layer: nn.Module, gradient: torch.Tensor) -> torch.Tensor:
     """Return the squared gradient at each position of a layer, shape (B, positions)."""
     gradient = gradient.detach().float()
     if isinstance(layer, nn.Linear):
-        return gradient.square().sum(-1).flatten(1)
+        return gradient.square().sum(-1).reshape(len(gradient), -1)
     energy = gradient.square().sum(1, keepdim=True)
     if isinstance(layer, nn.ConvTranspose2d):  # one patch per input position
         energy = F.avg_pool2d(energy, layer.kernel_size) * kernel_taps(layer)
