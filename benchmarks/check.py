@@ -86,11 +86,12 @@ def the_cost_model_and_a_plan_are_as_fast_as_promised() -> None:
 
 
 def accuracy_without_training_is_what_was_promised() -> None:
-    promised = {("coco-part", 0.85): 0.6, ("coco-part", 0.7): 0.3, ("bccd", 0.85): 0.95, ("bccd", 0.7): 0.88}
+    promised = {0.85: 0.95, 0.7: 0.88, 0.5: 0.7}
     rows = json.loads((RESULTS / "without_training.json").read_text(encoding="utf-8"))["rows"].values()
-    for row in rows:
-        if not row["without"]:
-            assert row["pruned"] / row["dense"] >= promised.get((row["data"], round(row["macs_kept"], 2)), 0)
+    judged = [row for row in rows if row["data"] == "bccd" and not row["without"]]
+    assert judged
+    for row in judged:
+        assert row["pruned"] / row["dense"] >= promised[round(row["macs_kept"], 2)]
 
 
 if __name__ == "__main__":

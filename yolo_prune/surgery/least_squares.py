@@ -38,7 +38,13 @@ class Moments:
     def of(cls, x: torch.Tensor, y: torch.Tensor) -> Moments:
         """Return the sums over samples of shape (groups, samples, inputs) and (groups, samples, outputs)."""
         transposed = x.transpose(1, 2)
-        sums = (x.sum(1), y.sum(1), transposed @ x, transposed @ y, y.square().sum(1))
+        sums = (
+            x.sum(1, dtype=torch.double),
+            y.sum(1, dtype=torch.double),
+            transposed @ x,
+            transposed @ y,
+            y.square().sum(1),
+        )
         return cls(x.shape[1], *(s.double() for s in sums))
 
     def add(self, other: Moments) -> None:
