@@ -5,9 +5,9 @@
     python benchmarks/cut_cost.py --table                   # print the table of what is there
 
 Models have random weights. A cut is what a run does with it: calibration images of coco-part, the plan, the slices and
-the reconstruction of one network, in a process of its own. What the same process has needed before the cut, to import
-torch and to build the model, is told beside it. `epoch` is what 2,000 images of training would take: 20 times the
-forward and backward passes of 100 images, in the same process.
+the reconstruction of one network, in a process of its own. `peak_before_MB` is what that process has needed before, to
+import torch and to build the model. `epoch_wall` is what training on 2,000 images would take, from the forward and
+backward passes of two batches in the same process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training import ENVIRONMENT, data_yaml, parser_of, write
+from training import ENVIRONMENT, data_yaml, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "cut_cost.json"
 CASES = (
@@ -81,15 +81,10 @@ def main() -> None:
     if not args.table:
         for model, images in CASES:
             name = f"{model}-{images}"
-            if args.only in name and name not in results():
+            if args.only in name and name not in rows_of(RESULTS):
                 row = made(model, images, args.shared.resolve(), args.runs.resolve())
-                write(RESULTS, {"imgsz": IMGSZ, "seed": 0, "rows": {**results(), name: row}})
+                write(RESULTS, {"imgsz": IMGSZ, "seed": 0, "rows": {**rows_of(RESULTS), name: row}})
     print(table())
-
-
-def results() -> dict[str, Any]:
-    """Return the rows that are there, by name."""
-    return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
 
 
 def made(model: str, images: int, shared: Path, runs: Path) -> dict[str, Any]:
@@ -112,7 +107,7 @@ def table() -> str:
         "| model | params | images | user | system | wall | peak memory | of an epoch of 2,000 images |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in results().values():
+    for row in rows_of(RESULTS).values():
         lines.append(
             f"| {row['model']} | {row['params'] / 1e6:.1f} M | {row['images']} | {row['user']:.0f} s "
             f"| {row['system']:.0f} s | {row['wall']:.0f} s | {row['peak_MB'] / 1024:.1f} GB "

@@ -46,6 +46,11 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n", encoding="utf-8")
 
 
+def rows_of(file: Path) -> dict[str, Any]:
+    """Return the rows of a result by name, none if it is not there yet."""
+    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else {}
+
+
 def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any]:
     """Train, then look at ``best.pt``.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import ENVIRONMENT, data_yaml, parser_of, validate, write
+from training import ENVIRONMENT, data_yaml, parser_of, rows_of, validate, write
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
 MODELS = ("yolov8n", "yolo11n", "yolo26n")
@@ -94,15 +94,10 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         for cut in cuts():
-            if all(part in str(cut) for part in args.only.split(",")) and str(cut) not in results():
+            if all(part in str(cut) for part in args.only.split(",")) and str(cut) not in rows_of(RESULTS):
                 row = made(cut, args.shared.resolve(), args.runs.resolve())
-                write(RESULTS, {"seed": 0, "rows": {**results(), str(cut): row}})
+                write(RESULTS, {"seed": 0, "rows": {**rows_of(RESULTS), str(cut): row}})
     print(table())
-
-
-def results() -> dict[str, Any]:
-    """Return the rows that are there, by name."""
-    return json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
 
 
 def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
     arguments = (start, data, cut.imgsz, 1 - cut.kept / 100, folder, images, before)
     subprocess.run([sys.executable, "-c", CUT, *map(str, arguments)], check=True, env=ENVIRONMENT)
     report = json.loads((folder / "pruning" / "report.json").read_text())
-    dense = next((r["dense"] for r in results().values() if _of(r) == (cut.model, cut.data, cut.imgsz)), None)
+    dense = next((r["dense"] for r in rows_of(RESULTS).values() if _of(r) == (cut.model, cut.data, cut.imgsz)), None)
     found = validate(folder / "weights" / "best.pt", data, cut.imgsz)
     return {
         "model": cut.model,
@@ -138,7 +133,7 @@ def _of(row: dict[str, Any]) -> tuple[str, str, int]:
 
 def table() -> str:
     """Return the tables of the documentation: cuts with defaults, and what each ingredient brings."""
-    rows = results()
+    rows = rows_of(RESULTS)
     lines = [
         "| model, data, pixels | MACs kept | params kept | dense | pruned, not trained | kept |",
         "|---|---|---|---|---|---|",

@@ -15,10 +15,12 @@ def test_moments_add_up_and_centre_as_those_of_all_samples() -> None:
     whole = Moments.of(x, y)
     parts = Moments.of(x[:, :20], y[:, :20])
     parts.add(Moments.of(x[:, 20:], y[:, 20:]))
+    sum_of_parts = Moments.of(x[:, :20], y[:, :20]).plus(Moments.of(x[:, 20:], y[:, 20:]))
     x_mean, y_mean = x.mean(1), y.mean(1)
     centred = Moments.of(x - x_mean[:, None], y - y_mean[:, None])
     for name in ("samples", "x", "y", "xx", "xy", "yy"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+        torch.testing.assert_close(getattr(sum_of_parts, name), getattr(whole, name))
         torch.testing.assert_close(getattr(whole.centred(x_mean, y_mean), name), getattr(centred, name))
 
 
@@ -32,19 +34,22 @@ def test_what_inputs_determine_is_found_exactly(is_judged: bool) -> None:
     x, right = rows(60, 5, groups=3), rows(5, 2, 1, groups=3)
     y = x @ right
     held_out = Moments.of(x[:, 40:], y[:, 40:]) if is_judged else None
-    found = least_squares(Moments.of(x[:, :40], y[:, :40]), held_out, torch.zeros_like(right))
+    fitted = Moments.of(x[:, :40], y[:, :40])
+    found = least_squares(fitted.plus(held_out), fitted, held_out, torch.zeros_like(right))
     torch.testing.assert_close(found, right)
 
 
 def test_noise_that_helps_no_held_out_sample_changes_nothing() -> None:
     x, y, start = rows(40, 30), rows(40, 2, 1), rows(30, 2, 2) * 0
     fresh, other = rows(400, 30, 3), rows(400, 2, 4)
-    assert least_squares(Moments.of(x, y), Moments.of(fresh, other), start) is start
+    fitted, held_out = Moments.of(x, y), Moments.of(fresh, other)
+    assert least_squares(fitted.plus(held_out), fitted, held_out, start) is start
 
 
 def test_inputs_that_are_always_zero_keep_their_weights() -> None:
     x, start = rows(40, 4), rows(4, 2, 1)
     x[..., 3] = 0
-    found = least_squares(Moments.of(x, x[..., :2]), None, start)
+    fitted = Moments.of(x, x[..., :2])
+    found = least_squares(fitted, fitted, None, start)
     torch.testing.assert_close(found[:, 3], start[:, 3])
     torch.testing.assert_close(x @ found, x[..., :2])

@@ -21,9 +21,9 @@ def choose_images(dataset: Any, images: int, seed: int) -> list[int]:
         seed: Of the draw.
     """
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).numpy()
-    shows = _shown(dataset)
-    if shows is None or images >= len(order):
-        return list(order[:images].tolist())
+    shows = _shown(dataset) if images < len(order) else None
+    if shows is None:
+        return [int(i) for i in order[:images]]
     shows = shows[order]
     chosen: list[int] = []
     missing = np.full(shows.shape[1], SHOWN)

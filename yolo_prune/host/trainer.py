@@ -208,8 +208,7 @@ def calibration_batches(trainer: BaseTrainer, images: int) -> list[dict[str, Any
     Returns:
         Batches of one image size each, of at most 16 images, `MOST_PIXELS` and the run's batch size.
     """
-    side = trainer.args.imgsz if isinstance(trainer.args.imgsz, int) else max(trainer.args.imgsz)
-    size = max(1, min(16, trainer.batch_size, MOST_PIXELS // side**2))
+    size = max(1, min(16, trainer.batch_size, MOST_PIXELS // trainer.args.imgsz**2))
     with preserve_attributes(trainer.args, "cache"):
         trainer.args.cache = False
         dataset = trainer.build_dataset(trainer.data["train"], mode="val", batch=size)

@@ -53,6 +53,13 @@ class Moments:
         for name in ("x", "y", "xx", "xy", "yy"):
             getattr(self, name).add_(getattr(other, name))
 
+    def plus(self, other: Moments | None) -> Moments:
+        """Return the sums over these and other samples."""
+        if other is None:
+            return self
+        names = ("x", "y", "xx", "xy", "yy")
+        return Moments(self.samples + other.samples, *(getattr(self, n) + getattr(other, n) for n in names))
+
     def centred(self, x: torch.Tensor, y: torch.Tensor) -> Moments:
         """Return the sums of differences from given values of shape (groups, inputs) and (groups, outputs)."""
         n, x_, y_ = self.samples, x[:, :, None], y[:, None]
@@ -70,12 +77,13 @@ class Moments:
         return float(self.yy.sum() - 2 * (weights * self.xy).sum() + (weights * (self.xx @ weights)).sum())
 
 
-def least_squares(fitted: Moments, held_out: Moments | None, start: torch.Tensor) -> torch.Tensor:
+def least_squares(whole: Moments, fitted: Moments, held_out: Moments | None, start: torch.Tensor) -> torch.Tensor:
     """Return the weights that make outputs of inputs, or ``start`` itself where nothing is better on held-out samples.
 
     Args:
-        fitted: Samples that a solution is made of.
-        held_out: Samples that choose the ridge and are solved for in the end, too; without them the ridge is small.
+        whole: All samples, for which is solved once the ridge is chosen.
+        fitted: Those that candidates are solved for.
+        held_out: The others, which choose the ridge; without them the ridge is small.
         start: Weights that the ridge pulls to, shape (groups, inputs, outputs), in double precision.
     """
     judge = held_out or fitted
@@ -86,12 +94,7 @@ def least_squares(fitted: Moments, held_out: Moments | None, start: torch.Tensor
         weights = _solution(fitted, start, ridge)
         if weights is not None and (error := judge.error(weights)) < least:
             least, chosen = error, ridge
-    if chosen is None:
-        return start
-    if held_out is None:
-        return _solution(fitted, start, chosen)
-    fitted.add(held_out)
-    best = _solution(fitted, start, chosen)
+    best = None if chosen is None else _solution(whole, start, chosen)
     return start if best is None else best
 
 

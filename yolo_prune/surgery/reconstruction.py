@@ -129,10 +129,7 @@ def _solve(
     """Overwrite a layer's weights, and its offset in its bias or the norm behind it, with the best for the targets."""
     bias = getattr(layer, "bias", None)
     is_patched = isinstance(layer, nn.ConvTranspose2d)
-    start = _matrix(layer)
-    whole = Moments(fitted.samples, *(getattr(fitted, name).clone() for name in ("x", "y", "xx", "xy", "yy")))
-    if held_out is not None:
-        whole.add(held_out)
+    start, whole = _matrix(layer), fitted.plus(held_out)
     is_centred = norm is not None or (bias is not None and not is_patched)
     if is_centred:
         x, y = whole.x / whole.samples, whole.y / whole.samples
@@ -140,19 +137,17 @@ def _solve(
         taps = kernel_taps(layer) if is_patched else 1
         offset = torch.zeros_like(whole.y) if bias is None else bias.detach().double().repeat_interleave(taps)
         x, y = torch.zeros_like(whole.x), offset.reshape(whole.y.shape)
-    fitted, held_out = fitted.centred(x, y), held_out.centred(x, y) if held_out is not None else None
-    whole = whole.centred(x, y)
-    new = least_squares(fitted, held_out, start)
+    whole, fitted = whole.centred(x, y), fitted.centred(x, y)
+    new = least_squares(whole, fitted, held_out and held_out.centred(x, y), start)
     if new is not start:
         undo.overwrite(layer.weight, _weight(layer, new).to(layer.weight))
-    made = (new.transpose(1, 2) @ x[..., None])[..., 0]
+    made = _made(new, x)
     if is_centred and bias is not None:
         undo.overwrite(bias, (y - made).flatten().to(bias))
+        made = y
     if norm is not None:
-        if bias is not None:
-            made = y
-        variance = ((whole.xx @ new) * new).sum(1) / whole.samples
-        _set_norm(undo, norm, _per_channel(layer, made - y), _per_channel(layer, variance / (whole.yy / whole.samples)))
+        mean = norm.running_mean.double() + _per_channel(layer, made - y)
+        _set_norm(undo, norm, mean, _growth(layer, whole, new), is_rescaled=True)
 
 
 def _match(
@@ -160,37 +155,46 @@ def _match(
 ) -> None:
     """Let a norm make of its inputs, in mean and variance of each channel, what it made before."""
     assert norm is not None
-    if held_out is not None:
-        fitted.add(held_out)
-    n, weights = fitted.samples, _matrix(layer)
+    whole, weights = fitted.plus(held_out), _matrix(layer)
     bias = getattr(layer, "bias", None)
-    x, y = fitted.x / n, fitted.y / n
-    centred = fitted.centred(x, y)
-    made = (weights.transpose(1, 2) @ x[..., None])[..., 0]
+    x, y = whole.x / whole.samples, whole.y / whole.samples
+    made = _made(weights, x)
     made = made if bias is None else made + bias.detach().double().reshape(made.shape)
-    variance = ((centred.xx @ weights) * weights).sum(1)
-    growth = _per_channel(layer, (variance + 1e-12 * n) / (centred.yy + 1e-12 * n)).clamp(1e-6, 1e6)
-    mean, before = _per_channel(layer, made), _per_channel(layer, y)
-    old = norm.running_var.double() + norm.eps
-    undo.overwrite(norm.running_mean, mean - (before - norm.running_mean.double()) * growth.sqrt())
-    undo.overwrite(norm.running_var, (norm.running_var.double() + old * (growth - 1)).clamp_min(0))
+    growth = _growth(layer, whole.centred(x, y), weights)
+    before = _per_channel(layer, y) - norm.running_mean.double()
+    _set_norm(undo, norm, _per_channel(layer, made) - before * growth.sqrt(), growth, is_rescaled=False)
 
 
-def _set_norm(undo: UndoLog, norm: nn.BatchNorm2d, shift: torch.Tensor, growth: torch.Tensor) -> None:
-    """Let a norm take away an offset; its scale makes up for what has changed in variance, so that nothing else does.
+def _made(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return what weights of shape (groups, inputs, outputs) make of inputs of shape (groups, inputs)."""
+    return (weights.transpose(1, 2) @ x[..., None])[..., 0]
+
+
+def _growth(layer: nn.Module, centred: Moments, weights: torch.Tensor) -> torch.Tensor:
+    """Return by which factor the variance of each channel has grown, shape (C,)."""
+    variance = ((centred.xx @ weights) * weights).sum(1) / centred.samples
+    growth = _per_channel(layer, (variance + 1e-12) / (centred.yy / centred.samples + 1e-12))
+    return growth.clamp(1e-6, 1e6)
+
+
+def _set_norm(
+    undo: UndoLog, norm: nn.BatchNorm2d, mean: torch.Tensor, growth: torch.Tensor, *, is_rescaled: bool
+) -> None:
+    """Set a norm's running statistics.
 
     Args:
         undo: Records what is overwritten.
         norm: The norm.
-        shift: By how much the mean of what it takes has grown, shape (C,).
-        growth: By which factor the variance has, shape (C,).
+        mean: Its new running mean, shape (C,).
+        growth: By which factor the variance of what it takes has grown, shape (C,).
+        is_rescaled: Whether its scale makes up for that, so that evaluation makes what it made.
     """
     old = norm.running_var.double() + norm.eps
-    growth = growth.nan_to_num(1.0).clamp(1e-6, 1e6)
     new = (norm.running_var.double() + old * (growth - 1)).clamp_min(0)
-    undo.overwrite(norm.running_mean, norm.running_mean.double() + shift)
+    undo.overwrite(norm.running_mean, mean)
     undo.overwrite(norm.running_var, new)
-    undo.overwrite(norm.weight, norm.weight.detach().double() * ((new + norm.eps) / old).sqrt())
+    if is_rescaled:
+        undo.overwrite(norm.weight, norm.weight.detach().double() * ((new + norm.eps) / old).sqrt())
 
 
 def _norm_behind(model: nn.Module, path: str) -> nn.BatchNorm2d | None:
