@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from yolo_prune.host.calibration_images import SHOWN, choose_images
+from yolo_prune.host.calibration_images import SHOWN, CompactBatches, choose_images
 
 
 class Detection:
@@ -64,3 +65,20 @@ class Folder(SimpleNamespace):
 
     def __len__(self) -> int:
         return 104
+
+
+@pytest.mark.parametrize("kind", ["8-bit", "float", "beyond 1"])
+def test_images_are_held_as_bytes_only_where_that_loses_nothing(kind: str) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    images = {"8-bit": pixels.float() / 255, "float": torch.rand(2, 3, 8, 8), "beyond 1": pixels.float() / 127}[kind]
+    batches = CompactBatches({"img": images + n, "cls": torch.tensor([n])} for n in (0.0, 0.0, 0.0))
+    assert all(torch.equal(batch["img"], images) and batch["img"].dtype == images.dtype for batch in batches)
+    held = {batch["img"].dtype for batch, _ in batches._batches}
+    assert held == {torch.uint8 if kind == "8-bit" else torch.float}
+
+
+def test_a_part_of_compact_batches_is_made_of_the_same() -> None:
+    batches = CompactBatches({"img": torch.full((1, 3, 2, 2), n / 255)} for n in range(5))
+    part = batches[1:3]
+    assert len(batches) == 5 and len(part) == 2
+    assert [round(float(batch["img"].mean()) * 255) for batch in part] == [1, 2]

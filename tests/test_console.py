@@ -112,14 +112,31 @@ def test_a_bar_is_closed_when_something_fails(clock: list[float], capsys: Captur
     assert frames(capsys)[0].startswith("prune: timing layers: 30%")  # and not a part of what has failed
 
 
-def test_a_part_that_takes_long_says_what_it_is_a_part_of(clock: list[float], capsys: Capture) -> None:
+def test_a_part_that_takes_long_says_how_long_the_whole_takes(clock: list[float], capsys: Capture) -> None:
     with progress_bar("choosing channels", 3) as step:
         for seconds in (0.1, 1.5, 0.1):
             work(clock, seconds, what="solving weights")
             step()
-    told = [frame.partition(":")[2].partition("%")[0] for frame in frames(capsys) if frame]
-    whole, part = " choosing channels: ", " choosing channels (2/3), solving weights: "
-    assert told == [f"{part}{n}0" for n in range(2, 11)] + [f"{whole}66", f"{whole}100"]
+    told = [frame.removeprefix("prune: ").partition(" \u2501")[0] for frame in frames(capsys) if frame]
+    assert told[0] == "choosing channels (40%, 0:06 left), solving weights: 20%"
+    assert told[8] == "choosing channels (67%, 0:08 left), solving weights: 100%"
+    assert told[9:] == ["choosing channels: 66%", "choosing channels: 100%"]
+
+
+def test_the_time_that_is_left_counts_parts_by_their_shares(clock: list[float], capsys: Capture) -> None:
+    with progress_bar("cut 1 of 2", 4) as step:
+        with progress_bar("planning", 2, share=3) as planned:
+            work(clock, 3, what="looking at images")
+            planned()
+            work(clock, 3, what="looking at images")
+            planned()
+        step(3)
+        work(clock, 2, what="solving weights")
+        step()
+    told = [re.findall(r"(.*?%), (.*?) left\), (.*?):", frame) for frame in frames(capsys) if "left" in frame]
+    parts = [found[0] for found in told]
+    assert ("prune: cut 1 of 2 (19%", "1:05", "looking at images") in parts
+    assert parts[-1] == ("prune: cut 1 of 2 (100%", "0:00", "solving weights")
 
 
 def test_a_line_has_the_prefix_and_comes_from_the_first_process(

@@ -6,7 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from nets import IMGSZ, assert_same_tensors, build, dense_as_predicted, labelled_batches, state
+import torch
+from nets import IMGSZ, assert_same_tensors, build, dense_as_predicted, graph_of, labelled_batches, state
 from torch import nn
 
 from yolo_prune.config.settings import PruneConfig
@@ -237,3 +238,21 @@ def test_what_does_not_look_again_takes_one_iteration(monkeypatch: pytest.Monkey
         monkeypatch.setattr(planner, "_measured_tolerance", lambda *_: lambda bundle, share: share)
     _, seen = planned(build("yolov8n"), monkeypatch, target=0.5, **knobs)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((16, 16, 16, 16), 2), ((64, 64), 1), ((8, 8), 2), ((20, 20, 20), 2), ((40,), 1)]
+)
+def test_iterations_after_the_first_look_at_half_of_the_images(sizes: tuple[int, ...], expected: int) -> None:
+    batches = [{"img": torch.zeros(n, 1, 1, 1)} for n in sizes]
+    assert CalibrationData(nn.Identity(), batches).later_batches() == expected
+
+
+def test_a_later_iteration_looks_at_no_other_images() -> None:
+    model, seen = build("yolov8n"), labelled_batches(3)
+    data = CalibrationData(model, seen)
+    graph, config = graph_of("yolov8n"), PruneConfig(target=0.2)
+    plan = plan_traced(model, graph, config, request_for(model, graph, config), data).plan
+    after = data.after(plan, config, 2)
+    assert list(after.batches) == seen[:2] and set(after.statistics["model.1.conv"].positions) == {0, 1}
+    assert after.statistics["model.1.conv"].images == 4

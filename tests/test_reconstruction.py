@@ -45,9 +45,11 @@ def labelled(x: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def every_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw each position once, so that means are those of whole maps."""
-    monkeypatch.setattr(
-        statistics, "_draw", lambda energy, each, generator: torch.arange(energy.shape[1]).expand(len(energy), -1)
-    )
+
+    def draw(energy: torch.Tensor, each: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(energy.shape[1]).expand(len(energy), -1), torch.ones_like(energy)
+
+    monkeypatch.setattr(statistics, "_draw", draw)
 
 
 class Plain(nn.Module):

@@ -73,6 +73,23 @@ def test_inputs_outputs_and_gradients_are_summed_over_all_positions(layer: nn.Mo
     torch.testing.assert_close(seen.fisher(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_estimated_from_a_part_of_the_positions_is_right_in_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(nn.Sequential):
+        def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:
+            return self(batch["img"]).pow(3).sum(), None
+
+    net, batches = Net(nn.Conv2d(3, 4, 3, padding=1)), [{"img": torch.randn(2, 3, 16, 16)}]
+    exact = layer_statistics(net, batches)["0"].fisher()  # so few positions are all looked at
+    for name in ("FEWEST_SAMPLES", "MOST_SAMPLES"):
+        monkeypatch.setattr(statistics, name, 64)
+    drawn = [layer_statistics(net, batches, seed)["0"] for seed in range(200)]
+    assert drawn[0].positions[0].shape == (2, 32)
+    mean = torch.stack([seen.fisher() for seen in drawn]).mean(0)
+    error = (drawn[0].fisher() - exact).norm() / exact.norm()
+    assert 0.005 < error < 0.5
+    assert (mean - exact).norm() / exact.norm() < 0.03
+
+
 def test_positions_are_drawn_where_the_loss_looks() -> None:
     class Net(nn.Sequential):
         def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None]:

@@ -1,15 +1,40 @@
-"""Which training images calibrate: so few that all classes are shown only if they are chosen for it."""
+"""Which training images calibrate, and how they are held.
+
+They are so few that all classes are shown only if they are chosen for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
 
 SHOWN = 4
 """So many images should show a class; once they do, the rest is drawn at random."""
+
+
+class CompactBatches(Sequence[dict[str, Any]]):
+    """Preprocessed batches that hold their images as bytes, a quarter of the memory, where that loses nothing."""
+
+    def __init__(self, batches: Iterable[dict[str, Any]]) -> None:
+        self._batches = [(_packed(batch), batch["img"].dtype) for batch in batches]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, at: slice) -> CompactBatches: ...
+    def __getitem__(self, at: int | slice) -> dict[str, Any] | CompactBatches:
+        if isinstance(at, slice):
+            part = CompactBatches(())
+            part._batches = self._batches[at]
+            return part
+        batch, dtype = self._batches[at]
+        return {**batch, "img": _unpacked(batch["img"], dtype)}
 
 
 def choose_images(dataset: Any, images: int, seed: int) -> list[int]:
@@ -55,3 +80,14 @@ def _shown(dataset: Any) -> np.ndarray | None:
     for row, c in zip(shows, classes, strict=True):
         row[c] = 1
     return shows if count else None
+
+
+def _packed(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch with its images as bytes, if these make the same images again."""
+    images = batch["img"]
+    packed = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+    return {**batch, "img": packed} if torch.equal(_unpacked(packed, images.dtype), images) else batch
+
+
+def _unpacked(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return images.to(dtype) / 255 if images.dtype == torch.uint8 else images

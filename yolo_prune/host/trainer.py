@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.errors import CheckpointError, ConfigError, describe_error
-from yolo_prune.host.calibration_images import choose_images
+from yolo_prune.host.calibration_images import CompactBatches, choose_images
 from yolo_prune.host.patches import patch, patched
 from yolo_prune.utils.files import atomic_write
 
@@ -196,7 +196,7 @@ def validate(trainer: BaseTrainer) -> tuple[dict[str, float], float | None]:
     return metrics, float(metrics.pop("fitness"))
 
 
-def calibration_batches(trainer: BaseTrainer, images: int) -> list[dict[str, Any]]:
+def calibration_batches(trainer: BaseTrainer, images: int) -> CompactBatches:
     """Return preprocessed batches of training images as they are validated: with labels, without augmentation.
 
     A resumed run counts what comes through the trainer's own ``preprocess_batch``; these are none of its batches.
@@ -216,11 +216,11 @@ def calibration_batches(trainer: BaseTrainer, images: int) -> list[dict[str, Any
     for sample in (dataset[i] for i in choose_images(dataset, images, trainer.args.seed)):
         alike[sample["img"].shape].append(sample)
     collate = getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate
-    return [
+    return CompactBatches(
         type(trainer).preprocess_batch(trainer, collate(samples[i : i + size]))
         for samples in alike.values()
         for i in range(0, len(samples), size)
-    ]
+    )
 
 
 def training_batches(trainer: BaseTrainer, batches: int) -> Iterator[dict[str, Any]]:

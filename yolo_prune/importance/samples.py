@@ -37,17 +37,20 @@ def grid_size(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
 
 
 def _at(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return the rows of shape (B, all, channels) at positions of shape (B, m)."""
-    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[-1]))
+    """Return values of shape (B, channels, all) at positions of shape (B, m), shape (B, channels, m)."""
+    return rows.gather(2, positions[:, None].expand(-1, rows.shape[1], -1))
+
+
+def by_channel(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return what a layer takes or makes as (B, channels, positions)."""
+    return x.reshape(len(x), -1, x.shape[-1]).mT if isinstance(layer, nn.Linear) else x.flatten(2)
 
 
 def outputs_at(layer: nn.Module, y: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return a layer's outputs at positions, shape (B, m, channels); a transposed one makes a patch per position."""
-    if isinstance(layer, nn.Linear):
-        return _at(y.reshape(len(y), -1, y.shape[-1]), positions)
     if isinstance(layer, nn.ConvTranspose2d):
-        return _at(F.unfold(y, layer.kernel_size, stride=layer.stride).transpose(1, 2), positions)
-    return _at(y.flatten(2).transpose(1, 2), positions)
+        return _at(F.unfold(y, layer.kernel_size, stride=layer.stride), positions).mT
+    return _at(by_channel(layer, y), positions).mT
 
 
 def of_channels(layer: nn.Module, outputs: torch.Tensor, kept: list[int]) -> torch.Tensor:
@@ -59,18 +62,15 @@ def of_channels(layer: nn.Module, outputs: torch.Tensor, kept: list[int]) -> tor
 
 def inputs_at(layer: nn.Module, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return the unfolded inputs of a layer at positions, shape (B, m, channels, taps)."""
-    if isinstance(layer, nn.Linear):
-        return _at(x.reshape(len(x), -1, x.shape[-1]), positions)[..., None]
-    if isinstance(layer, nn.ConvTranspose2d):
-        return _at(x.flatten(2).transpose(1, 2), positions)[..., None]
+    if isinstance(layer, (nn.Linear, nn.ConvTranspose2d)):
+        return _at(by_channel(layer, x), positions).mT[..., None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+    columns = padded.shape[3]
     reach = layer.dilation[1] * (layer.kernel_size[1] - 1)
-    columns_out = (padded.shape[3] - reach - 1) // layer.stride[1] + 1
+    columns_out = (columns - reach - 1) // layer.stride[1] + 1
     row, column = positions // columns_out * layer.stride[0], positions % columns_out * layer.stride[1]
-    rows, taps = padded.flatten(2).transpose(1, 2), []
-    for dy in range(layer.kernel_size[0]):
-        for dx in range(layer.kernel_size[1]):
-            at = (row + dy * layer.dilation[0]) * padded.shape[3] + column + dx * layer.dilation[1]
-            taps.append(_at(rows, at))
-    return torch.stack(taps, -1)
+    down, right = (torch.arange(n, device=x.device) * d for n, d in zip(layer.kernel_size, layer.dilation, strict=True))
+    taps = (down[:, None] * columns + right).flatten()
+    at = (row * columns + column)[..., None] + taps
+    return _at(padded.flatten(2), at.flatten(1)).unflatten(2, at.shape[1:]).transpose(1, 2)

@@ -18,12 +18,12 @@ from torch import nn
 
 from yolo_prune.graph.layers import is_grouped, named_layers
 from yolo_prune.importance.objective import calibrating, copy_of, loss_of, weigh_branches
-from yolo_prune.importance.samples import inputs_at, is_solvable, kernel_taps, outputs_at
+from yolo_prune.importance.samples import by_channel, inputs_at, is_solvable, kernel_taps, outputs_at
 from yolo_prune.utils.console import progress_bar
 
 UNIFORM = 0.2
 """Share of the positions that is drawn without regard to gradients, so that the background stays what it was."""
-SAMPLES_PER_INPUT, FEWEST_SAMPLES, MOST_SAMPLES = 16, 2048, 16384
+SAMPLES_PER_INPUT, FEWEST_SAMPLES, MOST_SAMPLES = 8, 1024, 8192
 """Positions that are drawn of a layer, over all images: so many per unfolded input, within limits."""
 MOST_UNFOLDED = 1200
 """Inputs times taps whose moments are kept in full; of a larger kernel those of the inputs alone, over all taps."""
@@ -49,7 +49,8 @@ class LayerStatistics:
         outputs: Sum of the outputs over all positions, shape (out,).
         squares: Sum of the squared outputs over all positions, shape (out,).
         sensitivity: Sum over all positions of the products of two outputs' gradients of the loss, shape (out, out); of
-            a grouped convolution their squares alone, shape (out,).
+            a grouped convolution their squares alone, shape (out,). Of large maps it is estimated, without bias, from
+            the positions that were drawn.
         positions: Index of a batch -> positions that were drawn, shape (B, m); those of the outputs, or of the inputs
             of a transposed convolution. Batches beyond what may be held at a time are missing.
         targets: Index of a batch -> what the layer made there, shape (B, m, values).
@@ -74,21 +75,21 @@ class LayerStatistics:
 
     def covariance(self) -> torch.Tensor:
         """Return the covariance of the inputs at the drawn positions, laid out as ``products``, and its rounding."""
-        mean, moments = self.sums.double() / self.samples, self.products.double() / self.samples
+        mean, moments = (total.double().cpu() / self.samples for total in (self.sums, self.products))
         rounding = ROUNDING * moments.diagonal().mean() * torch.eye(len(mean), dtype=torch.double)
         covariance: torch.Tensor = moments - torch.outer(mean, mean) + rounding
         return covariance
 
     def variance(self) -> torch.Tensor:
         """Return the variance of the outputs, shape (out,)."""
-        return (self.squares / self.made - (self.outputs / self.made) ** 2).clamp_min(0)
+        return (self.squares / self.made - (self.outputs / self.made) ** 2).clamp_min(0).cpu()
 
     def fisher(self) -> torch.Tensor:
         """Return the products of two outputs' gradients per image, summed over positions, shape (out, out).
 
         It is the factor of the outputs in the Kronecker-factored Fisher of Grosse & Martens 2016, section 3.
         """
-        products: torch.Tensor = self.sensitivity.double() / self.images
+        products: torch.Tensor = self.sensitivity.double().cpu() / self.images
         return products if products.ndim == 2 else products.diag()
 
 
@@ -114,14 +115,17 @@ def layer_statistics(model: nn.Module, batches: Sequence[dict[str, Any]], seed: 
             is_first = present not in seen.positions  # a layer that is used twice is solved for its first use
 
             def look(gradient: torch.Tensor) -> None:
-                sensed = _rows(gradient)
-                _add_sums(seen, x, y)
-                products = sensed.square().sum(1) if is_grouped(layer) else sensed @ sensed.T
-                seen.sensitivity = seen.sensitivity + products.cpu()
-                most = images_held(x, y)
-                if is_first and can_be_solved and seen.images - len(y) < most:
-                    each = -(-_samples(layer) // min(most, total))
-                    positions = _draw(_energy(layer, gradient), each, generator)
+                _add_sums(seen, layer, x, y)
+                if not can_be_solved:
+                    _add_sensitivity(seen, layer, by_channel(layer, gradient).mT)
+                    return
+                most, energy = images_held(x, y), _energy(layer, gradient)
+                each = -(-_samples(layer) // min(most, total))
+                positions, expected = _draw(energy, each, generator)
+                is_small = energy.shape[1] <= each
+                sensed = by_channel(layer, gradient).mT if is_small else outputs_at(layer, gradient, positions)
+                _add_sensitivity(seen, layer, sensed if is_small else sensed / expected[..., None].sqrt())
+                if is_first and seen.images - len(y) < most:
                     seen.positions[present] = positions
                     seen.targets[present] = outputs_at(layer, y, positions)
                     if not is_grouped(layer):
@@ -201,33 +205,48 @@ def _samples(layer: nn.Module) -> int:
     return max(FEWEST_SAMPLES, min(MOST_SAMPLES, SAMPLES_PER_INPUT * unfolded))
 
 
-def _draw(energy: torch.Tensor, each: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw positions in proportion to energies of shape (B, positions), shape (B, m): those of all images alike."""
+def _draw(energy: torch.Tensor, each: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw positions in proportion to energies of shape (B, positions), those of all images alike.
+
+    Returns:
+        The positions, shape (B, m), and how often each of them was to be expected, alike.
+    """
     total, grid = energy.sum(1, keepdim=True), energy.shape[1]
     share = torch.where(total > 0, energy / total.clamp_min(1e-38), 1 / grid)
     chances = UNIFORM / grid + (1 - UNIFORM) * share
-    return torch.multinomial(chances.cpu(), min(each, grid), replacement=True, generator=generator).to(energy.device)
+    drawn = torch.multinomial(chances.cpu(), min(each, grid), replacement=True, generator=generator).to(energy.device)
+    return drawn, chances.gather(1, drawn) * drawn.shape[1]
 
 
 def _energy(layer: nn.Module, gradient: torch.Tensor) -> torch.Tensor:
     """Return the squared gradient at each position of a layer, shape (B, positions)."""
-    gradient = gradient.detach().float()
-    if isinstance(layer, nn.Linear):
-        return gradient.square().sum(-1).reshape(len(gradient), -1)
-    energy = gradient.square().sum(1, keepdim=True)
+    energy = by_channel(layer, gradient.detach().float()).square().sum(1)
     if isinstance(layer, nn.ConvTranspose2d):  # one patch per input position
-        energy = F.avg_pool2d(energy, layer.kernel_size) * kernel_taps(layer)
+        energy = F.avg_pool2d(energy.view(len(energy), 1, *gradient.shape[2:]), layer.kernel_size) * kernel_taps(layer)
     return energy.flatten(1)
 
 
-def _add_sums(seen: LayerStatistics, x: torch.Tensor, y: torch.Tensor) -> None:
-    inputs, outputs = _rows(x), _rows(y)
+def _add_sums(seen: LayerStatistics, layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    inputs, outputs = by_channel(layer, x), by_channel(layer, y)
     seen.images += len(y)
-    seen.taken += inputs.shape[1]
-    seen.made += outputs.shape[1]
-    seen.energy = seen.energy + inputs.square().sum(1).double().cpu()
-    seen.outputs = seen.outputs + outputs.sum(1).double().cpu()
-    seen.squares = seen.squares + outputs.square().sum(1).double().cpu()
+    seen.taken += len(x) * inputs.shape[2]
+    seen.made += len(y) * outputs.shape[2]
+    seen.energy = seen.energy + _energies(inputs)
+    seen.outputs = seen.outputs + outputs.sum(2).double().sum(0)
+    seen.squares = seen.squares + _energies(outputs)
+
+
+def _energies(x: torch.Tensor) -> torch.Tensor:
+    """Return the sum of the squares of each channel, of shape (B, channels, positions)."""
+    return torch.linalg.vector_norm(x, dim=2).double().square().sum(0)
+
+
+def _add_sensitivity(seen: LayerStatistics, layer: nn.Module, gradients: torch.Tensor) -> None:
+    """Take in gradients of shape (B, m, values)."""
+    taps = kernel_taps(layer) if gradients.shape[2] != len(seen.outputs) else 1
+    rows = gradients.detach().flatten(0, 1).unflatten(1, (-1, taps)).transpose(1, 2).flatten(0, 1)
+    products = rows.square().sum(0) if is_grouped(layer) else rows.T @ rows
+    seen.sensitivity = seen.sensitivity + products
 
 
 def _add_products(seen: LayerStatistics, inputs: torch.Tensor) -> None:
@@ -236,11 +255,7 @@ def _add_products(seen: LayerStatistics, inputs: torch.Tensor) -> None:
     is_unfolded = width * taps <= MOST_UNFOLDED
     rows = inputs.flatten(2).flatten(0, 1) if is_unfolded else inputs.transpose(2, 3).flatten(0, 2)
     seen.samples += len(rows)
-    seen.sums = seen.sums + rows.sum(0).cpu()
-    seen.products = (0 if seen.products is None else seen.products) + (rows.T @ rows).cpu()
-
-
-def _rows(x: torch.Tensor) -> torch.Tensor:
-    """Return an activation of shape (B, C, H, W) or (..., C) as (C, positions)."""
-    x = x.detach()
-    return x.transpose(0, 1).flatten(1) if x.ndim == 4 else x.reshape(-1, x.shape[-1]).T
+    seen.sums = seen.sums + rows.sum(0)
+    if seen.products is None:
+        seen.products = rows.new_zeros(rows.shape[1], rows.shape[1])
+    seen.products.addmm_(rows.T, rows)

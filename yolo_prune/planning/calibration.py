@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ BY_GRADIENT = ("taylor", "hessian")
 """Criteria that need gradients of the parameters, which a run can collect while it trains."""
 HELD_OUT = ("sensitivity",)
 """Allocations that need held-out images."""
+FEWEST_LATER = 32
+"""Iterations of a plan after the first look at half of the images, but at no fewer than these."""
 
 
 @dataclass
@@ -43,7 +45,7 @@ class CalibrationData:
     """
 
     model: nn.Module
-    batches: list[dict[str, Any]] = field(default_factory=list)
+    batches: Sequence[dict[str, Any]] = ()
     collected: Gradients | None = None
     readers: Mapping[str, str] = field(default_factory=dict)
 
@@ -57,7 +59,7 @@ class CalibrationData:
         """Gradients of the parameters: the run's own, else those of the batches."""
         return self.collected if self.collected and self.collected.steps else gradients(self.model, self._data)
 
-    def halves(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def halves(self) -> tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]:
         """Return the first half of the batches, to calibrate on, and the second half, which is held out.
 
         Raises:
@@ -73,24 +75,50 @@ class CalibrationData:
             )
         return self._data[:middle], self._data[middle:]
 
-    def after(self, plan: PrunePlan, config: PruneConfig) -> CalibrationData:
-        """Return the data of the network that a cut would leave."""
+    def later_batches(self) -> int:
+        """Return how many batches the iterations of a plan after the first look at."""
+        images = [len(batch["img"]) for batch in self._data]
+        enough = max(FEWEST_LATER, sum(images) / 2)
+        return next((n for n in range(1, len(images)) if sum(images[:n]) >= enough), len(images))
+
+    def after(self, plan: PrunePlan, config: PruneConfig, batches: int) -> CalibrationData:
+        """Return the data of the network that a cut would leave, of the first so many batches."""
         network = trainable_copy(self.model)
         undo = cut(plan, [network])
         if config.reconstruction:
-            reconstruct(undo, network, plan, self.statistics, self.images)
-        return CalibrationData(network, self.batches, readers=self.readers)
+            reconstruct(undo, network, plan, self.statistics, self.images[:batches])
+        return CalibrationData(network, self.batches[:batches], readers=self.readers)
 
     @property
-    def images(self) -> list[torch.Tensor]:
-        """The images of the batches."""
-        return [batch["img"] for batch in self._data]
+    def images(self) -> Sequence[torch.Tensor]:
+        """The images of the batches, of shape (B, C, H, W) each."""
+        return _Images(self._data)
 
     @property
-    def _data(self) -> list[dict[str, Any]]:
+    def _data(self) -> Sequence[dict[str, Any]]:
         if not self.batches:
             raise ConfigError(f"this criterion looks at data; give data, or use one of {', '.join(DATA_FREE)}.")
         return self.batches
+
+
+class _Images(Sequence[torch.Tensor]):
+    """The images of batches, which need not be in memory all at once."""
+
+    def __init__(self, batches: Sequence[dict[str, Any]]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @overload
+    def __getitem__(self, at: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, at: slice) -> _Images: ...
+    def __getitem__(self, at: int | slice) -> torch.Tensor | _Images:
+        if isinstance(at, slice):
+            return _Images(self._batches[at])
+        images: torch.Tensor = self._batches[at]["img"]
+        return images
 
 
 def ranking_factory(graph: ChannelGraph, config: PruneConfig, data: CalibrationData) -> Callable[[], Ranking]:

@@ -122,10 +122,11 @@ def _plan_iteratively(
         macs_kept = 1.0 if request.budget.keys() <= {MACS} else _macs_kept(graph, request)
         stages = _stages({q: cost.amount(q) for q in request.budget}, request.budget, macs_kept)
     plans: list[PrunePlan] = []
+    later = data.later_batches() if len(stages) > 1 else 0
     with progress_bar("choosing channels", len(stages)) as step:
         for stage in stages:
             if plans:
-                data = data.after(plans[-1], config)
+                data = data.after(plans[-1], config, later)
                 graph = trace(data.model, graph.imgsz, config.is_ignored, data.readers, reid=config.reid)
             plans.append(_plan_iteration(graph, config, replace(request, budget=stage), data))
             step()

@@ -22,13 +22,13 @@ class Lockstep:
 
     Args:
         model: The network.
-        images: Batches of shape (B, C, H, W).
+        images: Batches of shape (B, C, H, W), each asked for when its pass begins.
         layers: Path -> layer at which the passes wait until it is `done`.
     """
 
     def __init__(self, model: nn.Module, images: Sequence[torch.Tensor], layers: Mapping[str, nn.Module]) -> None:
         self._done: set[str] = set()
-        self._passes = [_Pass(model, batch) for batch in images]
+        self._passes = [_Pass(model, images, n) for n in range(len(images))]
         self._here = threading.local()
         self._hooks = [layer.register_forward_pre_hook(self._hook(path)) for path, layer in layers.items()]
 
@@ -73,12 +73,12 @@ class _GivenUp(BaseException):
 class _Pass:
     """The forward pass of one batch: either it runs, or the thread that waits for it."""
 
-    def __init__(self, model: nn.Module, images: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, images: Sequence[torch.Tensor], batch: int) -> None:
         self.layer: str | None = None
         """Where it waits."""
         self.inputs: torch.Tensor | None = None
         self.is_over = False
-        self._model, self._images = model, images
+        self._model, self._images, self._batch = model, images, batch
         self._may_run, self._has_stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -117,7 +117,7 @@ class _Pass:
         try:
             if not self._is_given_up:
                 with suppress(_GivenUp), torch.no_grad():
-                    self._model(self._images)
+                    self._model(self._images[self._batch].to(next(self._model.parameters()).dtype))
         except BaseException as e:
             self._error = e
         finally:

@@ -35,6 +35,8 @@ from yolo_prune.utils.console import progress_bar
 
 HELD_OUT_EVERY = 4
 """Of the images that take part in a layer's solution every fourth judges instead of making it."""
+ROWS = 4096
+"""Samples whose moments are taken at once."""
 
 Targets = Mapping[str, Mapping[int, torch.Tensor]]
 """Layer path -> index of a batch -> what the layer made at the drawn positions, shape (B, m, values)."""
@@ -59,7 +61,7 @@ def reconstruct(
         model: The cut network; tensors keep their identity, since an optimizer may hold them.
         plan: The cut.
         dense: Statistics of the network before it.
-        images: The batches of these statistics, each of shape (B, C, H, W).
+        images: The batches of these statistics, each of shape (B, C, H, W), or the first of them.
         targets: What the layers made, if not that of the statistics: they may be of another network's weights.
         weights: Whether to solve for weights and offsets.
         norms: Without it: whether BatchNorms make the mean and variance that they made before.
@@ -69,12 +71,10 @@ def reconstruct(
         return
     layers = dict(named_layers(model))
     paths = [path for path, seen in dense.items() if seen.positions]
-    dtype = next(model.parameters()).dtype
-    batches = [batch.to(dtype) for batch in images]
     with (
         calibrating(model),
         torch.no_grad(),
-        Lockstep(model, batches, {path: layers[path] for path in paths}) as passes,
+        Lockstep(model, images, {path: layers[path] for path in paths}) as passes,
         progress_bar("solving weights", len(paths)) as step,
     ):
         for path in paths:
@@ -83,7 +83,8 @@ def reconstruct(
             is_free = path in plan.layers or not any(part in path for part in frozen)
             if is_free and (weights or norm is not None):
                 made = targets[path] if targets else dense[path].targets
-                samples = _samples(passes, layer, path, dense[path].positions, made, plan)
+                positions = {batch: drawn for batch, drawn in dense[path].positions.items() if batch < len(images)}
+                samples = _samples(passes, layer, path, positions, made, plan)
                 if samples is not None:
                     _match(undo, layer, norm, *samples) if not weights else _solve(undo, layer, norm, *samples)
             passes.done(path)
@@ -102,24 +103,35 @@ def _samples(
     kept = plan.layers.get(path, {}).get("out")
     groups = layer.groups if is_grouped(layer) else 1
     sums: dict[bool, Moments] = {}
+    waiting: list[tuple[torch.Tensor, ...]] = []
+
+    def take_in() -> None:
+        inputs, outputs, judges = map(torch.cat, zip(*waiting, strict=True))
+        waiting.clear()
+        for is_judge in (False, True):
+            chosen = judges == is_judge
+            if chosen.any():
+                rows = (t[chosen].unflatten(1, (groups, -1)).transpose(0, 1) for t in (inputs, outputs))
+                moments = Moments.of(*rows)
+                if is_judge in sums:
+                    sums[is_judge].add(moments)
+                else:
+                    sums[is_judge] = moments
+
     count = 0
     for batch, drawn in positions.items():
         x = passes.inputs(path, batch)
         if x is None:
             continue
         outputs = targets[batch] if kept is None else of_channels(layer, targets[batch], kept)
-        inputs = inputs_at(layer, x, drawn).flatten(2)
-        judges = torch.arange(count, count + len(x), device=x.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        images = torch.arange(count, count + len(x), device=x.device)
+        judges = (images % HELD_OUT_EVERY == HELD_OUT_EVERY - 1).repeat_interleave(drawn.shape[1])
         count += len(x)
-        for is_judge in (False, True):
-            chosen = judges == is_judge
-            if chosen.any():
-                rows = (t[chosen].flatten(0, 1).unflatten(1, (groups, -1)).transpose(0, 1) for t in (inputs, outputs))
-                moments = Moments.of(*rows)
-                if is_judge in sums:
-                    sums[is_judge].add(moments)
-                else:
-                    sums[is_judge] = moments
+        waiting.append((inputs_at(layer, x, drawn).flatten(2).flatten(0, 1), outputs.flatten(0, 1), judges))
+        if sum(len(rows) for rows, _, _ in waiting) >= ROWS:
+            take_in()
+    if waiting:
+        take_in()
     return (sums[False], sums.get(True)) if False in sums else None
 
 

@@ -37,6 +37,7 @@ from yolo_prune.training.rehearsal import check_step
 from yolo_prune.training.run_files import note_dense, save_run
 from yolo_prune.training.schedule import ScheduledCut
 from yolo_prune.training.snapshot import Snapshot
+from yolo_prune.utils.console import progress_bar
 from yolo_prune.utils.memory import borrowed_memory
 from yolo_prune.utils.text import count
 
@@ -45,6 +46,10 @@ if TYPE_CHECKING:
 
     from yolo_prune.plan import PrunePlan
     from yolo_prune.training.run import Run
+
+
+PLANNING, SOLVING = 2, 1
+"""Shares of a cut's time, about."""
 
 
 def prune_step(run: Run, fraction: float) -> None:
@@ -59,13 +64,19 @@ def prune_step(run: Run, fraction: float) -> None:
     """
     started, trainer, progress = time.time(), run.trainer, run.progress
     name = f"cut {len(run.report.cuts) + 1} of {len(progress.schedule)}"
-    with borrowed_memory(), _all_or_nothing(trainer, name) as (undo, randomness):
+    with (
+        borrowed_memory(),
+        _all_or_nothing(trainer, name) as (undo, randomness),
+        progress_bar(name, PLANNING + SOLVING) as step,
+    ):
         if run.report.dense.checkpoint is None:
             note_dense(run)
         with ddp.all_or_none("looking at calibration images"):
             batches = calibration_batches(trainer, run.config.calibration)
         data = CalibrationData(run.ema, batches, run.gradients.of(run.model, run.ema), run.readers or {})
-        planned = ddp.on_rank_zero(lambda: _plan(run, fraction, data))
+        with progress_bar("planning", 1, share=PLANNING):
+            planned = ddp.on_rank_zero(lambda: _plan(run, fraction, data))
+        step(PLANNING)
         if progress.guard:
             undo.set(run, "before_cut", Snapshot(trainer))
             after = progress.pending[1].epoch if len(progress.pending) > 1 else None
@@ -211,13 +222,16 @@ def _slice(run: Run, plan: PrunePlan, undo: UndoLog, data: CalibrationData, earl
     trainer = run.trainer
     live, averaged = unwrap_model(trainer.model), trainer.ema.ema
     targets: dict[torch.nn.Module, Targets | None] = {}
-    if run.config.reconstruction and early is None and ddp.is_first():  # the others get what it makes
-        targets = {run.model: sampled_outputs(run.model, data.images, data.statistics), run.ema: None}
-    undo.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
-    undo.set(trainer.ema, "_pairs", None)  # it caches the old tensors
-    for network, made in targets.items():
-        frozen = trainer.freeze_layer_names
-        reconstruct(undo, network, plan, data.statistics, data.images, targets=made, frozen=frozen)
+    with progress_bar("solving", 3, share=SOLVING) as step:
+        if run.config.reconstruction and early is None and ddp.is_first():  # the others get what it makes
+            targets = {run.model: sampled_outputs(run.model, data.images, data.statistics), run.ema: None}
+        step()
+        undo.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
+        undo.set(trainer.ema, "_pairs", None)  # it caches the old tensors
+        for network, made in targets.items():
+            frozen = trainer.freeze_layer_names
+            reconstruct(undo, network, plan, data.statistics, data.images, targets=made, frozen=frozen)
+            step()
     if early is not None:
         cut(plan, [early])
         rewind(undo, (run.model, run.ema), early)

@@ -55,19 +55,21 @@ def silence() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress_bar(what: str, total: int, *, share: int = 1) -> Iterator[Callable[..., None]]:
     """Show a bar if something takes longer than `PATIENCE`.
 
-    What is waited for inside of it takes the same line of the terminal meanwhile, if it takes as long by itself.
+    What is waited for inside of it takes the same line of the terminal meanwhile, if it takes as long by itself, and
+    says how long the whole will take.
 
     Args:
         what: Is being done, e.g. ``"timing layers"``.
         total: Number of steps.
+        share: Steps of what this is a part of that it takes.
 
     Yields:
-        A function to call after each step.
+        A function to call after each step, or with how many steps have been made.
     """
-    wait = _Wait(what, total, _waiting.get())
+    wait = _Wait(what, total, _waiting.get(), share)
     token = _waiting.set(wait)
     try:
         yield wait.step
@@ -97,20 +99,39 @@ class _Wait:
         what: Is being done.
         total: Number of steps.
         outer: What this is a part of.
+        share: How many of its steps.
     """
 
-    def __init__(self, what: str, total: int, outer: _Wait | None) -> None:
-        self.total, self.done, self.started = total, 0, time.time()
-        self.name: str = f"{outer.name} ({outer.done + 1}/{outer.total}), {what}" if outer else what
+    def __init__(self, what: str, total: int, outer: _Wait | None, share: int) -> None:
+        self.what, self.total, self.done, self.started = what, total, 0, time.time()
+        self.outer, self.share = outer, share
         self.file = _Late(sys.stderr)
-        self.bar = TQDM(desc=f"{PREFIX}{self.name}", total=total, leave=False, file=self.file, disable=not _is_heard())
+        self.bar = TQDM(desc="", total=total, leave=False, file=self.file, disable=not _is_heard())
+        self.bar.desc = f"{PREFIX}{self._name()}"
 
-    def step(self) -> None:
-        """Count a step."""
-        self.done += 1
+    def step(self, steps: int = 1) -> None:
+        """Count steps."""
+        self.done += steps
         if time.time() - self.started > PATIENCE and self.done < self.total:
             self.file.is_open = True
-        self.bar.update()
+        self.bar.desc = f"{PREFIX}{self._name()}"
+        self.bar.update(steps)
+
+    def _name(self) -> str:
+        """Return what is done; of a part, after the whole with the time that it has left."""
+        if self.outer is None:
+            return self.what
+        whole, done = self, self.done / max(self.total, 1)
+        while whole.outer is not None:
+            done = (whole.outer.done + whole.share * done) / whole.outer.total
+            whole = whole.outer
+        left = f", {_minutes((time.time() - whole.started) * (1 / done - 1))} left" if done > 0 else ""
+        return f"{whole.what} ({done:.0%}{left}), {self.what}"
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
 
 
 _is_talking: ContextVar[bool] = ContextVar("is_talking", default=True)
