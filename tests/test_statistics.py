@@ -7,7 +7,7 @@ import torch
 from nets import assert_same_tensors, build, labelled_batches, state
 from torch import nn
 
-from yolo_prune.importance import statistics
+from yolo_prune.importance import objective, statistics
 from yolo_prune.importance.gradients import Gradients, gradients
 from yolo_prune.importance.objective import calibrating, loss_of
 from yolo_prune.importance.samples import inputs_at, outputs_at
@@ -115,6 +115,18 @@ def test_gradients_go_through_the_branch_that_is_deployed() -> None:
     model, batches = build("yolo26n"), labelled_batches()
     found = layer_statistics(model, batches)
     assert all(seen.positions for path, seen in found.items() if "one2one" in path)
+
+
+def test_classes_count_more_than_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = build("yolov8n"), labelled_batches()
+    gain = model.args.cls
+    found = layer_statistics(model, batches)
+    monkeypatch.setattr(objective, "CLASS_EMPHASIS", 1.0)
+    plain = layer_statistics(model, batches)
+    for branch, expected in (("cv3", 3.0), ("cv2", 1.0)):
+        whole, part = (sum(s[f"model.22.{branch}.{n}.2"].fisher().trace() for n in range(3)) for s in (found, plain))
+        assert float(whole / part) == pytest.approx(expected**2, rel=1e-3)
+    assert model.args.cls == gain == 0.5
 
 
 def test_an_output_that_the_loss_does_not_see_has_no_sensitivity() -> None:

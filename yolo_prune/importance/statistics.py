@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from yolo_prune.graph.layers import is_grouped, named_layers
-from yolo_prune.importance.objective import calibrating, copy_of, loss_of, weigh_branches
+from yolo_prune.importance.objective import calibrating, copy_of, emphasize_classes, loss_of, weigh_branches
 from yolo_prune.importance.samples import by_channel, inputs_at, is_solvable, kernel_taps, outputs_at
 from yolo_prune.utils.console import progress_bar
 
@@ -104,6 +104,7 @@ def layer_statistics(model: nn.Module, batches: Sequence[dict[str, Any]], seed: 
     found: dict[str, LayerStatistics] = {}
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float)
     copy = copy_of(model).to(dtype).requires_grad_(False)
+    emphasize_classes(copy)
     weigh_branches(copy)
     total = sum(len(batch["img"]) for batch in batches)
     generator = torch.Generator().manual_seed(seed)
