@@ -88,8 +88,8 @@ def the_cost_model_and_a_plan_are_as_fast_as_promised() -> None:
 def accuracy_without_training_is_what_was_promised() -> None:
     promised = {0.85: 0.95, 0.7: 0.88, 0.5: 0.7}
     rows = json.loads((RESULTS / "without_training.json").read_text(encoding="utf-8"))["rows"].values()
-    judged = [row for row in rows if row["data"] == "bccd" and not row["without"]]
-    assert judged
+    judged = [r for r in rows if r["data"] == "bccd" and not r["without"] and r["model"] in ("yolov8n", "yolo11n")]
+    assert len(judged) == 6
     for row in judged:
         assert row["pruned"] / row["dense"] >= promised[round(row["macs_kept"], 2)]
 

@@ -27,6 +27,7 @@ RESULTS = Path(__file__).parent / "results" / "without_training.json"
 MODELS = ("yolov8n", "yolo11n", "yolo26n")
 STATISTICS = "from yolo_prune.importance import statistics"
 INGREDIENTS: dict[str, str] = {
+    "classes count as in training": "from yolo_prune.importance import objective; objective.CLASS_EMPHASIS = 1.0",
     "positions drawn uniformly": f"{STATISTICS}; statistics.UNIFORM = 1.0",
     "covariance of inputs, not of taps": f"{STATISTICS}; statistics.MOST_UNFOLDED = 0",
     "Fisher of each output alone": f"{STATISTICS}; whole = statistics.LayerStatistics.fisher; "
@@ -34,6 +35,7 @@ INGREDIENTS: dict[str, str] = {
     "a quarter of the positions": f"{STATISTICS}; statistics.MOST_SAMPLES //= 4; statistics.FEWEST_SAMPLES //= 4; "
     "statistics.SAMPLES_PER_INPUT //= 4",
     "images drawn at random": "from yolo_prune.host import calibration_images; calibration_images.SHOWN = 0",
+    "all images in each iteration": "from yolo_prune.planning import calibration; calibration.FEWEST_LATER = 10**9",
     "one iteration": "from yolo_prune.planning import planner; planner.MAX_REDUCTION_PER_ITERATION = 0.9",
     "64 images": "options['calibration'] = 64",
     "32 images": "options['calibration'] = 32",
@@ -49,6 +51,7 @@ start, data, imgsz, target, folder, images, before = sys.argv[1:]
 options = {"calibration": int(images)} if images != "0" else {}
 exec(before)
 where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
+options |= {"val": False, "benchmark": False}  # what is left is validated elsewhere
 prune_model(YOLO(start), float(target), data=data, imgsz=int(imgsz), workers=0, seed=0, **where, **options)
 """
 

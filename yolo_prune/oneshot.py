@@ -84,8 +84,8 @@ def prune_model(
     """Cut a model once, in place, without training.
 
     With ``data`` channels are chosen, weights reconstructed and BatchNorms matched on a few of its training images, the
-    result is validated, and a run's folder is left like that of a training: about a minute for a nano model on two
-    cores. Without data only the weights decide and nothing makes up for what is cut, so accuracy is lost until the
+    result is validated, and a run's folder is left like that of a training: one to three minutes for a nano model on
+    two cores. Without data only the weights decide and nothing makes up for what is cut, so accuracy is lost until the
     model has been trained again, e.g. with ``PruneCallback(0).attach(model)`` and ``model.train(...)``.
 
     Args:
