@@ -190,3 +190,20 @@ def test_a_silent_run_tells_nothing_of_its_own(
     run(prune=soon(importance="l2", allocation="uniform", verbose=False), verbose=False)
     assert lines(log) == [] and any("epochs completed" in message for message in log.messages)
     assert "prune:" not in COLOURS.sub("", "".join(capsys.readouterr()))
+
+
+@pytest.mark.slow
+def test_a_cut_tells_how_much_time_it_has_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    step = console._Wait.step
+
+    def remembered(wait: console._Wait, *steps: int) -> None:
+        step(wait, *steps)
+        told.append(COLOURS.sub("", wait.bar.desc))
+
+    monkeypatch.setattr(console._Wait, "step", remembered)
+    run(prune=soon(importance="reconstruction", allocation="global", reconstruction=True))
+    for part in ("looking at images", "weighing channels", "looking at outputs", "solving weights"):
+        pattern = re.compile(rf"prune: cut 2 of 2 \((\d+)%, \d+:\d\d left\), {part}")
+        shares = [int(found[1]) for found in map(pattern.fullmatch, told) if found]
+        assert shares and shares == sorted(shares)
