@@ -59,7 +59,7 @@ def weigh_branches(copy: nn.Module) -> None:
 
 def emphasize_classes(copy: nn.Module) -> None:
     """Let the class part of a copy's loss count more, where it has a gain (see `CLASS_EMPHASIS`)."""
-    gains = getattr(copy, "args", None)
+    gains: Any = getattr(copy, "args", None)
     if hasattr(gains, "cls"):
         gains.cls *= CLASS_EMPHASIS
 
