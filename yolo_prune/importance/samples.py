@@ -22,20 +22,6 @@ def kernel_taps(layer: nn.Module) -> int:
     return layer.kernel_size[0] * layer.kernel_size[1]
 
 
-def values_per_position(layer: nn.Module) -> int:
-    """Return how many values a layer makes at one position."""
-    if isinstance(layer, nn.ConvTranspose2d):
-        return layer.out_channels * kernel_taps(layer)
-    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-
-
-def grid_size(layer: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
-    """Return the number of positions of one image."""
-    if isinstance(layer, nn.Linear):
-        return y[0, ..., 0].numel()
-    return (x if isinstance(layer, nn.ConvTranspose2d) else y)[0, 0].numel()
-
-
 def _at(rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return values of shape (B, channels, all) at positions of shape (B, m), shape (B, channels, m)."""
     return rows.gather(2, positions[:, None].expand(-1, rows.shape[1], -1))

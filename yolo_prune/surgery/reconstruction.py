@@ -35,8 +35,8 @@ from yolo_prune.utils.console import progress_bar
 
 HELD_OUT_EVERY = 4
 """Of the images that take part in a layer's solution every fourth judges instead of making it."""
-ROWS = 4096
-"""Samples whose moments are taken at once."""
+ROWS = 512
+"""Samples whose moments are taken at once, in single precision; more would round more."""
 
 Targets = Mapping[str, Mapping[int, torch.Tensor]]
 """Layer path -> index of a batch -> what the layer made at the drawn positions, shape (B, m, values)."""

@@ -106,8 +106,8 @@ class _Wait:
         self.what, self.total, self.done, self.started = what, total, 0, time.time()
         self.outer, self.share = outer, share
         self.file = _Late(sys.stderr)
-        self.bar = TQDM(desc="", total=total, leave=False, file=self.file, disable=not _is_heard())
-        self.bar.desc = f"{PREFIX}{self._name()}"
+        name = f"{PREFIX}{self._name()}"
+        self.bar = TQDM(desc=name, total=total, leave=False, file=self.file, disable=not _is_heard())
 
     def step(self, steps: int = 1) -> None:
         """Count steps."""
