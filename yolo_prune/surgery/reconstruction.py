@@ -149,8 +149,9 @@ def _solve(
         taps = kernel_taps(layer) if is_patched else 1
         offset = torch.zeros_like(whole.y) if bias is None else bias.detach().double().repeat_interleave(taps)
         x, y = torch.zeros_like(whole.x), offset.reshape(whole.y.shape)
-    whole, fitted = whole.centred(x, y), fitted.centred(x, y)
-    new = least_squares(whole, fitted, held_out and held_out.centred(x, y), start)
+    for moments in (whole, fitted, held_out) if held_out else (whole,):  # alone, what is fitted is the whole
+        moments.centre(x, y)
+    new = least_squares(whole, fitted, held_out, start)
     if new is not start:
         undo.overwrite(layer.weight, _weight(layer, new).to(layer.weight))
     made = _made(new, x)
@@ -172,7 +173,8 @@ def _match(
     x, y = whole.x / whole.samples, whole.y / whole.samples
     made = _made(weights, x)
     made = made if bias is None else made + bias.detach().double().reshape(made.shape)
-    growth = _growth(layer, whole.centred(x, y), weights)
+    whole.centre(x, y)
+    growth = _growth(layer, whole, weights)
     before = _per_channel(layer, y) - norm.running_mean.double()
     _set_norm(undo, norm, _per_channel(layer, made) - before * growth.sqrt(), growth, is_rescaled=False)
 
