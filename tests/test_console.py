@@ -130,7 +130,6 @@ def test_the_time_that_is_left_counts_parts_by_their_shares(clock: list[float], 
             planned()
             work(clock, 3, what="looking at images")
             planned()
-        step(3)
         work(clock, 2, what="solving weights")
         step()
     told = [re.findall(r"(.*?%), (.*?) left\), (.*?):", frame) for frame in frames(capsys) if "left" in frame]

@@ -67,7 +67,7 @@ def prune_step(run: Run, fraction: float) -> None:
     with (
         borrowed_memory(),
         _all_or_nothing(trainer, name) as (undo, randomness),
-        progress_bar(name, PLANNING + SOLVING) as step,
+        progress_bar(name, PLANNING + SOLVING),
     ):
         if run.report.dense.checkpoint is None:
             note_dense(run)
@@ -76,7 +76,6 @@ def prune_step(run: Run, fraction: float) -> None:
         data = CalibrationData(run.ema, batches, run.gradients.of(run.model, run.ema), run.readers or {})
         with progress_bar("planning", 1, share=PLANNING):
             planned = ddp.on_rank_zero(lambda: _plan(run, fraction, data))
-        step(PLANNING)
         if progress.guard:
             undo.set(run, "before_cut", Snapshot(trainer))
             after = progress.pending[1].epoch if len(progress.pending) > 1 else None
@@ -193,7 +192,7 @@ def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData) 
     with ddp.all_or_none("cutting"):
         _slice(run, plan, undo, data, early)
         if run.config.distill is True and not run.report.cuts:
-            distillation.begin(undo, trainer, trainer.wdir / "dense.pt")
+            distillation.begin(undo, trainer, trainer.wdir / "dense.pt", run.config.distill_loss)
         if run.readers is not None:
             check_step(trainer, data.batches[0])
         if trainer.args.compile:

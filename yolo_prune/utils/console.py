@@ -55,7 +55,7 @@ def silence() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, share: int = 1) -> Iterator[Callable[..., None]]:
+def progress_bar(what: str, total: int, *, share: int = 0) -> Iterator[Callable[..., None]]:
     """Show a bar if something takes longer than `PATIENCE`.
 
     What is waited for inside of it takes the same line of the terminal meanwhile, if it takes as long by itself, and
@@ -64,18 +64,21 @@ def progress_bar(what: str, total: int, *, share: int = 1) -> Iterator[Callable[
     Args:
         what: Is being done, e.g. ``"timing layers"``.
         total: Number of steps.
-        share: Steps of what this is a part of that it takes.
+        share: Steps of what this is a part of that it takes, which are counted when it ends; by default it is part of
+            one step, which is counted outside.
 
     Yields:
         A function to call after each step, or with how many steps have been made.
     """
-    wait = _Wait(what, total, _waiting.get(), share)
+    wait = _Wait(what, total, _waiting.get(), share or 1)
     token = _waiting.set(wait)
     try:
         yield wait.step
     finally:
         _waiting.reset(token)
         wait.bar.close()
+    if share and wait.outer:
+        wait.outer.step(share)
 
 
 class _Late:
