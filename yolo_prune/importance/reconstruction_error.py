@@ -146,6 +146,8 @@ class _Consumer:
         by_tap = weight.permute(1, 2, 0)  # (in, taps, out)
         self._weight = by_tap.reshape(len(covariance), -1).contiguous()  # (in x rows, taps of a row x out)
         self._outputs, self._fisher = outputs, fisher
+        self._priced = (self._by_output(self._weight) @ fisher).flatten(1)
+        """The weights times what errors of their outputs cost; kept up with them, since that product takes long."""
         diagonal = covariance.diagonal().mean().clamp_min(1e-30)
         self._inverse = torch.linalg.inv(covariance + RIDGE * diagonal * torch.eye(len(covariance), dtype=torch.double))
         self._errors: np.ndarray | None = None
@@ -154,10 +156,9 @@ class _Consumer:
         """Return the error if each input is removed, shape (in,)."""
         if self._errors is None:
             n = self._rows
-            weight = self._weight.unflatten(0, (-1, n))  # (in, rows, values)
+            weight, priced = (of.unflatten(0, (-1, n)) for of in (self._weight, self._priced))  # (in, rows, values)
             blocks = self._inverse.unflatten(0, (-1, n)).unflatten(2, (-1, n)).diagonal(dim1=0, dim2=2).movedim(2, 0)
-            costs = (weight.unflatten(2, (-1, self._outputs)) @ self._fisher).flatten(2)
-            self._errors = (costs * torch.linalg.solve(blocks, weight)).sum((1, 2)).numpy()
+            self._errors = (priced * torch.linalg.solve(blocks, weight)).sum((1, 2)).numpy()
         return self._errors
 
     def drop_inputs(self, channels: np.ndarray) -> None:
@@ -165,13 +166,20 @@ class _Consumer:
         gone = (channels[:, None] * self._rows + np.arange(self._rows)).ravel()
         rows = self._inverse[gone]
         makes_up = torch.linalg.solve(rows[:, gone], rows).T
-        self._weight.addmm_(makes_up, self._weight[gone], alpha=-1)
+        for values in (self._weight, self._priced):
+            values.addmm_(makes_up, values[gone], alpha=-1)
         self._inverse.addmm_(makes_up, rows, alpha=-1)
-        self._weight[gone] = self._inverse[gone] = self._inverse[:, gone] = 0
+        self._weight[gone] = self._priced[gone] = self._inverse[gone] = self._inverse[:, gone] = 0
         self._inverse[gone, gone] = 1
         self._errors = None
 
     def drop_outputs(self, channels: np.ndarray) -> None:
         """Remove outputs, whose errors do not count any more."""
-        self._weight.unflatten(1, (-1, self._outputs))[:, :, channels] = 0
+        weight, priced = self._by_output(self._weight), self._by_output(self._priced)
+        priced -= weight[:, :, channels] @ self._fisher[channels]
+        weight[:, :, channels] = 0
         self._errors = None
+
+    def _by_output(self, values: torch.Tensor) -> torch.Tensor:
+        """Return a view of values of shape (in x rows, taps of a row x out) as (in x rows, taps of a row, out)."""
+        return values.unflatten(1, (-1, self._outputs))

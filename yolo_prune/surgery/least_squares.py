@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates for the ridge, relative to the mean energy of an input; held-out images choose, layer by layer."""
+FIRST_RIDGE = 1.0
+"""The candidate that is tried first, since most layers take it; then its neighbours, as long as these are better."""
 REFINEMENTS = 3
 """Steps of iterated Tikhonov regularisation: where inputs determine outputs, the ridge leaves nothing behind."""
 MOST_JUDGED = 64
@@ -75,6 +80,10 @@ class Moments:
         """Return the sums of some outputs; those of inputs alone are shared."""
         return Moments(self.samples, self.x, self.y[:, chosen], self.xx, self.xy[:, :, chosen], self.yy[:, chosen])
 
+    def residual(self, weights: torch.Tensor) -> torch.Tensor:
+        """Return the sums of the products of inputs and of what weights leave of outputs, shape as that of ``xy``."""
+        return self.xy - self.xx @ weights
+
     def error(self, weights: torch.Tensor) -> float:
         """Return the summed squared error of weights of shape (groups, inputs, outputs)."""
         return float(self.yy.sum() - 2 * (weights * self.xy).sum() + (weights * (self.xx @ weights)).sum())
@@ -91,28 +100,51 @@ def least_squares(whole: Moments, fitted: Moments, held_out: Moments | None, sta
     """
     some = slice(None, None, -(-start.shape[2] // MOST_JUDGED))
     fitted, judge = fitted.of_outputs(some), (held_out or fitted).of_outputs(some)
-    before = judge.error(start[:, :, some])
-    energy = judge.yy.sum() * 1e-9  # rounding: what is left of it is no error
-    least, chosen = before - LEAST_GAIN * max(before, 0.0) - float(energy), None
-    for ridge in RIDGES:
-        weights = _solution(fitted, start[:, :, some], ridge)
-        if weights is not None and (error := judge.error(weights)) < least:
-            least, chosen = error, ridge
-    best = None if chosen is None else _solution(whole, start, chosen)
-    return start if best is None else best
+    before, gap = judge.error(start[:, :, some]), fitted.residual(start[:, :, some])
+
+    def error(ridge: float) -> float:
+        change = _change(fitted, gap, ridge)
+        return math.inf if change is None else judge.error(start[:, :, some] + change)
+
+    ridge, least = _best_ridge(error)
+    energy = float(judge.yy.sum()) * 1e-9  # rounding: what is left of it is no error
+    if least >= before - LEAST_GAIN * max(before, 0.0) - energy:
+        return start
+    change = _change(whole, whole.residual(start), ridge)
+    return start if change is None else start + change
 
 
-def _solution(moments: Moments, start: torch.Tensor, ridge: float) -> torch.Tensor | None:
-    """Return the solution with a ridge, or None if that is too small for these inputs."""
+def _best_ridge(error: Callable[[float], float]) -> tuple[float, float]:
+    """Return the ridge with the least error and that error, which rises on both sides of it."""
+    known = cache(error)
+    at = RIDGES.index(FIRST_RIDGE)
+    while known(RIDGES[at]) == math.inf and at + 1 < len(RIDGES):
+        at += 1
+    for step in (1, -1):
+        while 0 <= at + step < len(RIDGES) and known(RIDGES[at + step]) < known(RIDGES[at]):
+            at += step
+    return RIDGES[at], known(RIDGES[at])
+
+
+def _change(moments: Moments, gap: torch.Tensor, ridge: float) -> torch.Tensor | None:
+    """Return by how much weights change to close a gap, or None if the ridge is too small for these inputs.
+
+    Args:
+        moments: Sums over samples.
+        gap: Sums of the products of inputs and of what outputs lack, shape (groups, inputs, outputs).
+        ridge: Relative to the mean energy of an input.
+    """
     size = moments.xx.shape[1]
     energy = moments.xx.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-30) / size
+    shift = (ridge * energy)[:, None]
     ridged = moments.xx.clone()
-    ridged.diagonal(dim1=1, dim2=2).add_(ridge * energy[:, None])
+    ridged.diagonal(dim1=1, dim2=2).add_(shift)
     factor, failed = torch.linalg.cholesky_ex(ridged)
     del ridged  # of a wide layer the largest thing there is
     if failed.any():
         return None
-    weights = start
-    for _ in range(REFINEMENTS):  # what the ridge and rounding left
-        weights = weights + torch.cholesky_solve(moments.xy - moments.xx @ weights, factor)
-    return weights
+    change = step = torch.cholesky_solve(gap, factor)
+    for _ in range(REFINEMENTS - 1):  # the ridge left a gap of shift * step
+        step = torch.cholesky_solve(shift[..., None] * step, factor)
+        change = change + step
+    return change
