@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolo_prune.host.calibration_images import SHOWN, CompactBatches, choose_images
+from yolo_prune.host.calibration_images import SHOWN, CompactBatches, choose_images, usual_number
 
 
 class Detection:
@@ -32,6 +32,10 @@ def test_every_class_is_shown_as_far_as_images_go() -> None:
         assert len(set(chosen)) == images
         shown = np.bincount([int(c) for i in chosen for c in dataset.labels[i]["cls"].ravel()], minlength=11)
         assert (shown[1:] >= SHOWN).all()
+
+
+def test_more_images_calibrate_where_there_are_many_classes() -> None:
+    assert [usual_number(classes) for classes in (1, 20, 21, 80)] == [64, 64, 128, 128]
 
 
 def test_fewer_images_show_as_many_classes_as_they_can() -> None:

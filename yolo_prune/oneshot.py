@@ -135,7 +135,7 @@ def prune_model(
 
 
 def sensitivity(
-    model: YOLO, data: str | Path, *, imgsz: int | None = None, calibration: int = 64, **arguments: Any
+    model: YOLO, data: str | Path, *, imgsz: int | None = None, calibration: int | None = None, **arguments: Any
 ) -> tuple[Sensitivity, Path]:
     """Measure layer by layer what narrowing it costs, on held-out training images; the model stays as it is.
 
@@ -143,7 +143,7 @@ def sensitivity(
         model: A ``YOLO``.
         data: A data set as Ultralytics takes it, labelled, of the model's classes.
         imgsz: Side of the images in pixels (default: the model's own).
-        calibration: Training images; half of them judge.
+        calibration: Training images; half of them judge. By default 64, or 128 of more than 20 classes.
         **arguments: Arguments of Ultralytics' ``train``, such as ``batch``, ``device``, ``project`` and ``name``.
 
     Returns:
@@ -157,7 +157,7 @@ def sensitivity(
     arguments = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}
     with verbosity(arguments.get("verbose", True)), _never_training(model, arguments) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
-        known = CalibrationData(network, calibration_batches(trainer, calibration))
+        known = CalibrationData(network, calibration_batches(trainer, config.calibration))
         measured = scan(network, graph, ranking_factory(graph, config, known), *known.halves())
         measured.save(Path(trainer.save_dir))
         return measured, Path(trainer.save_dir)

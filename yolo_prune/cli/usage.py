@@ -96,7 +96,8 @@ USAGES = {
             "model=best.pt": "a checkpoint",
             **_DATA,
             **_IMGSZ,
-            "calibration=64": "training images to look at, >= 4, of which half judge; 64 is the default",
+            "calibration=128": "training images to look at, >= 4, of which half judge; by default 64, or 128 of more "
+            "than 20 classes",
             **_HOSTS,
         },
         more="It cuts nothing for good, and takes no prune arguments.",

@@ -118,7 +118,11 @@ class PruneConfig:
         "keep the maps that the head reads multiples of the smallest in width, as tracking with with_reid and "
         "model: auto needs",
     )
-    calibration: int = _option(64, rules.whole(4), "training images for criteria and reconstruction, >= 4")
+    calibration: int | None = _option(
+        None,
+        rules.whole(4).or_none(),
+        "training images for criteria and reconstruction, >= 4; by default 64, or 128 of more than 20 classes",
+    )
     reconstruction: bool = _option(
         True, rules.flag(), "refit the remaining weights to the dense outputs after each cut (least squares)"
     )

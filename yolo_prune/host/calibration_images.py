@@ -15,6 +15,11 @@ SHOWN = 4
 """So many images should show a class; once they do, the rest is drawn at random."""
 
 
+MANY_CLASSES = 20
+"""Data with more classes than this need `OF_MANY` images, others `OF_FEW`."""
+OF_FEW, OF_MANY = 64, 128
+
+
 class CompactBatches(Sequence[dict[str, Any]]):
     """Preprocessed batches that hold their images as bytes, a quarter of the memory, where that loses nothing."""
 
@@ -35,6 +40,11 @@ class CompactBatches(Sequence[dict[str, Any]]):
             return part
         batch, dtype = self._batches[at]
         return {**batch, "img": _unpacked(batch["img"], dtype)}
+
+
+def usual_number(classes: int) -> int:
+    """Return how many images calibrate by default."""
+    return OF_MANY if classes > MANY_CLASSES else OF_FEW
 
 
 def choose_images(dataset: Any, images: int, seed: int) -> list[int]:

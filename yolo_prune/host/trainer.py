@@ -24,7 +24,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.errors import CheckpointError, ConfigError, describe_error
-from yolo_prune.host.calibration_images import CompactBatches, choose_images
+from yolo_prune.host.calibration_images import CompactBatches, choose_images, usual_number
 from yolo_prune.host.patches import patch, patched
 from yolo_prune.utils.files import atomic_write
 
@@ -196,14 +196,15 @@ def validate(trainer: BaseTrainer) -> tuple[dict[str, float], float | None]:
     return metrics, float(metrics.pop("fitness"))
 
 
-def calibration_batches(trainer: BaseTrainer, images: int) -> CompactBatches:
+def calibration_batches(trainer: BaseTrainer, images: int | None) -> CompactBatches:
     """Return preprocessed batches of training images as they are validated: with labels, without augmentation.
 
     A resumed run counts what comes through the trainer's own ``preprocess_batch``; these are none of its batches.
 
     Args:
         trainer: Its data and its preprocessing are used; its own loader does not move.
-        images: How many, chosen by the run's seed; fewer where the data set has fewer.
+        images: How many, chosen by the run's seed; fewer where the data set has fewer. By default it depends on the
+            number of classes.
 
     Returns:
         Batches of one image size each, of at most 16 images, `MOST_PIXELS` and the run's batch size.
@@ -213,6 +214,7 @@ def calibration_batches(trainer: BaseTrainer, images: int) -> CompactBatches:
         trainer.args.cache = False
         dataset = trainer.build_dataset(trainer.data["train"], mode="val", batch=size)
     alike: dict[torch.Size, list[Any]] = defaultdict(list)
+    images = usual_number(len(trainer.data.get("names", ()))) if images is None else images
     for sample in (dataset[i] for i in choose_images(dataset, images, trainer.args.seed)):
         alike[sample["img"].shape].append(sample)
     collate = getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate
