@@ -16,8 +16,10 @@ from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune import PruneCallback
+from yolo_prune.config.choices import DISTILL_LOSSES
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host.distillation import check_distillable, prepare, student_of, wrapped_plan
+from yolo_prune.host.distillation_losses import channel_wise, choose, outputs
 from yolo_prune.surgery.slicing import cut
 
 
@@ -55,6 +57,75 @@ def test_without_distillation_the_plan_is_the_plan() -> None:
     assert wrapped_plan(plan, model) is plan and student_of(model) is model
 
 
+@pytest.mark.parametrize("family", fast_and_slow("yolov8n", "yolo26n"))
+def test_a_student_that_makes_what_its_teacher_makes_has_nothing_to_learn(family: str) -> None:
+    model = distilled(family)
+    for module in model.student_model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    choose(model, "outputs")
+    batch = labelled_batches()[0]
+    losses = []
+    for _ in range(2):
+        loss, items = model.loss(batch)
+        losses.append(float(items["dis_loss"]))
+        head = model.student_model.model[-1]
+        for branch in ("cv3", "one2one_cv3"):
+            for level in getattr(head, branch, None) or ():
+                level[-1].bias.data += 1
+    assert abs(losses[0]) < 1e-5 and losses[1] > 0.1
+    assert torch.isfinite(loss).all()
+
+
+@pytest.mark.parametrize("bins", [1, 16])
+def test_outputs_differ_by_classes_and_by_boxes_and_not_where_the_teacher_sees_nothing(bins: int) -> None:
+    torch.manual_seed(0)
+    teacher = {"scores": torch.randn(2, 3, 50), "boxes": torch.randn(2, 4 * bins, 50)}
+    teacher["scores"][:, :, 25:] = -40
+    same = {name: values.clone().requires_grad_() for name, values in teacher.items()}
+    loss = outputs(same, teacher)
+    loss.backward()
+    assert abs(float(loss)) < 1e-6 and all(float(v.grad.abs().max()) < 1e-6 for v in same.values())
+    for name in teacher:
+        other = {**teacher, name: teacher[name] + torch.randn_like(teacher[name])}
+        assert float(outputs(other, teacher)) > 0.01
+    unseen = {**teacher, "boxes": teacher["boxes"].clone()}
+    unseen["boxes"][:, :, 25:] += 5 * torch.randn(2, 4 * bins, 25)
+    assert abs(float(outputs(unseen, teacher))) < 1e-6
+
+
+def test_a_map_is_compared_channel_by_channel_whatever_is_added_to_one() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(2, 5, 6, 7)
+    assert abs(float(channel_wise(teacher + torch.randn(1, 5, 1, 1), teacher))) < 1e-6
+    assert float(channel_wise(teacher.flip(2), teacher)) > 0.1
+
+
+def test_a_model_that_was_not_asked_learns_what_ultralytics_compares() -> None:
+    models = {kind: distilled("yolov8n") for kind in (None, *DISTILL_LOSSES)}
+    for model in models.values():
+        model.load_state_dict(models[None].state_dict())
+    batch = labelled_batches()[0]
+    stock = models[None].loss(batch)[1]["dis_loss"]
+    found = {}
+    for kind in DISTILL_LOSSES:
+        choose(models[kind], kind)
+        found[kind] = models[kind].loss(batch)[1]["dis_loss"]
+    assert torch.equal(found["features"], stock) and torch.equal(models[None].loss(batch)[1]["dis_loss"], stock)
+    assert len({float(loss) for loss in found.values()}) == len(DISTILL_LOSSES)
+    assert torch.equal(copy.deepcopy(models["outputs"]).loss(batch)[1]["dis_loss"], found["outputs"])
+
+
+def test_a_teacher_of_other_outputs_is_refused() -> None:
+    student, teacher = build("yolov8n").train(), build("yolo26n")
+    student.args.imgsz = 64
+    model = DistillationModel(teacher_model=teacher, student_model=student)
+    classes = student.model[-1].nc
+    with pytest.raises(ConfigError, match=rf"has {classes} classes and 1 bins .* where this one has {classes} and 16"):
+        choose(model, "outputs")
+    choose(model, "cwd")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb"])
 def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
@@ -63,7 +134,8 @@ def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
     suffix = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}[task]
     data = tiny_data if task == "detect" else as_task(tiny_data, task, own_folder / "data")
     yolo = YOLO(narrow_yaml(f"yolov8n{suffix}", own_folder))
-    soon(start=0.34, end=0.67, distill=True, max_drop=0.99).attach(yolo)
+    loss = {"detect": "outputs", "segment": "cwd"}.get(task, "features")
+    soon(start=0.34, end=0.67, distill=True, distill_loss=loss, max_drop=0.99).attach(yolo)
     seen: list[tuple[int, bool, float]] = []
     yolo.add_callback(
         "on_train_epoch_end",
@@ -105,7 +177,7 @@ def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, gi
 
     yolo = YOLO(model)
     yolo.add_callback("on_fit_epoch_end", stop)
-    prune = soon(distill=str(teacher) if given else True)
+    prune = soon(distill=str(teacher) if given else True, distill_loss="outputs")
     with pytest.raises(Interrupted):
         run(yolo, prune, name="run")
     again = YOLO(own_folder / "runs" / "run" / "weights" / "last.pt")

@@ -13,6 +13,7 @@ IMPORTANCES = (
 )
 ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
 NORMALIZERS = ("mean", "sum", "max", "gaussian", "none")
+DISTILL_LOSSES = ("features", "cwd", "outputs")
 SPARSITIES = ("none", "bn_scale", "group_lasso")
 RUNTIMES = ("onnx", "openvino", "pytorch", "tensorrt")
 LEARNING_RATES = ("keep", "rewind")

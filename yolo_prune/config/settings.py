@@ -15,6 +15,7 @@ from typing import Any
 from yolo_prune.config import rules
 from yolo_prune.config.choices import (
     ALLOCATIONS,
+    DISTILL_LOSSES,
     IMPORTANCES,
     LEARNING_RATES,
     NORMALIZERS,
@@ -28,7 +29,7 @@ from yolo_prune.config.choices import (
 )
 from yolo_prune.config.rules import Rule
 from yolo_prune.config.targets import LATENCY, Target, read_targets
-from yolo_prune.config.text import CLI_PREFIX, as_text, read_yaml
+from yolo_prune.config.text import CLI_PREFIX, as_text, known_name, read_yaml
 from yolo_prune.errors import ConfigError, short_repr
 
 
@@ -138,6 +139,11 @@ class PruneConfig:
     )
     distill: bool | str = _option(
         False, rules.flag_or_path(), "learn from the dense model after the first cut, or from a given checkpoint"
+    )
+    distill_loss: str = _option(
+        "features",
+        rules.choice(*DISTILL_LOSSES),
+        f"what it learns there, beside the labels: {', '.join(DISTILL_LOSSES)}",
     )
     sparsity: str = _option(
         "none",
@@ -251,7 +257,7 @@ class PruneConfig:
             )
         options = without_removed(options)
         for name in options:
-            _known(name if isinstance(name, str) else short_repr(name), prefix="")
+            known_name(name if isinstance(name, str) else short_repr(name), HELP_TEXTS)
         return cls(**options)
 
     @classmethod
@@ -276,7 +282,7 @@ class PruneConfig:
             if argument != "prune" and (name := argument.removeprefix(CLI_PREFIX)) in REMOVED:
                 options[name] = rules.flag_or_text(text)
             elif argument != "prune":
-                name = _known(name, prefix=CLI_PREFIX, seen=argument)
+                name = known_name(name, HELP_TEXTS, CLI_PREFIX, argument)
                 options[name] = _parse(name, text)
         if "prune" not in arguments:
             raise ConfigError(
@@ -336,15 +342,6 @@ HELP_TEXTS: dict[str, str] = {name: option.metadata["help"] for name, option in 
 def _rule(option: Field[Any]) -> Rule:
     rule: Rule = option.metadata["rule"]
     return rule
-
-
-def _known(name: str, prefix: str, seen: str | None = None) -> str:
-    """Return ``name`` if it is an option, else raise with the nearest valid name."""
-    if name in HELP_TEXTS:
-        return name
-    near = difflib.get_close_matches(name, HELP_TEXTS, n=1, cutoff=0.4)
-    hint = f"did you mean {prefix}{near[0]}?" if near else "see the list."
-    raise ConfigError(f"unknown option {seen or name!s}: {hint} Valid: {', '.join(prefix + k for k in HELP_TEXTS)}.")
 
 
 def _parse(name: str, text: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,26 @@ CLI_PREFIX = "prune_"
 def is_argument(name: str) -> bool:
     """Whether a command-line argument is one of ours."""
     return name == "prune" or name.startswith(CLI_PREFIX)
+
+
+def known_name(name: str, valid: Iterable[str], prefix: str = "", seen: str | None = None) -> str:
+    """Return a name if it is valid.
+
+    Args:
+        name: What was given, without a prefix.
+        valid: All names.
+        prefix: Stands before each where they are given.
+        seen: What was given there, if not the name.
+
+    Raises:
+        ConfigError: If it is not valid, with the nearest name that is.
+    """
+    names = list(valid)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {prefix}{near[0]}?" if near else "see the list."
+    raise ConfigError(f"unknown option {seen or name}: {hint} Valid: {', '.join(prefix + k for k in names)}.")
 
 
 def as_text(value: object) -> str:

@@ -22,6 +22,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host.checkpoint import load_network
+from yolo_prune.host.distillation_losses import choose
 from yolo_prune.host.patches import patch
 from yolo_prune.plan import PrunePlan
 from yolo_prune.surgery.slicing import UndoLog
@@ -108,16 +109,18 @@ def wrapped_plan(plan: PrunePlan, model: nn.Module) -> PrunePlan:
     return replace(plan, layers=layers, widths=widths)
 
 
-def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path) -> None:
+def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path, loss: str) -> None:
     """From now on, let the network of a run learn from a teacher as well.
 
     Args:
         undo: Records what is replaced: the trainer's model, its EMA, and the optimizer's lists of parameters.
         trainer: A run whose model is not a DistillationModel yet.
         teacher: A checkpoint. A resumed run finds it there.
+        loss: What is learned from it.
     """
     network = load_network(teacher).to(trainer.device)
     model = DistillationModel(teacher_model=network.float(), student_model=unwrap_model(trainer.model)).train()
+    choose(model, loss)
     memo: dict[int, Any] = {id(model.teacher_model): None, id(model.student_model): trainer.ema.ema}
     averaged = deepcopy(model, memo).eval().requires_grad_(False)
     undo.set(trainer, "model", model)

@@ -96,9 +96,10 @@ HOST_NAMES = (
     Names("ultralytics.data.base.BaseDataset", "buffer", "the same", on_instances=True),
     Names("ultralytics.nn.autobackend", "AutoBackend", "exports that are compared"),
     Names("ultralytics.nn.distill_model", "DistillationModel", "distillation across cuts"),
+    Names("ultralytics.nn.distill_model.DistillationModel", "decouple_outputs loss_sl2", "what is learned there"),
     Names(
         "ultralytics.nn.distill_model.DistillationModel",
-        "projector student_model teacher_model",
+        "_student_feats _teacher_feats projector student_model teacher_model",
         "the same",
         on_instances=True,
     ),

@@ -21,6 +21,7 @@ from yolo_prune.deploy.latency_profile import measure
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
 from yolo_prune.host import checkpoint, ddp, distillation, qat
 from yolo_prune.host.distillation import student_of
+from yolo_prune.host.distillation_losses import choose
 from yolo_prune.host.patches import patch
 from yolo_prune.host.trainer import calibration_batches, forget_later_results, preserved_rng
 from yolo_prune.planning.allocation import PlanRequest, check_reachable
@@ -134,6 +135,7 @@ def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepare
         if run.config.distill:
             distillation.check_distillable(model)
             distillation.keep_columns(trainer)
+            choose(unwrap_model(trainer.model), run.config.distill_loss)
         if progress.pending:
             listen(run)
     return run
