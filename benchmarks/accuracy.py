@@ -1,22 +1,28 @@
 """Accuracy after pruning: ours, its ingredients, and what one would do otherwise, trained for equally long.
 
-    python benchmarks/accuracy.py --shared ../shared             # all runs: most of a day on two cores
+    python benchmarks/accuracy.py --shared ../shared             # all runs: some days on two cores
     python benchmarks/accuracy.py --jobs 2                       # two at a time, a core each: in half of that
     python benchmarks/accuracy.py --only yolov8n-bccd-s0         # runs with this in their names
-    python benchmarks/accuracy.py --table                        # print the tables of what is there
+    python benchmarks/accuracy.py --list                         # print which runs are made and which are not
+    python benchmarks/accuracy_tables.py                         # print the tables of what is there
 
-Every case starts from a dense model, fine-tuned for 25 epochs from pretrained weights. The contenders get 25 more:
+Every case starts from a dense model, fine-tuned from pretrained weights: for 25 epochs at 224 px, on deeppcb for 50 at
+320 px. The contenders get as many more:
 
     dense     the dense model, trained on
     usual     the usual recipe: one uniform cut by L2 norm, the whole head left as it is, then a new training run
+    cwd       one uniform cut by L1 norm, of the head, too, then a training run that learns from the dense model's maps,
+              channel by channel (Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction")
     ours      yolo_prune with its defaults; or with one ingredient removed or added (see INGREDIENTS)
 
-Two contenders get all 50 epochs at once:
+Others get both at once:
 
     narrow    the model built with uniformly fewer channels for the same MACs, from random weights
+    scratch   the network that ours ends with, from random weights
     one-run   yolo_prune in one run from the pretrained weights, with the cuts inside
 
-Each run writes a file of its own to ``benchmarks/results/accuracy/``; runs whose file is there are skipped.
+Each run writes a file of its own to ``benchmarks/results/accuracy/``; runs whose file is there are skipped, and one
+that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,18 +32,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from training import ENVIRONMENT, data_yaml, parser_of, train, write
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
-EPOCHS = 25
-TRAIN = ("batch=16", "workers=0", "plots=False", "imgsz=224")
+TRAIN = ("batch=16", "workers=0", "plots=False")
+SETTINGS = {"deeppcb": (50, 320)}
+"""Data set -> epochs and size of the images, where they are not 25 and 224 px."""
 INGREDIENTS: dict[str, tuple[str, ...]] = {
     "without reconstruction": ("prune_reconstruction=False",),
     "recalibration": ("prune_bn_recalibration=True",),
@@ -54,10 +59,15 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "sparsity learning": ("prune_sparsity=group_lasso",),
     "re-warmed learning rate": ("prune_lr_after_cut=rewarm",),
     "rewound learning rate": ("prune_lr_after_cut=rewind",),
+    "random channels": ("prune_importance=random", "prune_allocation=uniform"),
 }
 """Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
-CONTENDERS = ("dense", "usual", "narrow", "ours", "one-run")
+CONTENDERS = ("dense", "usual", "cwd", "narrow", "ours", "one-run")
 """Columns of the comparison."""
+PREPARED = ("usual", "cwd", "narrow", "scratch")
+"""Contenders that train on a checkpoint which is made for them."""
+LONG = ("narrow", "scratch", "one-run")
+"""Contenders that train for as long as the dense model and its contenders together."""
 REMOVED = {"recalibration", "recalibration instead", "searched allocation", "re-warmed learning rate"}
 """Ingredients whose options are gone, because of what was measured of them; no run is made of them any more."""
 BEYOND = {
@@ -66,6 +76,7 @@ BEYOND = {
     "searched allocation",
     "multiples of sixteen",
     "rewound learning rate",
+    "random channels",
 }
 """Ingredients that are looked at with one seed only."""
 
@@ -86,6 +97,16 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.model}-{self.data}-s{self.seed}"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the dense model, and as many of its contenders."""
+        return SETTINGS.get(self.data, (25, 224))[0]
+
+    @property
+    def imgsz(self) -> int:
+        """Size of the images in pixels."""
+        return SETTINGS.get(self.data, (25, 224))[1]
 
     @property
     def metric(self) -> str:
@@ -124,31 +145,33 @@ class Run:
 
     def arguments(self, shared: Path, runs: Path) -> tuple[str, ...]:
         """Return what follows ``yolo train``; prepare the checkpoint that it starts from."""
-        epochs, removed = EPOCHS, f"{1 - self.kept / 100:.2f}"
-        start = self.case.start(runs)
+        start, removed = self.case.start(runs), f"{1 - self.kept / 100:.2f}"
         model: tuple[str, ...] = (f"model={start}",)
         prune: tuple[str, ...] = ()
         kind, _, ingredient = self.contender.partition(":")
         if kind == "start":
             model = self.case.pretrained(shared)
-        elif kind in ("usual", "narrow"):
+        elif kind in PREPARED:
+            like = runs / Run(self.case, "ours", self.kept).name / "weights" / "best.pt" if kind == "scratch" else start
             prepared = runs / f"{self.name}.pt"
-            here = [sys.executable, __file__, "--prepare", kind, str(start), removed, str(prepared)]
+            here = [sys.executable, __file__, "--prepare", kind, str(like), removed, str(prepared)]
             subprocess.run(here, check=True, env=ENVIRONMENT)
             model, prune = (f"model={prepared}",), ("prune=0",)
-            epochs *= 2 if kind == "narrow" else 1
+            if kind == "cwd":
+                prune = (*prune, f"prune_distill={start}", "prune_distill_loss=cwd")
         elif kind == "one-run":
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
-            epochs *= 2
         elif kind == "ours":
             prune = (f"prune={removed}", *(INGREDIENTS[ingredient] if ingredient else ()))
         if prune:
             prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
+        length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")
         data = f"data={data_yaml(shared, self.case.data)}"
-        return (*model, data, f"epochs={epochs}", f"seed={self.case.seed}", *TRAIN, *prune)
+        return (*model, data, *length, f"seed={self.case.seed}", *TRAIN, *prune)
 
 
 MAIN = [Case(model, "bccd", seed) for seed in range(3) for model in ("yolov8n", "yolo11n")]
+PCB = [Case("yolov8n", "deeppcb"), Case("yolo11n", "deeppcb"), Case("yolo26n", "deeppcb")]
 OTHERS = [Case("yolo26n", "bccd"), Case("yolov8n", "raccoon"), Case("yolov8n-seg", "nuclei-seg")]
 TIMED = [MAIN[-1], *OTHERS]
 """Cases of which all runs were made side by side on one machine, two at a time."""
@@ -157,98 +180,53 @@ TIMED = [MAIN[-1], *OTHERS]
 def planned() -> list[Run]:
     """Return all runs, in an order in which each finds what it starts from: the comparison, then the ablation."""
     runs = []
-    for case in (*MAIN, *OTHERS):
-        runs.append(Run(case, "start"))
-        runs += [Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", "usual", "narrow"))]
+    for case in (*MAIN, *PCB, *OTHERS):
+        peers = ("usual", "cwd", "narrow") if case in (*MAIN, *PCB) else ("usual", "narrow")
+        runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", *peers))]
+        if case in PCB[:2]:
+            runs += [Run(case, c, 30) for c in ("ours", *peers)]
+            runs += [Run(case, c, 50) for c in ("scratch", "ours:random channels")]
         if case in MAIN:
             runs.append(Run(case, "one-run", 50))
         if case in MAIN[:2]:
-            runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", "usual", "narrow")]
+            runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", *peers)]
     for seed, names in ((0, INGREDIENTS.keys() - BEYOND), (1, INGREDIENTS.keys() - BEYOND), (0, BEYOND)):
         runs += [Run(Case("yolov8n", "bccd", seed), f"ours:{name}", 50) for name in INGREDIENTS if name in names]
     return runs
 
 
 def prepare(kind: str, start: str, removed: str, path: str) -> None:
-    """Write the checkpoint that a baseline trains on.
+    """Write the checkpoint that a contender trains on.
 
     ``usual`` is what Torch-Pruning's YOLO example does: the same share of every layer's channels by L2 norm, nothing in
     the head, any width, and nothing done about the weights and statistics that stay.
     """
     from ultralytics import YOLO
+    from ultralytics.nn.modules.block import DFL
 
     from yolo_prune import prune_model
     from yolo_prune.cost.model import CostModel
     from yolo_prune.graph.trace import trace
 
     model, share = YOLO(start), float(removed)
-    uniform = {"importance": "l2", "allocation": "uniform", "imgsz": 224}
+    uniform = {"allocation": "uniform", "imgsz": 224}
     if kind == "usual":
-        prune_model(model, share, ignored_layers=[f"model.{len(model.model.model) - 1}.*"], round_to=1, **uniform)
-    else:
+        head = f"model.{len(model.model.model) - 1}.*"
+        prune_model(model, share, importance="l2", ignored_layers=[head], round_to=1, **uniform)
+    elif kind == "cwd":
+        prune_model(model, share, importance="l1", **uniform)
+    elif kind == "narrow":
         macs = CostModel(trace(model.model, 224)).macs() * (1 - share)
         yaml = model.model.yaml
         model.model = type(model.model)(yaml["yaml_file"], nc=yaml["nc"], verbose=False)
-        prune_model(model, 1 - macs / CostModel(trace(model.model, 224)).macs(), **uniform)
+        prune_model(model, 1 - macs / CostModel(trace(model.model, 224)).macs(), importance="l2", **uniform)
+    else:
+        constants = {module.conv for module in model.model.modules() if isinstance(module, DFL)}
+        for module in set(model.model.modules()) - constants:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        model.model.model[-1].bias_init()
     model.save(path)
-
-
-def table() -> str:
-    """Return the comparison: per case and share of MACs kept, what each contender reached, over the seeds of ours."""
-    lines = [
-        "| model, data | seeds | MACs kept | " + " | ".join(CONTENDERS) + " |",
-        "|---" * (3 + len(CONTENDERS)) + "|",
-    ]
-    for model, data, seeds, kept, means in comparison():
-        cells = ("" if mean is None else f"{mean:.3f}" for mean in means.values())
-        lines.append(f"| {model}, {data} | {seeds} | {kept} % | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def summary() -> str:
-    """Return the rows of the comparison that the README shows, without what is trained in one run."""
-    lines = [
-        "| model, data | MACs kept | dense | usual recipe | narrower model | yolo_prune |",
-        "|---|---|---|---|---|---|",
-    ]
-    for model, data, _, kept, means in comparison():
-        if kept == 50 or (model, kept) == ("yolov8n", 30):
-            cells = (f"{means[contender]:.3f}" for contender in ("dense", "usual", "narrow", "ours"))
-            lines.append(f"| {model}, {data} | {kept} % | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def comparison() -> Iterator[tuple[str, str, int, int, dict[str, float | None]]]:
-    """Yield model, data, number of seeds, percent of the MACs kept, and each contender's mean where all are made."""
-    rows: dict[tuple[str, str, int], list[Case]] = {}
-    for run in planned():
-        if run.contender == "ours" and score(run) is not None:
-            rows.setdefault((run.case.model, run.case.data, run.kept), []).append(run.case)
-    order = list(dict.fromkeys(row[:2] for row in rows))
-    for (model, data, kept), cases in sorted(rows.items(), key=lambda row: (order.index(row[0][:2]), -row[0][2])):
-        means: dict[str, float | None] = {}
-        for contender in CONTENDERS:
-            scores = [score(Run(case, contender, 100 if contender == "dense" else kept)) for case in cases]
-            made = [s for s in scores if s is not None]
-            means[contender] = mean(made) if len(made) == len(cases) else None
-        yield model, data, len(cases), kept, means
-
-
-def ablation() -> str:
-    """Return what each ingredient brings: the lowest accuracy right after a cut, the final one, and its change."""
-    lines = ["| ours at 50 % of the MACs | seeds | right after a cut | mAP50-95 | change |", "|---|---|---|---|---|"]
-    runs = [run for run in planned() if run.contender.startswith("ours:")]
-    for name in ("", *INGREDIENTS):
-        cases = [run.case for run in runs if run.contender == f"ours:{name or next(iter(INGREDIENTS))}"]
-        made = [run for case in cases if score(run := Run(case, f"ours:{name}" if name else "ours", 50)) is not None]
-        if made:
-            lowest = mean(min(cut["fitness_cut"] for cut in (result(run) or {})["report"]["cuts"]) for run in made)
-            final, default = (
-                mean(score(run) or 0 for run in of) for of in (made, [replace(run, contender="ours") for run in made])
-            )
-            cell = f"{final - default:+.3f}" if name else ""
-            lines.append(f"| {name or 'defaults'} | {len(made)} | {lowest:.3f} | {final:.3f} | {cell} |")
-    return "\n".join(lines)
 
 
 def make(run: Run, shared: Path, runs: Path, start: Future[None] | None = None) -> None:
@@ -259,18 +237,6 @@ def make(run: Run, shared: Path, runs: Path, start: Future[None] | None = None) 
     there = file.exists() and (run.contender != "start" or run.case.start(runs).exists())
     if not there:
         write(file, train(run.arguments(shared, runs), runs / run.name, shared))
-
-
-def time_table() -> str:
-    """Return what training took: seconds per epoch, and minutes in total, with what is done between the epochs."""
-    lines = ["| model, data | " + " | ".join(CONTENDERS) + " |", "|---" * (1 + len(CONTENDERS)) + "|"]
-    for case in TIMED:
-        cells = []
-        for contender in CONTENDERS:
-            made = result(Run(case, contender, 100 if contender == "dense" else 50))
-            cells.append(f"{made['seconds']['per_epoch']} s ({made['seconds']['total'] / 60:.1f} min)" if made else "")
-        lines.append(f"| {case.model}, {case.data} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def score(run: Run) -> float | None:
@@ -286,10 +252,11 @@ def result(run: Run) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Make the runs that are missing and print the table."""
+    """Make the runs that are missing."""
     parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--list", action="store_true", help="only print which runs are made")
     parser.add_argument("--prepare", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.prepare:
@@ -298,13 +265,15 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     shared, runs = args.shared.resolve(), args.runs.resolve()
     possible = [run for run in planned() if run.contender.partition(":")[2] not in REMOVED]
-    wanted = [] if args.table else [run for run in possible if any(part in run.name for part in args.only)]
+    wanted = [run for run in possible if any(part in run.name for part in args.only)]
+    if args.list:
+        print(*(f"{'made' if result(run) else 'to do':6} {run.name}" for run in wanted), sep="\n")
+        return
     with ThreadPoolExecutor(args.jobs) as pool:
         starts = {r.case: pool.submit(make, r, shared, runs) for r in wanted if r.contender == "start"}
         others = [pool.submit(make, r, shared, runs, starts.get(r.case)) for r in wanted if r.contender != "start"]
         for made in (*starts.values(), *others):
             made.result()  # raises what went wrong
-    print(table(), ablation(), time_table(), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from training import ENVIRONMENT, data_yaml, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "cut_cost.json"
 CASES = (
-    *((f"yolo11{scale}", 64) for scale in "nsmlx"),
-    *(("yolo11n", images) for images in (16, 32, 128)),
+    *((f"yolo11{scale}", 64) for scale in "nsm"),
+    *((f"yolo11{scale}", 16) for scale in "nsmlx"),
+    *(("yolo11n", images) for images in (32, 128)),
     ("yolov8n", 64),
     ("yolo26n", 64),
 )

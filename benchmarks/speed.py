@@ -27,7 +27,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from accuracy import EPOCHS, TRAIN, Case
+from accuracy import TRAIN, Case
 from training import ENVIRONMENT, data_yaml, parser_of, train, write
 
 if TYPE_CHECKING:
@@ -262,10 +262,11 @@ def measure_recovery(case: Case, shared: Path, runs: Path) -> None:
         best, refusal = cut_calmly(case, name, str(data), runs)
         if refusal:
             continue
-        how = (f"epochs={EPOCHS}", f"seed={case.seed}", *TRAIN, "prune=0", "prune_benchmark=False")
+        size = (f"epochs={case.epochs}", f"imgsz={case.imgsz}")
+        how = (*size, f"seed={case.seed}", *TRAIN, "prune=0", "prune_benchmark=False")
         trained = train((f"model={best}", f"data={data}", *how), folder_of(case, name, runs) / "recovery", shared)
         known[name] = trained["plain_process"]["metrics"][case.metric]
-        write(file, {**ABOUT, "imgsz": 224, "epochs": EPOCHS, "fitness": known})
+        write(file, {**ABOUT, "imgsz": case.imgsz, "epochs": case.epochs, "fitness": known})
 
 
 def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, LatencyTable]:
@@ -380,7 +381,7 @@ def equal_speed_table() -> str:
             scores = (f"{of[name]:.3f}" if name in of else "" for of in (cut_only, recovered))
             others = (as_fast(speed, found, of) for of in (cut_only, recovered))
             rows.append((model, name, f"{speed:.2f}x", *chain(*zip(scores, others, strict=True))))
-    header = ("for latency", "for MACs, as fast", f"for latency, {EPOCHS} epochs later", "for MACs, as fast")
+    header = ("for latency", "for MACs, as fast", "for latency, 25 epochs later", "for MACs, as fast")
     return table_of(("model", "asked", "measured", *header), rows)
 
 

@@ -7,24 +7,14 @@ import csv
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ENVIRONMENT = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
-PLAIN_LOAD = """
-import json, sys
-sys.modules["yolo_prune"] = None  # importing it now raises
-import torch
-from ultralytics import YOLO
-from ultralytics.nn.tasks import torch_safe_load
-checkpoint, data, imgsz = sys.argv[1:]
-torch_safe_load(checkpoint, safe_only=True)
-results = YOLO(checkpoint).val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
-print(json.dumps({key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}))
-"""
+from validation import ENVIRONMENT, validate
 
 
 def parser_of(about: str | None, runs: str = "runs/accuracy") -> argparse.ArgumentParser:
@@ -42,8 +32,10 @@ def data_yaml(shared: Path, name: str = "bccd") -> Path:
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a result as JSON, with the machine that it was made on."""
-    file.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n", encoding="utf-8")
+    """Write a result as JSON, with the machine that it was made on, and a line for each list of numbers."""
+    text = json.dumps({"machine": machine(), **content}, indent=1)
+    text = re.sub(r"\[[-+\d.e,\s]+\]", lambda numbers: json.dumps(json.loads(numbers[0])), text)
+    file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def rows_of(file: Path) -> dict[str, Any]:
@@ -52,28 +44,32 @@ def rows_of(file: Path) -> dict[str, Any]:
 
 
 def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any]:
-    """Train, then look at ``best.pt``.
+    """Train, or go on with a training that was interrupted, then look at ``best.pt``.
 
     Args:
-        arguments: What follows ``yolo train``, with ``data=`` and ``imgsz=``.
+        arguments: What follows ``yolo train``, with ``data=``, ``imgsz=`` and ``epochs=``.
         folder: The run's folder.
         shared: Folder of the data sets and weights; it is left out of the command in the result.
 
     Returns:
-        ``command``, ``plain_process`` (metrics and bytes of ``best.pt``), ``seconds`` (of the training and
-        per epoch, validation included) and ``report`` (the run's ``report.json``, empty for a dense run).
+        ``command``, ``plain_process`` (what `validate` finds in ``best.pt``, and its bytes), ``seconds`` (of the
+        training and per epoch, validation included) and ``report`` (the run's ``report.json``, empty for a dense run).
     """
     yolo = Path(sys.executable).with_name("yolo")
-    where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
-    subprocess.run([yolo, "train", *arguments, *where], check=True, env=ENVIRONMENT)
     given = dict(a.partition("=")[::2] for a in arguments)
-    best = folder / "weights" / "best.pt"
+    last, best, results = (folder / name for name in ("weights/last.pt", "weights/best.pt", "results.csv"))
+    made = len(epoch_ends(results)) if last.exists() and results.exists() else 0
+    if made < int(given["epochs"]):
+        prune = ("prune=True",) if "prune" in given else ()
+        where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
+        again = ("resume", f"model={last}", *prune) if made else (*arguments, *where)
+        subprocess.run([yolo, "train", *again], check=True, env=ENVIRONMENT)
     report_file = folder / "pruning" / "report.json"
-    times = epoch_ends(folder / "results.csv")
+    times = epoch_ends(results)
     return {
         "command": " ".join(("yolo train", *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
         "plain_process": {
-            "metrics": validate(best, given["data"], int(given["imgsz"])),
+            **validate(best, given["data"], int(given["imgsz"])),
             "bytes": best.stat().st_size,
         },
         "seconds": {"total": round(times[-1]), "per_epoch": round(times[-1] / len(times), 1)},
@@ -82,9 +78,18 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
 
 
 def epoch_ends(results: Path) -> list[float]:
-    """Return the seconds from a run's start to the end of each epoch, from its ``results.csv``."""
+    """Return the seconds from a run's start to the end of each epoch, from its ``results.csv``.
+
+    What passed between an interrupt and the resumed run's start is not counted.
+    """
+    ends, before, last = [], 0.0, 0.0
     with results.open(newline="", encoding="utf-8") as lines:
-        return [float(row["time"]) for row in csv.DictReader(lines)]
+        for row in csv.DictReader(lines):
+            if (now := float(row["time"])) < last:  # a resumed run's clock starts anew
+                before = ends[-1]
+            last = now
+            ends.append(before + now)
+    return ends
 
 
 def machine() -> str:
@@ -93,18 +98,6 @@ def machine() -> str:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{platform.machine()}, {os.cpu_count()} cores, {gpu}"
-
-
-def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, float]:
-    """Return Ultralytics' metrics of a checkpoint, found without yolo_prune."""
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN_LOAD, str(checkpoint), data, str(imgsz)],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _without_paths(value: Any) -> Any:

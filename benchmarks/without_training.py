@@ -6,8 +6,8 @@
     python benchmarks/without_training.py --table                   # print the tables of what is there
 
 Each cut is `prune_model` with defaults, or with one ingredient taken away (see `INGREDIENTS`), in a process of its own;
-the result is validated in a process that cannot import yolo_prune. On coco-part models have pretrained weights and the
-calibration images are all 128 training images, or the number that an ingredient says.
+the result is validated in a process that cannot import yolo_prune. On coco-part models have pretrained weights, and all
+of its 128 training images calibrate, or the number that an ingredient says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import ENVIRONMENT, data_yaml, parser_of, rows_of, validate, write
+from training import data_yaml, parser_of, rows_of, write
+from validation import ENVIRONMENT, validate
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
 MODELS = ("yolov8n", "yolo11n", "yolo26n")
@@ -47,8 +48,8 @@ CUT = """
 import json, sys
 from yolo_prune import prune_model
 from ultralytics import YOLO
-start, data, imgsz, target, folder, images, before = sys.argv[1:]
-options = {"calibration": int(images)} if images != "0" else {}
+start, data, imgsz, target, folder, before = sys.argv[1:]
+options = {}
 exec(before)
 where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
 options |= {"val": False, "benchmark": False}  # what is left is validated elsewhere
@@ -109,13 +110,12 @@ def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
     start = shared / "weights" / f"{cut.model}-from-int8.pt" if is_pretrained else Case(cut.model, cut.data).start(runs)
     metric, data = "mAP50-95(B)", str(data_yaml(shared, cut.data))
     folder = runs / f"without-training-{cut}"
-    images = "128" if is_pretrained else "0"
     before = INGREDIENTS.get(cut.without, "")
-    arguments = (start, data, cut.imgsz, 1 - cut.kept / 100, folder, images, before)
+    arguments = (start, data, cut.imgsz, 1 - cut.kept / 100, folder, before)
     subprocess.run([sys.executable, "-c", CUT, *map(str, arguments)], check=True, env=ENVIRONMENT)
     report = json.loads((folder / "pruning" / "report.json").read_text())
     dense = next((r["dense"] for r in rows_of(RESULTS).values() if _of(r) == (cut.model, cut.data, cut.imgsz)), None)
-    found = validate(folder / "weights" / "best.pt", data, cut.imgsz)
+    found = validate(folder / "weights" / "best.pt", data, cut.imgsz)["metrics"]
     return {
         "model": cut.model,
         "data": cut.data,
@@ -123,7 +123,7 @@ def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
         "without": cut.without,
         "macs_kept": report["final"]["macs"] / report["dense"]["macs"],
         "params_kept": report["final"]["params"] / report["dense"]["params"],
-        "dense": validate(start, data, cut.imgsz)[metric] if dense is None else dense,
+        "dense": validate(start, data, cut.imgsz)["metrics"][metric] if dense is None else dense,
         "pruned": found[metric],
         "pruned_mAP50": found["mAP50(B)"],
         "seconds_cut": report["cuts"][0]["seconds"],
@@ -141,7 +141,7 @@ def table() -> str:
         "| model, data, pixels | MACs kept | params kept | dense | pruned, not trained | kept |",
         "|---|---|---|---|---|---|",
     ]
-    for row in (r for r in rows.values() if not r["without"]):
+    for row in (rows[str(cut)] for cut in cuts() if not cut.without and str(cut) in rows):
         lines.append(
             f"| {row['model']}, {row['data']}, {row['imgsz']} | {row['macs_kept']:.0%} | {row['params_kept']:.0%} "
             f"| {row['dense']:.3f} | {row['pruned']:.3f} | {row['pruned'] / row['dense']:.0%} |"

@@ -57,9 +57,9 @@ def packages() -> str:
 
 def facts() -> str:
     """Return a row of what was measured of YOLOv8n at half of its MACs: accuracy of 25 epochs, and speed."""
-    accuracy, speed = (import_module(name) for name in ("accuracy", "speed"))
-    row = next(row for row in accuracy.comparison() if row[0] == "yolov8n" and row[3] == 50)
-    seeds, scores = row[2], (f"{row[4][contender]:.3f}" for contender in ("ours", "dense", "usual"))
+    tables, speed = (import_module(name) for name in ("accuracy_tables", "speed"))
+    row = next(row for row in tables.rows() if row.name == "yolov8n, bccd" and row.kept == 50)
+    seeds, scores = len(row.cases), (tables.accuracy(row.runs(contender)) for contender in ("ours", "dense", "usual"))
     speedups = speed.speedups(speed.rows_of("yolov8n", 640)["50 % fewer MACs"])
     cells = (*scores, *speedups)
     return "\n".join(
@@ -95,10 +95,11 @@ PARTS: dict[str, Callable[[], str]] = {
     "options": options,
     "packages": packages,
     "facts": facts,
-    "summary": table("accuracy", "summary"),
-    "accuracy": table("accuracy"),
-    "ablation": table("accuracy", "ablation"),
-    "training_time": table("accuracy", "time_table"),
+    "summary": table("accuracy_tables", "summary"),
+    "accuracy": table("accuracy_tables"),
+    "accuracy.differences": table("accuracy_tables", "difference_table"),
+    "ablation": table("accuracy_tables", "ablation"),
+    "training_time": table("accuracy_tables", "time_table"),
     "without_training": table("without_training"),
     "cut_cost": table("cut_cost"),
     "criteria": table("criteria"),

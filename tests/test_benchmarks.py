@@ -6,11 +6,13 @@ What the results promise, `benchmarks/check.py` checks.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from yolo_prune.report.records import Report, Stage
@@ -59,3 +61,52 @@ def test_the_first_table_is_that_of_a_committed_run() -> None:
     report.dense.finished = True  # it began with fine-tuned weights, and the file is older than this field
     printed = "\n".join(f"# {line}" for line in report.table().splitlines())
     assert f"\n{printed}\n```" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def detections(images: int, found: float, seed: int = 0) -> dict[str, list[np.ndarray]]:
+    """Return Ultralytics' statistics of images with four objects each, of which a share is found."""
+    draw = np.random.default_rng(seed)
+    hits = [draw.random(4) < found for _ in range(images)]
+    return {
+        "tp": [np.repeat(hit[:, None], 10, 1) for hit in hits],
+        "conf": [np.full(4, 0.9) - 0.5 * ~hit for hit in hits],
+        "pred_cls": [np.zeros(4)] * images,
+        "target_cls": [np.zeros(4)] * images,
+    }
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_standard_error_of_an_accuracy_is_that_of_the_images() -> None:
+    import validation
+
+    few, many = (validation.resampled(detections(n, 0.5))["mAP50-95(B)"] for n in (25, 400))
+    errors = [validation.standard_error([draws]) for draws in (few, many)]
+    expected = [math.sqrt(0.25 / (4 * n)) for n in (25, 400)]  # the found share of 4 n objects
+    assert errors == pytest.approx(expected, rel=0.4)
+    assert np.mean(many) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_models_are_compared_on_the_same_draws_of_images_and_seeds_count() -> None:
+    import validation
+
+    easy, hard = (validation.resampled(detections(60, found))["mAP50-95(B)"] for found in (0.7, 0.6))
+    same = validation.differences([easy, hard], [easy, hard])
+    assert validation.standard_error(same) == 0
+    paired = validation.standard_error(validation.differences([easy], [hard]))
+    apart = math.hypot(validation.standard_error([easy]), validation.standard_error([hard]))
+    assert 0 < paired < 0.8 * apart  # they miss the same objects, mostly
+    assert validation.standard_error([easy, hard]) > validation.standard_error([easy])
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_clock_of_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    import training
+
+    results = tmp_path / "results.csv"
+    results.write_text("epoch,time\n1,10\n2,20\n3,12\n4,22\n", encoding="utf-8")
+    assert training.epoch_ends(results) == [10, 20, 32, 42]
+    training.write(tmp_path / "found.json", {"draws": [0.5, -1e-05, 2], "name": ["a", "b"], "none": []})
+    text = (tmp_path / "found.json").read_text(encoding="utf-8")
+    assert ' "draws": [0.5, -1e-05, 2]' in text.splitlines()[2]
+    assert json.loads(text)["name"] == ["a", "b"]

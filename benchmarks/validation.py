@@ -1,0 +1,101 @@
+"""Validate a checkpoint in a process that cannot import yolo_prune, and resample the images that judged it.
+
+    python benchmarks/validation.py CHECKPOINT DATA IMGSZ    # prints one line of JSON
+
+The standard error of an accuracy comes from the bootstrap over validation images (Efron & Tibshirani 1993, sections 6
+and 14): the images are drawn with replacement, and the metric is computed of what was drawn. All checkpoints of a data
+set are judged by the same draws, so the differences of two rows of `resampled` are those of a paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ENVIRONMENT = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+DRAWS = 300
+"""Times that the validation images are drawn anew; the standard error is then known to 4 %."""
+CURVES = {"mAP50-95(B)": "tp", "mAP50-95(M)": "tp_m", "mAP50-95(P)": "tp_p"}
+"""Metrics that are resampled, and Ultralytics' names of what they are computed from."""
+
+
+def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, Any]:
+    """Validate a checkpoint without yolo_prune.
+
+    Returns:
+        ``metrics``, Ultralytics' own, and ``resampled``: each metric of `CURVES` for each draw.
+    """
+    done = subprocess.run(
+        [sys.executable, __file__, str(checkpoint), data, str(imgsz)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def standard_error(draws: Sequence[Sequence[float]]) -> float:
+    """Return the standard error of a mean over trainings, of the resampled accuracies of each.
+
+    It has two parts: which images judged, the same for all trainings, and, of several, which seeds they had.
+    """
+    means = [mean(column) for column in zip(*draws, strict=True)]
+    seeds = stdev(mean(row) for row in draws) if len(draws) > 1 else 0.0
+    return math.hypot(stdev(means), seeds / math.sqrt(len(draws)))
+
+
+def differences(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return by how much trainings are better than others of the same seeds, draw by draw."""
+    return [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, others, strict=True)]
+
+
+def resampled(stats: Mapping[str, Sequence[Any]], draws: int = DRAWS) -> dict[str, list[float]]:
+    """Return metrics of validation images that are drawn with replacement.
+
+    Args:
+        stats: Ultralytics' statistics of the images: key -> an array for each image.
+        draws: How often they are drawn.
+    """
+    import numpy as np
+    from ultralytics.utils.metrics import ap_per_class
+
+    images = len(stats["conf"])
+    chosen = np.random.default_rng(0).integers(images, size=(draws, images))
+    found = {}
+    for metric, key in CURVES.items():
+        if len(stats.get(key, ())):
+            parts = (key, "conf", "pred_cls", "target_cls")
+            aps = (ap_per_class(*(np.concatenate([stats[p][i] for i in drawn]) for p in parts))[5] for drawn in chosen)
+            found[metric] = [round(float(ap.mean()), 5) if ap.size else 0.0 for ap in aps]
+    return found
+
+
+def main(checkpoint: str, data: str, imgsz: str) -> None:
+    """Validate, and print what was found."""
+    sys.modules["yolo_prune"] = None  # type: ignore[assignment]  # importing it now raises
+    from ultralytics import YOLO
+    from ultralytics.nn.tasks import torch_safe_load
+
+    torch_safe_load(checkpoint, safe_only=True)
+    model, stats = YOLO(checkpoint), {}
+
+    def remember(validator: Any) -> None:
+        stats.update({key: [*values] for key, values in getattr(validator.metrics, "stats", {}).items()})
+
+    model.add_callback("on_val_batch_end", remember)
+    results = model.val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
+    metrics = {key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}
+    print(json.dumps({"metrics": metrics, "resampled": resampled(stats) if stats else {}}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
