@@ -36,8 +36,7 @@ INGREDIENTS: dict[str, str] = {
     "a quarter of the positions": f"{STATISTICS}; statistics.MOST_SAMPLES //= 4; statistics.FEWEST_SAMPLES //= 4; "
     "statistics.SAMPLES_PER_INPUT //= 4",
     "images drawn at random": "from yolo_prune.host import calibration_images; calibration_images.SHOWN = 0",
-    "all images in each iteration": "from yolo_prune.planning import calibration; calibration.FEWEST_LATER = 10**9",
-    "one iteration": "from yolo_prune.planning import planner; planner.MAX_REDUCTION_PER_ITERATION = 0.9",
+    "smaller iterations": "from yolo_prune.planning import planner; planner.MAX_REDUCTION_PER_ITERATION = 0.22",
     "64 images": "options['calibration'] = 64",
     "32 images": "options['calibration'] = 32",
     "without reconstruction": "options['reconstruction'] = False",

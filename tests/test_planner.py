@@ -47,7 +47,7 @@ def planned(
     return plan_traced(model, graph, config, request, CalibrationData(model, labelled_batches(2)), measure).plan, seen
 
 
-@pytest.mark.parametrize(("target", "iterations"), [(0.1, 1), (0.2, 1), (0.25, 2), (0.3, 2), (0.5, 3), (0.7, 5)])
+@pytest.mark.parametrize(("target", "iterations"), [(0.1, 1), (0.3, 1), (0.4, 2), (0.5, 2), (0.7, 3)])
 def test_a_large_cut_is_x_of_equal_shares(target: float, iterations: int) -> None:
     budget = {"macs": 1000 * (1 - target), "params": 990.0, "bytes": 60.0}
     stages = planner._stages({"macs": 1000.0, "params": 1000.0, "bytes": 50.0}, budget)
@@ -65,10 +65,10 @@ def test_what_is_no_cut_has_one_iteration(budget: dict[str, float]) -> None:
 
 def test_a_budget_of_something_else_has_the_iterations_of_the_multiply_adds_that_go() -> None:
     budget = {"latency": 6.0}
-    assert len(planner._stages({"latency": 10.0}, budget, macs_kept=0.5)) == 3
-    assert len(planner._stages({"latency": 10.0}, budget, macs_kept=0.9)) == 3
+    assert len(planner._stages({"latency": 10.0}, budget, macs_kept=0.5)) == 2
+    assert len(planner._stages({"latency": 10.0}, budget, macs_kept=0.9)) == 2
     stages = planner._stages({"latency": 10.0}, budget, macs_kept=0.25)
-    assert [round(stage["latency"], 3) for stage in stages] == [round(10 * 0.6 ** (i / 6), 3) for i in range(1, 7)]
+    assert [round(stage["latency"], 3) for stage in stages] == [round(10 * 0.6 ** (i / 4), 3) for i in range(1, 5)]
 
 
 @pytest.mark.slow
