@@ -33,11 +33,10 @@ INGREDIENTS: dict[str, str] = {
     "covariance of inputs, not of taps": f"{STATISTICS}; statistics.MOST_UNFOLDED = 0",
     "Fisher of each output alone": f"{STATISTICS}; whole = statistics.LayerStatistics.fisher; "
     "statistics.LayerStatistics.fisher = lambda seen: whole(seen).diagonal().diag()",
-    "a quarter of the positions": f"{STATISTICS}; statistics.MOST_SAMPLES //= 4; statistics.FEWEST_SAMPLES //= 4; "
-    "statistics.SAMPLES_PER_INPUT //= 4",
-    "images drawn at random": "from yolo_prune.host import calibration_images; calibration_images.SHOWN = 0",
     "smaller iterations": "from yolo_prune.planning import planner; planner.MAX_REDUCTION_PER_ITERATION = 0.22",
     "64 images": "options['calibration'] = 64",
+    "64 images drawn at random": "options['calibration'] = 64; from yolo_prune.host import calibration_images; "
+    "calibration_images.SHOWN = 0",
     "32 images": "options['calibration'] = 32",
     "without reconstruction": "options['reconstruction'] = False",
     "same share everywhere": "options['allocation'] = 'uniform'",
