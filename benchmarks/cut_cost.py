@@ -49,7 +49,7 @@ def used():
     r = resource.getrusage(resource.RUSAGE_SELF)
     return r.ru_utime, r.ru_stime, time.time(), r.ru_maxrss
 
-trainer = set_up(YOLO(f"{name}.yaml"), {"data": data, "imgsz": int(imgsz), "batch": 16, "workers": 0, "seed": 0,
+trainer = set_up(YOLO(f"{name}.yaml"), {"data": data, "imgsz": int(imgsz), "batch": 4, "workers": 0, "seed": 0,
     "device": "cpu", "project": folder, "name": name, "exist_ok": True})
 network = trainer.ema.ema
 before = used()
