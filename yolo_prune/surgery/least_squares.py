@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Candidates for the ridge, relative to the mean energy of an input; held-out images choose, layer by layer."""
-FIRST_RIDGE = 1.0
-"""The candidate that is tried first, since most layers take it; then its neighbours, as long as these are better."""
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
+"""Candidates for the ridge, relative to the mean energy of an input; held-out images choose, layer by layer.
+
+Most layers take the first; the others are tried as long as they get better.
+"""
 REFINEMENTS = 3
 """Steps of iterated Tikhonov regularisation: where inputs determine outputs, the ridge leaves nothing behind."""
 MOST_JUDGED = 64
@@ -115,15 +115,13 @@ def least_squares(whole: Moments, fitted: Moments, held_out: Moments | None, sta
 
 
 def _best_ridge(error: Callable[[float], float]) -> tuple[float, float]:
-    """Return the ridge with the least error and that error, which rises on both sides of it."""
-    known = cache(error)
-    at = RIDGES.index(FIRST_RIDGE)
-    while known(RIDGES[at]) == math.inf and at + 1 < len(RIDGES):
-        at += 1
-    for step in (1, -1):
-        while 0 <= at + step < len(RIDGES) and known(RIDGES[at + step]) < known(RIDGES[at]):
-            at += step
-    return RIDGES[at], known(RIDGES[at])
+    """Return the ridge with the least error, and that error, which falls as ridges get smaller and then rises."""
+    best, least = RIDGES[0], error(RIDGES[0])
+    for ridge in RIDGES[1:]:
+        if not (found := error(ridge)) < least:
+            break
+        best, least = ridge, found
+    return best, least
 
 
 def _change(moments: Moments, gap: torch.Tensor, ridge: float) -> torch.Tensor | None:
