@@ -13,8 +13,6 @@ import torch
 
 SHOWN = 4
 """So many images should show a class; once they do, the rest is drawn at random."""
-
-
 MANY_CLASSES = 20
 """Data with more classes than this need `OF_MANY` images, others `OF_FEW`."""
 OF_FEW, OF_MANY = 64, 128

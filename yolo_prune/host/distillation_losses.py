@@ -28,6 +28,7 @@ CLASS_GAIN, BOX_GAIN = 0.1, 0.3
 """Of both parts of `OUTPUTS`, times Ultralytics' ``dis`` of 6."""
 BRANCHES = ("one2many", "one2one")
 """Of an end-to-end head; others have one that has no name."""
+_STOCK: Callable[..., torch.Tensor] = DistillationModel.loss_sl2
 
 
 def choose(model: nn.Module, kind: str) -> None:
@@ -50,8 +51,7 @@ def choose(model: nn.Module, kind: str) -> None:
             "teacher of the same classes and family."
         )
     model.kind_of_loss = kind
-    if not hasattr(DistillationModel.loss_sl2, "stock"):
-        patch(DistillationModel, "loss_sl2", _dispatching(DistillationModel.loss_sl2))
+    patch(DistillationModel, "loss_sl2", _loss_sl2)
 
 
 def channel_wise(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -86,22 +86,18 @@ def _of_sides(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (theirs.exp() * (theirs - mine)).sum(2)
 
 
-def _dispatching(stock: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    def loss_sl2(
-        self: DistillationModel, student_feat: torch.Tensor, teacher_feat: torch.Tensor, feat_idx: int, **more: Any
-    ) -> torch.Tensor:
-        kind = getattr(self, "kind_of_loss", FEATURES)
-        if kind == FEATURES:
-            return stock(self, student_feat, teacher_feat, feat_idx=feat_idx, **more)
-        if kind == CWD:
-            return channel_wise(student_feat, teacher_feat)
-        if feat_idx:  # all levels at once, with the first
-            return student_feat.new_zeros(())
-        losses = [outputs(*pair) for pair in _branches(self)]
-        return torch.stack(losses).mean()
-
-    loss_sl2.stock = stock  # type: ignore[attr-defined]
-    return loss_sl2
+def _loss_sl2(
+    model: DistillationModel, student_feat: torch.Tensor, teacher_feat: torch.Tensor, feat_idx: int, **more: Any
+) -> torch.Tensor:
+    """Stand in for `DistillationModel.loss_sl2`."""
+    kind = getattr(model, "kind_of_loss", FEATURES)
+    if kind == FEATURES:
+        return _STOCK(model, student_feat, teacher_feat, feat_idx=feat_idx, **more)
+    if kind == CWD:
+        return channel_wise(student_feat, teacher_feat)
+    if feat_idx:  # all levels at once, with the first
+        return student_feat.new_zeros(())
+    return torch.stack([outputs(*pair) for pair in _branches(model)]).mean()
 
 
 def _branches(model: DistillationModel) -> list[tuple[Any, Any]]:
