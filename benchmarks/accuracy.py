@@ -4,7 +4,7 @@
     python benchmarks/accuracy.py --jobs 2                       # two at a time, a core each: in half of that
     python benchmarks/accuracy.py --only yolov8n-bccd-s0         # runs with this in their names
     python benchmarks/accuracy.py --list                         # print which runs are made and which are not
-    python benchmarks/accuracy_tables.py                         # print the tables of what is there
+    python benchmarks/accuracy.py --table                        # print the tables of what is there
 
 Every case starts from a dense model, fine-tuned from pretrained weights: for 25 epochs at 224 px, on deeppcb for 50 at
 320 px. The contenders get as many more:
@@ -22,7 +22,7 @@ Others get both at once:
     one-run   yolo_prune in one run from the pretrained weights, with the cuts inside
 
 Each run writes a file of its own to ``benchmarks/results/accuracy/``; runs whose file is there are skipped, and one
-that was interrupted goes on where it was.
+that was interrupted goes on where it was. To make one anew, delete its file and its folder.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from training import ENVIRONMENT, data_yaml, parser_of, train, write
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 TRAIN = ("batch=16", "workers=0", "plots=False")
-SETTINGS = {"deeppcb": (50, 320)}
-"""Data set -> epochs and size of the images, where they are not 25 and 224 px."""
+USUALLY, SETTINGS = (25, 224), {"deeppcb": (50, 320)}
+"""Epochs and size of the images in pixels; data set -> the same, where it has its own."""
 INGREDIENTS: dict[str, tuple[str, ...]] = {
     "without reconstruction": ("prune_reconstruction=False",),
     "recalibration": ("prune_bn_recalibration=True",),
@@ -62,7 +62,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "random channels": ("prune_importance=random", "prune_allocation=uniform"),
 }
 """Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
-CONTENDERS = ("dense", "usual", "cwd", "narrow", "ours", "one-run")
+CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", "ours", "one-run")
 """Columns of the comparison."""
 PREPARED = ("usual", "cwd", "narrow", "scratch")
 """Contenders that train on a checkpoint which is made for them."""
@@ -101,12 +101,12 @@ class Case:
     @property
     def epochs(self) -> int:
         """Epochs of the dense model, and as many of its contenders."""
-        return SETTINGS.get(self.data, (25, 224))[0]
+        return SETTINGS.get(self.data, USUALLY)[0]
 
     @property
     def imgsz(self) -> int:
         """Size of the images in pixels."""
-        return SETTINGS.get(self.data, (25, 224))[1]
+        return SETTINGS.get(self.data, USUALLY)[1]
 
     @property
     def metric(self) -> str:
@@ -252,7 +252,7 @@ def result(run: Run) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Make the runs that are missing."""
+    """Make the runs that are missing and print the tables."""
     parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of the names of runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -265,7 +265,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     shared, runs = args.shared.resolve(), args.runs.resolve()
     possible = [run for run in planned() if run.contender.partition(":")[2] not in REMOVED]
-    wanted = [run for run in possible if any(part in run.name for part in args.only)]
+    wanted = [] if args.table else [run for run in possible if any(part in run.name for part in args.only)]
     if args.list:
         print(*(f"{'made' if result(run) else 'to do':6} {run.name}" for run in wanted), sep="\n")
         return
@@ -274,6 +274,9 @@ def main() -> None:
         others = [pool.submit(make, r, shared, runs, starts.get(r.case)) for r in wanted if r.contender != "start"]
         for made in (*starts.values(), *others):
             made.result()  # raises what went wrong
+    from accuracy_tables import tables  # which needs this module
+
+    print(tables())
 
 
 if __name__ == "__main__":

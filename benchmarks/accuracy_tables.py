@@ -1,6 +1,4 @@
-"""Tables of what `accuracy.py` has made.
-
-    python benchmarks/accuracy_tables.py
+"""Tables of what `accuracy.py` has made, which prints them.
 
 An accuracy stands with its standard error, a difference with its 95 % interval, where the runs were judged by resampled
 validation images (see `validation.py`); both count the spread of the seeds where there are several.
@@ -15,7 +13,14 @@ from statistics import mean
 from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result, score
 from validation import differences, standard_error
 
-NAMES = {"usual": "usual recipe", "cwd": "L1 and CWD", "narrow": "narrower", "one-run": "in one run"}
+NAMES = {
+    "usual": "usual recipe",
+    "cwd": "L1 and CWD",
+    "narrow": "narrower",
+    "scratch": "ours from scratch",
+    "ours:random channels": "random channels",
+    "one-run": "in one run",
+}
 INTERVAL = 1.96
 """Half of a normal distribution's 95 % interval, in standard errors."""
 
@@ -167,5 +172,6 @@ def time_table() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    print(table(), difference_table(), ablation(), time_table(), sep="\n\n")
+def tables() -> str:
+    """Return all tables."""
+    return "\n\n".join((table(), difference_table(), ablation(), time_table()))

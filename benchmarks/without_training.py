@@ -47,10 +47,9 @@ import json, sys
 from yolo_prune import prune_model
 from ultralytics import YOLO
 start, data, imgsz, target, folder, before = sys.argv[1:]
-options = {}
+options = {"val": False, "benchmark": False}  # what is left is validated elsewhere
 exec(before)
 where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
-options |= {"val": False, "benchmark": False}  # what is left is validated elsewhere
 prune_model(YOLO(start), float(target), data=data, imgsz=int(imgsz), workers=0, seed=0, **where, **options)
 """
 

@@ -110,3 +110,32 @@ def test_the_clock_of_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> 
     text = (tmp_path / "found.json").read_text(encoding="utf-8")
     assert ' "draws": [0.5, -1e-05, 2]' in text.splitlines()[2]
     assert json.loads(text)["name"] == ["a", "b"]
+
+
+@pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize(("made", "begins"), [(0, ["model=a.pt"]), (1, ["resume"]), (2, None)])
+def test_an_interrupted_training_goes_on_and_a_finished_one_is_only_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: int, begins: list[str] | None
+) -> None:
+    import training
+
+    folder, commands = tmp_path / "run", []
+    (folder / "weights").mkdir(parents=True)
+    rows = ["epoch,time", "1,10", "2,20"]
+
+    def run(command: list[str], **_: object) -> None:
+        commands.append(command[2:])
+        (folder / "results.csv").write_text("\n".join(rows), encoding="utf-8")
+
+    if made:
+        (folder / "results.csv").write_text("\n".join(rows[: made + 1]), encoding="utf-8")
+        (folder / "weights" / "last.pt").touch()
+    (folder / "weights" / "best.pt").touch()
+    monkeypatch.setattr(training.subprocess, "run", run)
+    monkeypatch.setattr(training, "validate", lambda *_: {"metrics": {}})
+    found = training.train(("model=a.pt", "data=d", "imgsz=64", "epochs=2", "prune=0.5"), folder, tmp_path)
+    assert [command[:1] for command in commands] == ([begins] if begins else [])
+    if made == 1:
+        assert commands[0] == ["resume", f"model={folder / 'weights' / 'last.pt'}", "prune=True"]
+    assert found["command"] == "yolo train model=a.pt data=d imgsz=64 epochs=2 prune=0.5"
+    assert found["seconds"] == {"total": 20, "per_epoch": 10.0}
