@@ -114,7 +114,7 @@ def table() -> str:
         "| model | params | images | user | system | wall | peak memory | of an epoch of 2,000 images |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows_of(RESULTS).values():
+    for row in sorted(rows_of(RESULTS).values(), key=lambda row: (row["images"], row["params"])):
         lines.append(
             f"| {row['model']} | {row['params'] / 1e6:.1f} M | {row['images']} | {row['user']:.0f} s "
             f"| {row['system']:.0f} s | {row['wall']:.0f} s | {row['peak_MB'] / 1024:.1f} GB "
