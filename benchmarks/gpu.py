@@ -33,7 +33,7 @@ from yolo_prune.cli.demo import make_dataset, use_private_settings
 from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.deploy.bench import bench
-from yolo_prune.deploy.runtimes import Runner, alternating
+from yolo_prune.device.stopwatch import Runner, alternating
 from yolo_prune.errors import TargetError
 from yolo_prune.planning.planner import plan_cut
 

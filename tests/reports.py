@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from yolo_prune.report.records import CutRecord, EpochRecord, ExportRecord, QuantizationRecord, Report, Speedup, Stage
+from yolo_prune.device.stopwatch import Speedup
+from yolo_prune.report.records import CutRecord, EpochRecord, ExportRecord, QuantizationRecord, Report, Stage
 
 
 def full_report() -> dict[str, Any]:

@@ -16,7 +16,8 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from yolo_prune import PruneCallback, prune_model
 from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.deploy.runtimes import alternating, described, module_runner
+from yolo_prune.deploy.runtimes import described, module_runner
+from yolo_prune.device.stopwatch import alternating
 from yolo_prune.planning.planner import plan_cut
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no NVIDIA GPU")

@@ -32,6 +32,7 @@ from yolo_prune.config import targets
 from yolo_prune.config.choices import ALLOCATIONS, BY_DATA, IMPORTANCES, SCHEDULES
 from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.deploy import bench
+from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.importance import scores
 from yolo_prune.report import page
 from yolo_prune.report import records as report
@@ -334,9 +335,9 @@ def test_the_api_page_has_every_public_name() -> None:
 
 def test_the_report_page_has_every_record_and_each_describes_its_fields() -> None:
     page = (DOCS / "report.md").read_text()
-    records = (report.Report, report.Stage, report.Speedup, report.CutRecord, report.QuantizationRecord)
-    for record in (*records, report.ExportRecord):
-        assert f"::: yolo_prune.report.records.{record.__name__}\n" in page
+    records = (report.Report, report.Stage, report.CutRecord, report.QuantizationRecord, report.ExportRecord)
+    for record in (*records, Speedup):
+        assert f"::: {record.__module__}.{record.__name__}\n" in page
         described = re.findall(r"^ {4,8}(\w+): ", record.__doc__ or "", re.MULTILINE)
         assert described == [field.name for field in fields(record)], record
 

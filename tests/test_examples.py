@@ -13,7 +13,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import DEFAULT_CFG
 
 from yolo_prune.deploy import bench
-from yolo_prune.deploy.stopwatch import Timing
+from yolo_prune.device.stopwatch import Timing
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MORE = {

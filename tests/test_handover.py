@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.report.records import CutRecord, Report, Speedup, Stage
+from yolo_prune.device.stopwatch import Speedup
+from yolo_prune.report.records import CutRecord, Report, Stage
 from yolo_prune.training import finish as handover
 
 

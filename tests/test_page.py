@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from reports import full_report
 
+from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import ConfigError
 from yolo_prune.report import page
 from yolo_prune.report.predictions import Sample
-from yolo_prune.report.records import Speedup
 
 ARGUMENTS = {"task": "detect", "model": "yolo11n.pt", "data": "cells.yaml", "epochs": 8}
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="

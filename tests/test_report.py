@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from yolo_prune.report.records import CutRecord, ExportRecord, QuantizationRecord, Report, Speedup, Stage
+from yolo_prune.device.stopwatch import Speedup
+from yolo_prune.report.records import CutRecord, ExportRecord, QuantizationRecord, Report, Stage
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from yolo_prune.deploy.latency_profile import export
 from yolo_prune.deploy.runtimes import (
     PACKAGES,
     all_threads,
-    alternating,
     check_runtime,
     described,
     fast_multiple,
     file_runner,
     module_runner,
 )
+from yolo_prune.device.stopwatch import alternating
 from yolo_prune.errors import UnsupportedError
 
 

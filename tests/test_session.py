@@ -31,7 +31,7 @@ from yolo_prune.cost import budget
 from yolo_prune.cost.latency_table import LatencyTable, Surface
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy import bench
-from yolo_prune.deploy.stopwatch import Timing
+from yolo_prune.device.stopwatch import Timing
 from yolo_prune.errors import CheckpointError, CutError, ExportError, TargetError
 from yolo_prune.graph.layers import named_layers
 from yolo_prune.graph.trace import trace

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolo_prune.deploy import stopwatch
-from yolo_prune.deploy.stopwatch import BLOCKS, LOOKS, TRIES, Timing, settle, share_of_slowest, typical
+from yolo_prune.device import stopwatch
+from yolo_prune.device.stopwatch import BLOCKS, LOOKS, TRIES, Timing, settle, share_of_slowest, typical
 
 
 def steady(ratio: float, rounds: int = 40) -> np.ndarray:
@@ -32,7 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         looked: list[int] = []
         waiting = list(tries)
 
-        def alternating(runners: Sequence[Any], rounds: int, between: Callable[[int], None]) -> np.ndarray:
+        def alternating(runners: Sequence[Any], rounds: int, between: Callable[[int], None], **_: Any) -> np.ndarray:
             for i in range(rounds):
                 between(i)
             return waiting.pop(0)[0]

@@ -18,14 +18,14 @@ from yolo_prune.deploy.formats import exports_of, file_size, form_of
 from yolo_prune.deploy.latency_profile import compare_networks, export
 from yolo_prune.deploy.parity import fitness
 from yolo_prune.deploy.runtimes import FORMATS, all_threads, check_runtime, described, file_runner, is_on_gpu
-from yolo_prune.deploy.stopwatch import settle, typical
+from yolo_prune.device.stopwatch import Speedup, settle, typical
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.image import height_and_width, image_channels, image_size
 from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import is_pruned, load_network
 from yolo_prune.host.trainer import open_model
 from yolo_prune.host.zoo import siblings
-from yolo_prune.report.records import Report, Speedup, Stage
+from yolo_prune.report.records import Report, Stage
 from yolo_prune.utils.console import progress_bar, silence, verbosity
 
 ROUNDS = 20
@@ -253,7 +253,7 @@ def _timed(
         timed.append(row)
     if not runners:
         return rows, None
-    timing = settle(runners, rounds, None if is_on_gpu(runtime) else threads)
+    timing = settle(runners, rounds, None if is_on_gpu(runtime) else threads, progress_bar)
     lower, seconds = typical(timing.seconds), timing.seconds
     for i, row in enumerate(timed):
         row.seconds = (float(lower[i]), float(np.median(seconds[i])), float(np.quantile(seconds[i], 0.75)))

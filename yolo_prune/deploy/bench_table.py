@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.config.targets import BYTES, MACS, PARAMS, in_units
-from yolo_prune.deploy.stopwatch import TRIES
-from yolo_prune.report.records import QUIET
+from yolo_prune.device.stopwatch import QUIET, TRIES
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned
 

@@ -29,9 +29,7 @@ from yolo_prune.cost.latency_table import SIMD, LatencyTable, Surface, least_squ
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.runtimes import (
     FORMATS,
-    Runner,
     all_threads,
-    alternating,
     check_runtime,
     described,
     fast_multiple,
@@ -39,7 +37,7 @@ from yolo_prune.deploy.runtimes import (
     is_on_gpu,
     module_runner,
 )
-from yolo_prune.deploy.stopwatch import Timing, settle, typical
+from yolo_prune.device.stopwatch import Runner, Timing, alternating, settle, typical
 from yolo_prune.errors import WriteError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import height_and_width, image_channels
@@ -127,7 +125,7 @@ def time_networks(
     """Return the seconds for one image of each network, exported to a runtime and run in turns (see `typical`)."""
     with tempfile.TemporaryDirectory() as folder:
         runners, rounds = _exported(networks, runtime, imgsz, Path(folder), threads or all_threads())
-        return [float(s) for s in typical(alternating(runners, rounds))]
+        return [float(s) for s in typical(alternating(runners, rounds, progress=progress_bar))]
 
 
 def compare_networks(
@@ -137,7 +135,7 @@ def compare_networks(
     threads = threads or all_threads()
     with tempfile.TemporaryDirectory() as folder:
         runners, rounds = _exported(networks, runtime, imgsz, Path(folder), threads)
-        return settle(runners, rounds, None if is_on_gpu(runtime) else threads)
+        return settle(runners, rounds, None if is_on_gpu(runtime) else threads, progress_bar)
 
 
 def random_plan(graph: ChannelGraph, table: LatencyTable, share: float, seed: int) -> PrunePlan:

@@ -1,13 +1,11 @@
-"""Where a network will run: PyTorch, ONNX Runtime, OpenVINO or TensorRT on this machine, and a fair stopwatch."""
+"""Where a network will run: PyTorch, ONNX Runtime, OpenVINO or TensorRT on this machine."""
 
 from __future__ import annotations
 
 import io
 import os
 import platform
-import time
 import warnings
-from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +17,8 @@ from torch import nn
 from ultralytics.nn.autobackend import AutoBackend
 
 from yolo_prune.cost.latency_table import SIMD
+from yolo_prune.device.stopwatch import Runner
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.utils.console import progress_bar
 
 PACKAGES = {
     "onnx": ("onnxruntime", "onnx"),
@@ -32,8 +30,6 @@ PACKAGES = {
 FORMATS = {"onnx": "onnx", "openvino": "openvino", "tensorrt": "engine"}
 """Name -> Ultralytics' export format; PyTorch runs the checkpoint."""
 OPSET = 17
-Runner = Callable[[], object]
-"""Computes one image and returns when it is done."""
 
 
 def check_runtime(name: str) -> None:
@@ -134,40 +130,6 @@ def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
     except TypeError as e:
         raise UnsupportedError(f"{path} is neither a checkpoint nor an export of Ultralytics: not timed.") from e
     return _torch_runner(network, torch.from_numpy(_noise(shape)), threads)
-
-
-def alternating(
-    runners: Sequence[Runner], rounds: int = 20, warmup: int = 3, between: Callable[[int], None] | None = None
-) -> np.ndarray:
-    """Time several runners in turns, so that what else the machine does meets all alike.
-
-    Each runs twice in its turn, and the second time counts: a network that is alone finds its weights in the caches,
-    and not those of the others.
-
-    Args:
-        runners: Each computes one image.
-        rounds: Times that each of them counts.
-        warmup: Times that each of them runs before.
-        between: Is called before each round, with its number from 0.
-
-    Returns:
-        Seconds, shape (runners, rounds).
-    """
-    for run in runners:
-        for _ in range(warmup):
-            run()
-    seconds = np.zeros((len(runners), rounds))
-    with progress_bar("timing", rounds) as step:
-        for i in range(rounds):
-            if between:
-                between(i)
-            for j, run in enumerate(runners):
-                run()
-                started = time.perf_counter()
-                run()
-                seconds[j, i] = time.perf_counter() - started
-            step()
-    return seconds
 
 
 def _noise(shape: tuple[int, ...]) -> np.ndarray:

@@ -19,11 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from yolo_prune.config.settings import PruneConfig
+from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.groups import are_multiples
 from yolo_prune.report import pictures
 from yolo_prune.report.predictions import Sample, side_by_side
-from yolo_prune.report.records import CutRecord, ExportRecord, Report, Speedup, Stage
+from yolo_prune.report.records import CutRecord, ExportRecord, Report, Stage
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.run_folder import RunFolder
 from yolo_prune.utils.text import count, epochs, megabytes, milliseconds

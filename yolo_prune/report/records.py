@@ -9,61 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned, change, count, epochs, megabytes, milliseconds, score
 
 SCHEMA = 1
-QUIET = 0.9
-"""Share of its processors that a measurement needs: it gets over 0.99 of idle ones, and about half with one other job
-on two of them, at which speed-ups come out two or three times too large."""
-STEADY = 1.1
-"""How much larger than its lower end the upper end of a speed-up's spread may be."""
-WIDE = 1.5
-"""The same for a range of what has not settled."""
-
-
-@dataclass
-class Speedup:
-    """How many times as fast as the dense network another one is, as far as that can be told.
-
-    Attributes:
-        low: Lower end of its spread: a quartile over parts of the measurement; the least of all if it has not settled.
-        value: By the lower quartiles of the times, or None if it has not settled.
-        high: Upper end of its spread.
-        share: Of its processors, what the slowest thread got meanwhile (1: all of them), or None on a GPU.
-        settled: Whether it can be told: nothing else kept the machine busy, and the spread is small.
-    """
-
-    low: float
-    value: float | None
-    high: float
-    share: float | None
-    settled: bool
-
-    @property
-    def is_disturbed(self) -> bool:
-        """Whether something else kept the machine busy."""
-        return self.share is not None and self.share < QUIET
-
-    @property
-    def is_range(self) -> bool:
-        """Whether it has not settled, but lies in a range that says something."""
-        is_narrow = self.high <= WIDE * self.low and not self.low <= 1 <= self.high
-        return not self.settled and not self.is_disturbed and is_narrow
-
-    def told(self) -> str:
-        """Return it as text: a figure with its spread, a range, or why there is neither."""
-        spread = f"{self.low:.2f}x and {self.high:.2f}x"
-        if self.settled and self.low <= 1 <= self.high:
-            return f"as fast as dense, as far as can be told (between {spread})"
-        if self.settled:
-            return f"{self.value:.2f}x ({self.low:.2f}-{self.high:.2f}) as fast as dense"
-        if self.is_range:
-            return f"between {spread} as fast as dense, and it did not settle"
-        if self.is_disturbed:
-            why = f"something else kept this machine busy (a thread got {self.share:.0%} of its processor)"
-            return f"no speed-up can be told: {why}, and it came to between {spread}"
-        return f"no speed-up can be told: it did not settle, and came to between {spread}"
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from ultralytics.utils import LOGGER
 
 from yolo_prune.deploy.latency_profile import exported_runner, rounds_for
-from yolo_prune.deploy.runtimes import Runner, all_threads, alternating
-from yolo_prune.deploy.stopwatch import typical
+from yolo_prune.deploy.runtimes import all_threads
+from yolo_prune.device.stopwatch import Runner, alternating, typical
 from yolo_prune.host import qat
-from yolo_prune.utils.console import PREFIX
+from yolo_prune.utils.console import PREFIX, progress_bar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ class LatencyFeedback:
         if self._runner is None:
             self._runner = self._export(qat.load_plain(self._dense))
         runners = [self._runner, self._export(network)]
-        of_dense, of_pruned = typical(alternating(runners, rounds_for(runners)))
+        of_dense, of_pruned = typical(alternating(runners, rounds_for(runners), progress=progress_bar))
         if (longer := of_dense / self._table.dense) > BUSY:
             LOGGER.warning(
                 f"{PREFIX}the dense network takes {longer:.2f} times as long as before: something else keeps this "

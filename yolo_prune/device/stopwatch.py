@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from yolo_prune.deploy.runtimes import Runner, alternating
-from yolo_prune.report.records import QUIET, STEADY, Speedup
-
+Runner = Callable[[], object]
+"""Computes one image and returns when it is done."""
+Progress = Callable[[str, int], Any]
+"""Context manager that shows something of so many steps, and gives what is to be called after each."""
 TRIES = 3
 """Times that networks are timed until their speed-ups settle."""
 BLOCKS = 8
@@ -29,6 +32,63 @@ WORK = 8 << 20
 """Bytes that each thread hashes in a look: some milliseconds, more than the system lets a thread run before another."""
 COARSE = 1e-3
 """Seconds: a clock that ticks less often cannot tell how long a thread has run in a look."""
+QUIET = 0.9
+"""Share of its processors that a measurement needs: it gets over 0.99 of idle ones, and about half with one other job
+on two of them, at which speed-ups come out two or three times too large."""
+STEADY = 1.1
+"""How much larger than its lower end the upper end of a speed-up's spread may be."""
+WIDE = 1.5
+"""The same for a range of what has not settled."""
+
+
+@contextmanager
+def hidden(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show nothing."""
+    yield lambda: None
+
+
+@dataclass
+class Speedup:
+    """How many times as fast as the dense network another one is, as far as that can be told.
+
+    Attributes:
+        low: Lower end of its spread: a quartile over parts of the measurement; the least of all if it has not settled.
+        value: By the lower quartiles of the times, or None if it has not settled.
+        high: Upper end of its spread.
+        share: Of its processors, what the slowest thread got meanwhile (1: all of them), or None on a GPU.
+        settled: Whether it can be told: nothing else kept the machine busy, and the spread is small.
+    """
+
+    low: float
+    value: float | None
+    high: float
+    share: float | None
+    settled: bool
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether something else kept the machine busy."""
+        return self.share is not None and self.share < QUIET
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it has not settled, but lies in a range that says something."""
+        is_narrow = self.high <= WIDE * self.low and not self.low <= 1 <= self.high
+        return not self.settled and not self.is_disturbed and is_narrow
+
+    def told(self) -> str:
+        """Return it as text: a figure with its spread, a range, or why there is neither."""
+        spread = f"{self.low:.2f}x and {self.high:.2f}x"
+        if self.settled and self.low <= 1 <= self.high:
+            return f"as fast as dense, as far as can be told (between {spread})"
+        if self.settled:
+            return f"{self.value:.2f}x ({self.low:.2f}-{self.high:.2f}) as fast as dense"
+        if self.is_range:
+            return f"between {spread} as fast as dense, and it did not settle"
+        if self.is_disturbed:
+            why = f"something else kept this machine busy (a thread got {self.share:.0%} of its processor)"
+            return f"no speed-up can be told: {why}, and it came to between {spread}"
+        return f"no speed-up can be told: it did not settle, and came to between {spread}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +133,45 @@ class Timing:
         return self.share or 0.0, -float((self.ratios.max(axis=1) / self.ratios.min(axis=1)).max())
 
 
+def alternating(
+    runners: Sequence[Runner],
+    rounds: int = 20,
+    warmup: int = 3,
+    between: Callable[[int], None] | None = None,
+    progress: Progress = hidden,
+) -> np.ndarray:
+    """Time several runners in turns, so that what else the machine does meets all alike.
+
+    Each runs twice in its turn, and the second time counts: a network that is alone finds its weights in the caches,
+    and not those of the others.
+
+    Args:
+        runners: Each computes one image.
+        rounds: Times that each of them counts.
+        warmup: Times that each of them runs before.
+        between: Is called before each round, with its number from 0.
+        progress: Shows how far it is.
+
+    Returns:
+        Seconds, shape (runners, rounds).
+    """
+    for run in runners:
+        for _ in range(warmup):
+            run()
+    seconds = np.zeros((len(runners), rounds))
+    with progress("timing", rounds) as step:
+        for i in range(rounds):
+            if between:
+                between(i)
+            for j, run in enumerate(runners):
+                run()
+                started = time.perf_counter()
+                run()
+                seconds[j, i] = time.perf_counter() - started
+            step()
+    return seconds
+
+
 def typical(seconds: np.ndarray) -> np.ndarray:
     """Return the lower quartile of each runner's times, since what else a machine does can only add to them.
 
@@ -83,20 +182,21 @@ def typical(seconds: np.ndarray) -> np.ndarray:
     return quartiles
 
 
-def settle(runners: Sequence[Runner], rounds: int, threads: int | None) -> Timing:
+def settle(runners: Sequence[Runner], rounds: int, threads: int | None, progress: Progress = hidden) -> Timing:
     """Time runners in turns until the speed-ups over the first have settled, `TRIES` times at most.
 
     Args:
         runners: Each computes one image.
         rounds: Times that each counts, each time.
         threads: That they use, or None where they do not need the processors.
+        progress: Shows how far each of them is.
 
     Returns:
         The measurement that has settled; if none has, the calmest, with the ratios of all.
     """
     tries = []
     for _ in range(TRIES):
-        tries.append(_timed(runners, rounds, threads))
+        tries.append(timed(runners, rounds, threads, progress))
         if tries[-1].is_settled:
             return tries[-1]
     calmest = max(tries, key=lambda timing: timing.calmness)
@@ -116,8 +216,8 @@ def share_of_slowest(threads: int) -> float:
         return min(1.0, *pool.map(share, range(threads)))
 
 
-def _timed(runners: Sequence[Runner], rounds: int, threads: int | None) -> Timing:
-    """Time runners in turns, and look at the threads now and then."""
+def timed(runners: Sequence[Runner], rounds: int, threads: int | None, progress: Progress = hidden) -> Timing:
+    """Time runners in turns, and look at the threads now and then; parameters as in `settle`."""
     shares: list[float] = []
     every = max(1, rounds // LOOKS)
     looks = threads if time.get_clock_info("thread_time").resolution <= COARSE else None
@@ -126,5 +226,5 @@ def _timed(runners: Sequence[Runner], rounds: int, threads: int | None) -> Timin
         if looks and i % every == 0:
             shares.append(share_of_slowest(looks))
 
-    seconds = alternating(runners, rounds, between=between)
+    seconds = alternating(runners, rounds, between=between, progress=progress)
     return Timing.of(seconds, float(np.mean(shares)) if shares else None)
