@@ -51,9 +51,9 @@ def exported(checkpoint: Path, runtime: str, folder: str) -> Path:
     """Export a checkpoint to a runtime."""
     from ultralytics.nn.tasks import load_checkpoint
 
-    from yolo_prune.deploy import latency_profile as profiling
+    from yolo_prune.deploy.network_files import export
 
-    return profiling.export(load_checkpoint(checkpoint)[0], runtime, (IMGSZ, IMGSZ), Path(folder))
+    return export(load_checkpoint(checkpoint)[0], runtime, (IMGSZ, IMGSZ), Path(folder))
 
 
 def by_kind(nodes: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, float]:

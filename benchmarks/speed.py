@@ -33,7 +33,6 @@ from training import ENVIRONMENT, data_yaml, parser_of, train, write
 if TYPE_CHECKING:
     from torch import nn
 
-    from yolo_prune.cost.latency_table import LatencyTable
     from yolo_prune.graph.groups import ChannelGraph
 
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -230,19 +229,15 @@ def measure_prediction(case: Case, runs: Path) -> None:
 
 def measure_multiples(case: Case, runs: Path) -> None:
     """Time networks of half of the multiply-adds, of random widths: multiples or whole fractions of a number."""
-    from dataclasses import replace
-
-    from yolo_prune.deploy import latency_profile as profiling
+    from yolo_prune.deploy.samples import cut_networks, random_plan
 
     file = RESULTS / f"{case.model}-multiples.json"
     if file.exists():
         return
-    dense, graph, table = timed(case.start(runs), RUNTIMES[0])
-    networks = [dense]
-    for multiple, seed in product(MULTIPLES, range(PLANS_PER_MULTIPLE)):
-        of_multiple = replace(table, multiple=multiple)
-        networks.append(cut_at_random(dense, graph, of_multiple, 0.5, seed=200 + seed))
-    seconds = {runtime: profiling.time_networks(networks, runtime, SIZES[0]) for runtime in RUNTIMES}
+    dense, graph = traced(case.start(runs))
+    plans = [random_plan(graph, 0.5, m, 200 + seed) for m, seed in product(MULTIPLES, range(PLANS_PER_MULTIPLE))]
+    networks = [dense, *cut_networks(dense, plans)]
+    seconds = {runtime: seconds_of(networks, runtime) for runtime in RUNTIMES}
     speedups = {
         runtime: {
             multiple: [of[0] / s for s in of[1 + PLANS_PER_MULTIPLE * i :][:PLANS_PER_MULTIPLE]]
@@ -269,43 +264,37 @@ def measure_recovery(case: Case, shared: Path, runs: Path) -> None:
         write(file, {**ABOUT, "imgsz": case.imgsz, "epochs": case.epochs, "fitness": known})
 
 
-def timed(checkpoint: Path, runtime: str) -> tuple[nn.Module, ChannelGraph, LatencyTable]:
-    """Return a network, its channel groups, and what has been measured of it in a runtime."""
+def traced(checkpoint: Path) -> tuple[nn.Module, ChannelGraph]:
+    """Return a network and its channel groups."""
     from ultralytics.nn.tasks import load_checkpoint
 
-    from yolo_prune.deploy.latency_profile import measure
     from yolo_prune.graph.trace import trace
 
     network = load_checkpoint(checkpoint)[0]
-    graph = trace(network, SIZES[0])
-    table = measure(network, graph, runtime)
-    return network, graph, table
+    return network, trace(network, SIZES[0])
 
 
-def cut_at_random(network: nn.Module, graph: ChannelGraph, table: LatencyTable, share: float, seed: int) -> nn.Module:
-    """Return a copy that keeps a share of the multiply-adds, spread over the layers at random."""
-    from yolo_prune.deploy.latency_profile import random_plan
-    from yolo_prune.importance.objective import copy_of
+def seconds_of(networks: Sequence[nn.Module], runtime: str) -> list[float]:
+    """Return the seconds of networks for one image, in turns."""
+    from yolo_prune.deploy.latency_profile import compare_networks
+    from yolo_prune.device.stopwatch import typical
 
-    pruned = copy_of(network)
-    random_plan(graph, table, share, seed).apply(pruned)
-    return pruned
+    return [float(s) for s in typical(compare_networks(networks, runtime, SIZES[0]).seconds)]
 
 
 def errors(checkpoint: Path, runtime: str) -> list[float]:
     """Return the relative errors of the predicted speed-up over dense, for networks of random widths."""
-    from yolo_prune.cost.model import CostModel
-    from yolo_prune.deploy import latency_profile as profiling
-    from yolo_prune.graph.trace import trace
+    from yolo_prune.cost.latency import Workload
+    from yolo_prune.deploy.latency_profile import measure
+    from yolo_prune.deploy.samples import cut_networks, random_plan, widths_of
 
-    network, graph, table = timed(checkpoint, runtime)
-    draw = np.random.default_rng(0)
-    networks = [network]
-    for seed in range(RANDOM_PLANS):  # other seeds than those of the networks that the table was weighed with
-        networks.append(cut_at_random(network, graph, table, draw.uniform(0.25, 0.9), seed=100 + seed))
-    costs = [CostModel(trace(n, SIZES[0]), table) for n in networks[1:]]
-    measured = profiling.time_networks(networks, runtime, SIZES[0])
-    return [c.seconds() / table.dense / (m / measured[0]) - 1 for c, m in zip(costs, measured[1:], strict=True)]
+    network, graph = traced(checkpoint)
+    latency, work = measure(network, graph, runtime), Workload(graph)
+    draw = np.random.default_rng(0)  # other seeds than those of the networks that the weights were fitted to
+    plans = [random_plan(graph, draw.uniform(0.25, 0.9), 8, 100 + seed) for seed in range(RANDOM_PLANS)]
+    dense, *measured = seconds_of([network, *cut_networks(network, plans)], runtime)
+    predicted = [latency.seconds(work, *widths_of(graph, plan)) for plan in plans]
+    return [p / latency.dense / (m / dense) - 1 for p, m in zip(predicted, measured, strict=True)]
 
 
 def rows_of(model: str, imgsz: int) -> dict[str, dict[str, Any]]:

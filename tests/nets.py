@@ -19,7 +19,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import trace
@@ -180,6 +180,7 @@ def assert_same(a: Any, b: Any) -> None:
         assert a == b
 
 
-def dense_as_predicted(table: LatencyTable, graph: ChannelGraph) -> LatencyTable:
-    """Return the table of a machine on which a dense network takes as long as is predicted."""
-    return replace(table, dense=CostModel(graph, table).seconds())
+def per_value(graph: ChannelGraph, *, fixed: float = 0.0, multiple: int = 8) -> LatencyModel:
+    """Return the latencies of a machine on which a network takes as long as it makes values, and so long anyhow."""
+    model = LatencyModel(dense=0.0, weights=(0.0, 0.0, 0.0, 1e-8, 0.0, fixed), multiple=multiple)
+    return replace(model, dense=CostModel(graph, model).seconds())

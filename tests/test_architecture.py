@@ -74,7 +74,7 @@ def test_what_is_replaced_in_ultralytics_is_listed_and_nothing_else() -> None:
         "training.guard",
         "host.names",
         "plan",
-        "cost.latency_table",
+        "cost.latency",
         "report.pictures",
         "report.records",
         "training.schedule",

@@ -13,6 +13,7 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from ultralytics.nn import tasks
 from yolo_prune import PruneCallback, PruneConfig, PrunePlan, prune_model
 from yolo_prune.cli import main as cli
 from yolo_prune.cli import startup
-from yolo_prune.cost.latency_table import LatencyTable, Surface
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.deploy.bench import bench
 from yolo_prune.deploy.bench_table import Bench
 from yolo_prune.errors import (
@@ -143,14 +144,12 @@ def applied(plan: Callable[[], PrunePlan], to: Callable[[], Any]) -> Act:
     return Act(lambda: plan().apply(to()), {"best.onnx": b""})
 
 
-def table_with(**changes: Any) -> Act:
-    data = {"layers": {"a": {"outs": [8, 16], "ins": [3], "seconds": [[1e-3], [2e-3]]}}, "positions": {"a": 4}}
-    numbers = {"per_layer": 1.0, "per_value": 0.0, "per_mac": 0.0, "fixed": 0.0, "dense": 0.01, "multiple": 16}
-    return table_file(json.dumps({**data, **numbers, "where": None, **changes}))
+def latency_with(**changes: Any) -> Act:
+    return latency_file(json.dumps({**asdict(LatencyModel(0.01)), **changes}))
 
 
-def table_file(content: Content) -> Act:
-    return Act(lambda: LatencyTable.load(Path("latency.json")), {"latency.json": content})
+def latency_file(content: Content) -> Act:
+    return Act(lambda: LatencyModel.load(Path("latency.json")), {"latency.json": content})
 
 
 def state_file(content: Content) -> Act:
@@ -200,7 +199,7 @@ def beneath_a_file(write: Callable[[Path], object]) -> Act:
 COST: Any = ({"before": 2, "after": 1}, {"before": 2, "after": 1}, (64, 64))
 PLAN = PrunePlan({"a": {"out": [0, 2], "in": [0]}}, {"a": {"out": 3, "in": 1}}, *COST)
 BEYOND = PrunePlan({"model.0.conv": {"out": [99], "in": [0]}}, {"model.0.conv": {"out": 16, "in": 3}}, *COST)
-TABLE = LatencyTable({"a": Surface((8,), (3,), ((1e-3,),))}, {"a": 4}, 1e-3)
+LATENCY = LatencyModel(1e-3)
 HUGE = 10**5000
 DEEP = "[" * 20_000
 
@@ -541,7 +540,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (command("bench"), "bench without models", "yolo-prune bench dense.pt best.pt imgsz=640"),
         (command("bench none.pt"), "there is no none.pt", "give checkpoints, exported files"),
         (command("bench a.pt runtime=onnx"), "runtime is no argument", "Valid: imgsz, data, ru"),
-        (command("bench a.pt runtimes=onxx"), "runtimes=onxx is none of", "onnx, openvino, pytorch"),
+        (command("bench a.pt runtimes=onxx"), "runtimes=onxx is none of", "onnx, openvino, ncnn, litert"),
         (command("bench a.pt rounds=0"), "rounds=0 is no whole number >= 1", "leave it out"),
         (command("bench a.pt threads=many"), "threads=many is no whole number", "leave it out"),
         (command("bench a.pt scales=few"), "scales=few is not a bool", "use True or False"),
@@ -597,24 +596,15 @@ WRONGS: dict[str, list[Wrong]] = {
     )
     + refused(
         PlanError,
-        (Act(lambda: LatencyTable.load(Path("l.json"))), "table l.json cannot be", "run anew"),
-        (table_file(""), "latency.json cannot be read (JSONDecodeError", "start the run"),
-        (table_file("[]"), "latency.json cannot be read (TypeError", "the run anew"),
-        (table_file(DEEP), "latency.json cannot be read (RecursionError", "the run anew"),
-        (table_file(malicious), "latency.json cannot be read (Unicode", "the run anew"),
-        (table_with(fixed=float("nan")), "nan is no width or time", "start the run anew"),
-        (table_with(multiple=0), "no widths are multiples of 0", "start the run anew"),
-        (table_with(layers={}), "layers and positions name different layers", "run anew"),
-        (
-            table_with(layers={"a": {"outs": [16, 8], "ins": [3], "seconds": [[1], [2]]}}),
-            "the widths (16, 8) of a do not rise",
-            "start the run anew",
-        ),
-        (
-            table_with(layers={"a": {"outs": [8, 16], "ins": [3], "seconds": [[1]]}}),
-            "a has times of the shape (1, 1), not (2, 1)",
-            "start the run anew",
-        ),
+        (Act(lambda: LatencyModel.load(Path("l.json"))), "latencies l.json cannot be", "run anew"),
+        (latency_file(""), "latency.json cannot be read (JSONDecodeError", "start the run"),
+        (latency_file("[]"), "latency.json cannot be read (TypeError", "the run anew"),
+        (latency_file(DEEP), "latency.json cannot be read (RecursionError", "the run anew"),
+        (latency_file(malicious), "latency.json cannot be read (Unicode", "the run anew"),
+        (latency_with(weights=[float("nan")] * 6), "nan is no time", "start the run anew"),
+        (latency_with(weights=[0.0]), "1 weights, not 6", "start the run anew"),
+        (latency_with(dense=-1.0), "-1.0 is no time", "start the run anew"),
+        (latency_with(multiple=0), "no widths are multiples of 0", "start the run anew"),
     ),
     "plans": refused(
         PlanError,
@@ -664,7 +654,7 @@ WRONGS: dict[str, list[Wrong]] = {
     "disks": refused(
         WriteError,
         (written(PLAN.save), "plan-1.json cannot be written (OSError: [Err", ROOM),
-        (written(TABLE.save), "No space left on device", ROOM),
+        (written(LATENCY.save), "No space left on device", ROOM),
         (written(Bench((64, 64), 1).save), "No space left on device", ROOM),
         (
             written(lambda path: Report([64, 64], Stage(), {}).save(path.parent), "report.json"),
@@ -677,7 +667,7 @@ WRONGS: dict[str, list[Wrong]] = {
             ROOM,
         ),
         (beneath_a_file(PLAN.save), "notes.txt/run/file cannot be written (NotADir", ROOM),
-        (beneath_a_file(TABLE.save), "file cannot be written (NotADirectory", ROOM),
+        (beneath_a_file(LATENCY.save), "file cannot be written (NotADirectory", ROOM),
         (beneath_a_file(partial(remember, nn.Linear(2, 2))), "cannot be writ", ROOM),
     ),
     "packages that are missing": refused(
@@ -685,7 +675,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (
             command("plan model=small.yaml prune=8ms", missing=("onnxruntime",)),
             "runtime=onnx needs onnxruntime",
-            "pip install onnxruntime, or use runtime=pytorch",
+            "pip install onnxruntime.",
         ),
         (
             command("plan model=small.yaml prune=8ms", missing=("onnx",)),
@@ -695,7 +685,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (
             command("bench small.yaml runtimes=openvino", missing=("openvino",)),
             "runtime=openvino needs openvino",
-            "pip install openvino, or use runtime=pytorch",
+            "pip install openvino.",
         ),
         (
             Act(train(arguments={"quantize": 8, "epochs": 10}).do, {"small.yaml": small}, ("modelopt",)),

@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from yolo_prune import PruneCallback, prune_model
 from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.deploy.runtimes import described, module_runner
+from yolo_prune.deploy.runtimes import described, torch_runner
 from yolo_prune.device.stopwatch import alternating
 from yolo_prune.planning.planner import plan_cut
 
@@ -65,6 +65,6 @@ def test_weights_on_a_gpu_are_judged_as_on_a_cpu() -> None:
 def test_the_pytorch_runtime_is_timed_on_the_gpu() -> None:
     assert described("pytorch", 1)["device"] == torch.cuda.get_device_name()
     small, large = (torch.nn.Conv2d(64, n, 3, padding=1).eval() for n in (64, 8192))
-    runners = [module_runner("pytorch", layer, (1, 64, 256, 256), 1) for layer in (small, large)]
+    runners = [torch_runner(layer, (1, 64, 256, 256), 1) for layer in (small, large)]
     seconds = alternating(runners, rounds=5).min(axis=1)
     assert 0 < seconds[0] < seconds[1]

@@ -10,69 +10,75 @@ import pytest
 from fuzz import mutated
 from hypothesis import given
 from hypothesis import strategies as st
+from nets import graph_of
 
-from yolo_prune.cost.latency_table import LEAST, SIMD, LatencyTable, Surface, least_squares
+from yolo_prune.cost.latency import FEATURES, LEAST, STAIRS, LatencyModel, Workload, digest_of, fit, least_squares
+from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import PlanError
 
-
-def plane(out: float, inp: float) -> float:
-    """A layer whose time is linear in each width."""
-    return 1e-6 * (3 + 0.5 * out + 0.25 * inp + 0.125 * out * inp)
+WEIGHTS = (2e-11, 3e-11, 4e-10, 1e-9, 5e-10, 1e-3)
+MODEL = LatencyModel(1e-6, WEIGHTS, stairs=8, multiple=8, errors=(0.01, 0.02), network="abc", where={"threads": 2})
 
 
-def surface(outs: tuple[int, ...], ins: tuple[int, ...]) -> Surface:
-    return Surface(outs, ins, tuple(tuple(plane(o, i) for i in ins) for o in outs))
+def random_widths(graph_name: str, number: int) -> tuple[CostModel, list[np.ndarray]]:
+    """Return widths of a network that is cut at random, of each layer as its group says."""
+    cost, draw = CostModel(graph_of(graph_name)), np.random.default_rng(0)
+    kept = (np.maximum(cost.widths * draw.uniform(0.2, 1, len(cost.widths)), 1) for _ in range(number))
+    return cost, [cost.widths_of(np.floor(units)) for units in kept]
 
 
-TABLE = LatencyTable(
-    {"a": surface((16, 32, 64), (16, 64)), "b": surface((16, 48), (3,)), "c": surface((5,), (16, 32, 48))},
-    {"a": 100, "b": 400, "c": 25},
-    dense=2e-3,
-    per_layer=1.5,
-    per_value=1e-9,
-    per_mac=1e-10,
-    fixed=1e-4,
-)
-
-
-@pytest.mark.parametrize(
-    ("out", "inp"), [((16, 16, 5), (16, 3, 16)), ((48, 32, 5), (48, 3, 32)), ((64, 48, 5), (64, 3, 48))]
-)
-def test_between_its_marks_a_bilinear_surface_is_exact(out: tuple[int, ...], inp: tuple[int, ...]) -> None:
-    alone = sum(plane(o, i) for o, i in zip(out, inp, strict=True))
-    values = 100 * out[0] + 400 * out[1] + 25 * out[2]
-    expected = 1.5 * alone + 1e-9 * values + 1e-10 * 5e6 + 1e-4
-    assert TABLE.seconds(np.array(out), np.array(inp), 5e6) == pytest.approx(expected)
-    widths = [dict(zip("abc", of, strict=True)) for of in (out, inp)]
-    assert TABLE.features(*widths) == pytest.approx((alone, values))
+@pytest.mark.parametrize("family", ["tiny", "yolo11n"])
+def test_multiply_adds_of_all_kinds_are_those_of_the_network(family: str) -> None:
+    graph = graph_of(family)
+    cost, work = CostModel(graph), Workload(graph)
+    draw = np.random.default_rng(0)
+    for kept in [cost.widths, *(np.maximum(cost.widths * draw.uniform(0.3, 1, len(cost.widths)), 1) // 1,) * 3]:
+        features = work.features(*cost.widths_of(np.asarray(kept, dtype=float)))
+        assert features[:3].sum() + graph.other_macs == pytest.approx(cost.macs(kept), rel=1e-4)
+        assert features[-1] == 1 and (features >= 0).all() and len(features) == len(FEATURES)
 
 
 def test_widths_cost_as_the_next_multiple_that_is_computed_at_once() -> None:
-    def alone(out: int) -> float:
-        return TABLE.features({"a": out, "b": 16, "c": 5}, {"a": 64, "b": 3, "c": 16})[0]
-
-    assert alone(17) == alone(2 * SIMD) > alone(SIMD)
-    assert alone(1) == alone(SIMD)  # narrower than what has been timed
-    assert alone(999) == alone(64)
-
-
-def test_slopes_are_those_of_the_surfaces() -> None:
-    out, inp = np.array([40.0, 30, 5]), np.array([20.0, 3, 20])
-    by_out, by_in = TABLE.slopes(out, inp)
-    assert by_out[0] == pytest.approx(1.5e-6 * (0.5 + 0.125 * 20) + 1e-9 * 100)
-    assert by_in[0] == pytest.approx(1.5e-6 * (0.25 + 0.125 * 40))
-    assert by_in[1] == 0 and by_out[2] == pytest.approx(1e-9 * 25)  # one mark tells no slope
+    work = Workload(graph_of("tiny"))
+    out, inp = work.dense
+    for stairs in STAIRS:
+        up = np.ceil(work.dense / stairs) * stairs
+        assert (work.features(out, inp, stairs) == work.features(*up)).all()
+        assert (work.features(out - 0.5, inp, stairs) == work.features(np.ceil(out - 0.5), inp, stairs)).all()
 
 
-def test_slopes_are_not_those_of_the_noise() -> None:
-    draw = np.random.default_rng(0)
-    marks = (16, 48, 80, 112, 128)
-    noisy = tuple(tuple(plane(o, i) * draw.uniform(0.8, 1.25) for i in marks) for o in marks)
-    table = LatencyTable({"a": Surface(marks, marks, noisy)}, {"a": 1}, dense=1.0)
-    for width in range(16, 129, 8):
-        (by_out,), (by_in,) = table.slopes(np.array([width]), np.array([width]))
-        assert by_out == pytest.approx(1e-6 * (0.5 + 0.125 * width), rel=0.25)
-        assert by_in == pytest.approx(1e-6 * (0.25 + 0.125 * width), rel=0.25)
+def test_slopes_are_those_of_the_seconds() -> None:
+    graph = graph_of("yolo11n")
+    model, work = replace(MODEL, stairs=1), Workload(graph)
+    out, inp = work.dense * 1.0
+    by_out, by_in = model.slopes(work, out, inp)
+    for i, layer in enumerate(graph.layers.values()):
+        step = np.eye(len(out))[i]
+        more = model.seconds(work, out + step, inp) - model.seconds(work, out, inp)
+        assert by_out[i] == pytest.approx(more, abs=1e-12), layer
+        if layer.groups == 1:
+            more = model.seconds(work, out, inp + step) - model.seconds(work, out, inp)
+            assert by_in[i] == pytest.approx(more, abs=1e-12), layer
+
+
+@pytest.mark.parametrize("stairs", STAIRS)
+def test_a_fit_finds_the_weights_and_the_stairs_that_made_the_times(stairs: int) -> None:
+    _, widths = random_widths("yolo11n", 24)
+    work = Workload(graph_of("yolo11n"))
+    times = [float(work.features(*of, stairs) @ WEIGHTS) for of in widths]
+    model = fit(work, 1e-6, widths[:16], times[:16])
+    assert model.stairs == stairs and model.multiple == max(stairs, 8)
+    assert [model.seconds(work, *of) for of in widths[16:]] == pytest.approx(times[16:], rel=1e-3)
+
+
+def test_a_fit_is_not_led_astray_by_noise() -> None:
+    _, widths = random_widths("yolo11n", 40)
+    work, draw = Workload(graph_of("yolo11n")), np.random.default_rng(1)
+    times = np.array([work.features(*of, 8) @ WEIGHTS for of in widths])
+    noisy = times * draw.normal(1, 0.01, len(times))
+    model = fit(work, 1e-6, widths[:16], noisy[:16])
+    errors = [abs(model.seconds(work, *of) / t - 1) for of, t in zip(widths[16:], times[16:], strict=True)]
+    assert np.median(errors) < 0.02
 
 
 def test_weights_are_least_squares_and_only_what_is_fixed_may_be_negative() -> None:
@@ -85,20 +91,24 @@ def test_weights_are_least_squares_and_only_what_is_fixed_may_be_negative() -> N
 
 
 def test_no_network_is_predicted_to_take_next_to_nothing() -> None:
-    out, inp = np.array([40.0, 30, 5]), np.array([20.0, 3, 20])
-    assert replace(TABLE, fixed=-1.0).seconds(out, inp, 1e6) == LEAST * TABLE.dense
+    work = Workload(graph_of("tiny"))
+    assert replace(MODEL, weights=(*WEIGHTS[:-1], -1.0)).seconds(work, *work.dense) == LEAST * MODEL.dense
 
 
-def test_a_table_survives_its_file(tmp_path: Path) -> None:
-    TABLE.save(tmp_path / "new" / "latency.json")
-    again = LatencyTable.load(tmp_path / "new" / "latency.json")
-    assert again == replace(TABLE, where={})
+def test_a_digest_tells_networks_and_image_sizes_apart() -> None:
+    graph = graph_of("tiny")
+    assert digest_of(graph) == digest_of(graph_of("tiny")) != digest_of(graph_of("yolo11n"))
+    assert digest_of(replace(graph, imgsz=(96, 64))) != digest_of(graph)
 
 
-@given(mutated(st.just(json.dumps(asdict(TABLE)))))
-def test_any_file_gives_a_table_that_tells_times_or_a_plan_error(text: str) -> None:
-    file = Path("latency.json")
+def test_a_model_survives_its_file(tmp_path: Path) -> None:
+    MODEL.save(tmp_path / "new" / "latency.json")
+    assert LatencyModel.load(tmp_path / "new" / "latency.json") == MODEL
+
+
+@given(mutated(st.just(json.dumps(asdict(MODEL)))))
+def test_any_file_gives_a_model_that_tells_times_or_a_plan_error(text: str) -> None:
+    file, work = Path("latency.json"), Workload(graph_of("tiny"))
     file.write_text(text, errors="surrogatepass")
     with suppress(PlanError):
-        table = LatencyTable.load(file)
-        assert 0 <= table.seconds(np.full(len(table.layers), 16.0), np.full(len(table.layers), 16.0), 1e6) < np.inf
+        assert 0 <= LatencyModel.load(file).seconds(work, *work.dense) < np.inf

@@ -7,18 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nets import IMGSZ, build, dense_as_predicted, narrow_yaml, tiny_yaml
+from nets import IMGSZ, build, narrow_yaml, per_value, tiny_yaml
 from task_data import as_task
-from torch import nn
 from ultralytics import YOLO
 
 from yolo_prune import PruneConfig, oneshot, prune_model
 from yolo_prune.cli import main as cli
 from yolo_prune.config.targets import QUANTITIES, in_units
-from yolo_prune.cost.latency_table import LatencyTable, Surface
 from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import ConfigError, TargetError
-from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import trace
 from yolo_prune.host import checkpoint
 from yolo_prune.plan import PrunePlan
@@ -138,13 +135,6 @@ def test_a_dry_run_tells_what_would_be_cut_and_changes_nothing(
     assert [path.name for path in own_folder.iterdir()] == ["dense.pt"]
 
 
-def by_outputs(network: nn.Module, graph: ChannelGraph, runtime: str) -> LatencyTable:
-    """Stand in for a machine on which every layer takes as long as it has outputs."""
-    layers = {path: layer for path, layer in graph.layers.items() if layer.kernel}
-    times = {p: Surface((0, layer.out), (1,), ((0.0,), (layer.out * 1e-5,))) for p, layer in layers.items()}
-    return dense_as_predicted(LatencyTable(times, dict.fromkeys(times, 1), dense=0.0), graph)
-
-
 @pytest.mark.parametrize(
     ("target", "timed", "quantities"),
     [("0.5", False, QUANTITIES[:-1]), ("0.5", True, QUANTITIES), ("30% latency", False, QUANTITIES)],
@@ -155,14 +145,14 @@ def test_a_dry_run_reads_the_network_once_and_tells_what_the_cut_comes_to(
     traced = []
     for module in (oneshot, planner):
         monkeypatch.setattr(module, "trace", lambda *of, **how: traced.append(of) or trace(*of, **how))
-    monkeypatch.setattr(oneshot, "measure", by_outputs)
+    monkeypatch.setattr(oneshot, "measure", lambda network, graph, runtime: per_value(graph))
     model, config = YOLO(tiny_yaml(own_folder)), PruneConfig(target=target, **oneshot.DATA_FREE)
     told = oneshot.dry_run(model, config, imgsz=IMGSZ, timed=timed).splitlines()[-len(quantities) :]
     assert len(traced) == 1
 
     dense = trace(model.model, IMGSZ)
     prune_model(model, config, imgsz=IMGSZ)
-    table = by_outputs(model.model, dense, config.runtime)
+    table = per_value(dense)
     costs = [CostModel(graph, table) for graph in (dense, trace(model.model, IMGSZ))]
     for line, quantity in zip(told, quantities, strict=True):
         before, after = (in_units(quantity, cost.amount(quantity)) for cost in costs)

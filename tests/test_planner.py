@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from nets import IMGSZ, assert_same_tensors, build, dense_as_predicted, graph_of, labelled_batches, state
+from nets import IMGSZ, assert_same_tensors, build, graph_of, labelled_batches, per_value, state
 from torch import nn
 
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import LATENCY, MACS
-from yolo_prune.cost.latency_table import SIMD, LatencyTable, Surface
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.graph.trace import trace
 from yolo_prune.plan import PrunePlan
@@ -27,7 +27,7 @@ from yolo_prune.planning.sensitivity import HeldOutLoss
 def planned(
     model: nn.Module,
     monkeypatch: pytest.MonkeyPatch,
-    latency: LatencyTable | None = None,
+    latency: LatencyModel | None = None,
     measure: Callable[[nn.Module], float] | None = None,
     **knobs: Any,
 ) -> tuple[PrunePlan, list[CalibrationData]]:
@@ -91,9 +91,7 @@ class Clock:
 
     def __init__(self, model: nn.Module, wrong: Callable[[float, int], float]) -> None:
         graph = trace(model, IMGSZ)
-        paths = [path for path, layer in graph.layers.items() if layer.kernel]
-        times = dict.fromkeys(paths, Surface((SIMD, 512), (1,), ((SIMD * 1e-5,), (512e-5,))))
-        self.table = dense_as_predicted(LatencyTable(times, dict.fromkeys(times, 1), dense=0.0), graph)
+        self.table = per_value(graph, multiple=16)
         self._wrong = wrong
         self.predicted: list[float] = []
         self.measured: list[float] = []

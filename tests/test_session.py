@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import ultralytics
-from nets import assert_same, assert_same_tensors, dense_as_predicted, narrow_yaml, snapshot, state, tiny_yaml
+from nets import assert_same, assert_same_tensors, narrow_yaml, per_value, snapshot, state, tiny_yaml
 from trainings import DEFAULTS, Interrupted, Run, report_of, soon, train
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
@@ -28,7 +28,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 import yolo_prune
 from yolo_prune import PruneCallback
 from yolo_prune.cost import budget
-from yolo_prune.cost.latency_table import LatencyTable, Surface
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy import bench
 from yolo_prune.device.stopwatch import Timing
@@ -298,13 +298,10 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
 ) -> None:
     asked: list[str] = []
 
-    def measure(network: Any, graph: Any, runtime: str) -> LatencyTable:
-        """Stand in for a machine on which every layer takes as long as it has outputs."""
+    def measure(network: Any, graph: Any, runtime: str) -> LatencyModel:
+        """Stand in for a stopwatch."""
         asked.append(runtime)
-        paths = [path for path, layer in graph.layers.items() if layer.kernel]
-        times = {p: Surface((0, graph.layers[p].out), (1,), ((0.0,), (graph.layers[p].out * 1e-5,))) for p in paths}
-        table = LatencyTable(times, dict.fromkeys(paths, 1), dense=0.0, fixed=1e-3, multiple=1)
-        return dense_as_predicted(table, graph)
+        return per_value(graph, fixed=1e-4, multiple=1)
 
     monkeypatch.setattr(setup, "measure", measure)
 
@@ -321,7 +318,9 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
         return [1.25 * CostModel(trace(n, 64), table).seconds() for n in networks]
 
     def watch(seconds: Callable[[Any], list[float]]) -> None:
-        monkeypatch.setattr(latency_feedback, "alternating", lambda networks, _: np.array(seconds(networks))[:, None])
+        monkeypatch.setattr(
+            latency_feedback, "alternating", lambda networks, *_, **__: np.array(seconds(networks))[:, None]
+        )
 
     monkeypatch.setattr(latency_feedback, "exported_runner", export)
     monkeypatch.setattr(latency_feedback, "rounds_for", lambda networks: 1)
@@ -333,7 +332,7 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
     assert "the dense network takes 1.25 times as long as before" in caplog.text
     report = report_of(trainer)
     assert [runtime for runtime in asked if runtime] == ["pytorch"]
-    table = LatencyTable.load(trainer.save_dir / "pruning" / "latency.json")
+    table = LatencyModel.load(trainer.save_dir / "pruning" / "latency.json")
     predicted = [
         CostModel(trace(load_checkpoint(path)[0], 64), table).seconds()
         for path in (trainer.wdir / "dense.pt", trainer.best)

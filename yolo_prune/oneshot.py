@@ -17,7 +17,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE
 from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.config.targets import QUANTITIES, in_units
-from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import measure
@@ -249,7 +249,7 @@ def is_fused(network: nn.Module) -> bool:
 
 def _traced(
     network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], timed: bool
-) -> tuple[ChannelGraph, LatencyTable | None]:
+) -> tuple[ChannelGraph, LatencyModel | None]:
     """Return the channel groups of a network, and what has been measured of it where that is needed."""
     graph = trace(network, imgsz, config.is_ignored, reid=config.reid)
     config.check_patterns(graph.layers)

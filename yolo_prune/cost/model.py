@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
-from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.latency import LatencyModel, Workload
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.graph.groups import FP16, ChannelGraph
 
@@ -57,7 +57,7 @@ class CostModel:
         latency: What has been measured of the network; without it there are no seconds.
     """
 
-    def __init__(self, graph: ChannelGraph, latency: LatencyTable | None = None) -> None:
+    def __init__(self, graph: ChannelGraph, latency: LatencyModel | None = None) -> None:
         layers = list(graph.layers.values())
         row = {layer.path: i for i, layer in enumerate(layers)}
         self.widths = np.array([g.width for g in graph.groups], dtype=np.int64)
@@ -92,7 +92,7 @@ class CostModel:
             BYTES: form(FP16 * kernel, FP16 * (params + buffers), 0.0, FP16 * graph.other_params + graph.other_bytes),
         }
         self._latency = latency
-        self._timed = np.array([row[path] for path in latency.layers] if latency else [], dtype=np.int64)
+        self._work = Workload(graph) if latency else None
 
     def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
         per_unit, fixed = np.zeros(len(graph.groups)), float(graph.other_macs)
@@ -124,26 +124,25 @@ class CostModel:
         Raises:
             UnsupportedError: If nothing has been measured of the network.
         """
-        units = self._units(kept)
-        return self._measured.seconds(*self._timed_widths(units), self._forms[MACS].at(units))
+        latency, work = self._measured
+        return latency.seconds(work, *self.widths_of(self._units(kept)))
 
     def _units(self, kept: Sequence[int] | np.ndarray | None) -> np.ndarray:
         return np.asarray(self.widths if kept is None else kept, dtype=np.float64)  # what BLAS multiplies
 
-    def _timed_widths(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return output and input widths of the layers that have been measured."""
-        out, inp = self._fixed_out + self._out @ units, self._fixed_in + self._in @ units
-        return out[self._timed], inp[self._timed]
+    def widths_of(self, units: np.ndarray) -> np.ndarray:
+        """Return the widths of all layers, shape (2, layers), outputs and inputs, with so many units per group."""
+        return np.stack([self._fixed_out + self._out @ units, self._fixed_in + self._in @ units])
 
     @property
-    def _measured(self) -> LatencyTable:
-        if self._latency is None:
+    def _measured(self) -> tuple[LatencyModel, Workload]:
+        if self._latency is None or self._work is None:
             raise UnsupportedError("a latency target needs latencies that were measured: give runtime=onnx or another.")
-        return self._latency
+        return self._latency, self._work
 
     def dense(self, quantity: str) -> float:
         """Return the amount of one of `targets.QUANTITIES` before any cut; seconds as they were measured."""
-        return self._measured.dense if quantity == LATENCY else self.amount(quantity)
+        return self._measured[0].dense if quantity == LATENCY else self.amount(quantity)
 
     def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
         """Return the amount of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
@@ -154,7 +153,7 @@ class CostModel:
         units = self._units(kept)
         if quantity != LATENCY:
             return self._forms[quantity].slopes(units)
-        by_out, by_in = self._measured.slopes(*self._timed_widths(units))
-        by_mac = self._measured.per_mac * self._forms[MACS].slopes(units)
-        slopes: np.ndarray = by_out @ self._out[self._timed] + by_in @ self._in[self._timed] + by_mac
+        latency, work = self._measured
+        by_out, by_in = latency.slopes(work, *self.widths_of(units))
+        slopes: np.ndarray = by_out @ self._out + by_in @ self._in
         return slopes

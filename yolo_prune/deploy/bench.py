@@ -15,10 +15,12 @@ from yolo_prune.config.choices import RUNTIMES
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench_table import Bench, Row
 from yolo_prune.deploy.formats import exports_of, file_size, form_of
-from yolo_prune.deploy.latency_profile import compare_networks, export
+from yolo_prune.deploy.latency_profile import compare_networks
+from yolo_prune.deploy.network_files import export
 from yolo_prune.deploy.parity import fitness
-from yolo_prune.deploy.runtimes import FORMATS, all_threads, check_runtime, described, file_runner, is_on_gpu
+from yolo_prune.deploy.runtimes import FORMATS, check_runtime, described, file_runner, is_on_gpu
 from yolo_prune.device.stopwatch import Speedup, settle, typical
+from yolo_prune.device.system import all_threads
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.image import height_and_width, image_channels, image_size
 from yolo_prune.graph.trace import trace

@@ -16,7 +16,7 @@ import numpy as np
 
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import LATENCY, in_units
-from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.groups import Bundle, ChannelGraph
@@ -109,11 +109,11 @@ class PlanRequest:
     round_to: int | None = None
     limits: Limits = lambda layer: 0.9
     dense_widths: Mapping[str, int] = field(default_factory=dict)
-    latency: LatencyTable | None = None
+    latency: LatencyModel | None = None
 
     @classmethod
     def of(
-        cls, config: PruneConfig, budget: Budget, dense_widths: Mapping[str, int], latency: LatencyTable | None
+        cls, config: PruneConfig, budget: Budget, dense_widths: Mapping[str, int], latency: LatencyModel | None
     ) -> PlanRequest:
         """Return a request with the options of a configuration."""
         return cls(
@@ -224,7 +224,7 @@ def width_options(graph: ChannelGraph, request: PlanRequest) -> list[np.ndarray]
     return options
 
 
-def _fast(widths: np.ndarray, dense: int, timed: LatencyTable | None) -> np.ndarray:
+def _fast(widths: np.ndarray, dense: int, timed: LatencyModel | None) -> np.ndarray:
     """Tell which widths of a layer hardware likes: multiples of `HARDWARE`, or of less if these are fewer than four.
 
     For a latency they are multiples of what is fast in its runtime, and whole fractions of that: those in between save

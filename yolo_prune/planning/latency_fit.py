@@ -24,7 +24,7 @@ TOLERANCE = 0.02
 """Share of a latency by which what a plan leaves may miss it: measurements differ by as much."""
 
 Measure = Callable[[nn.Module], float]
-"""Times a network and returns its seconds for one image, in terms of the latency table's dense network."""
+"""Times a network and returns its seconds for one image, in terms of the latency model's dense network."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PlannedCut:
 
     Attributes:
         plan: The cut.
-        predicted: Seconds for one image by the latency table, or None without one.
+        predicted: Seconds for one image as predicted, or None without a latency model.
         measured: The same as it was timed, or None if it was not.
     """
 
@@ -57,20 +57,20 @@ def fit_latency(
 ) -> PlannedCut:
     """Return a plan that lands on the latency as it is measured, or the one that came nearest.
 
-    How wrong a prediction is depends on the widths, so one measurement is not enough. The table is scaled, at first by
+    How wrong a prediction is depends on the widths, so one measurement is not enough. The model is scaled, at first by
     measured over predicted; then by what lies between a scale whose plan was too slow and one whose plan was too fast.
 
     Args:
         plan: A plan that lands on it by prediction.
         graph: Channel groups of the network that it cuts.
         network: That network; copies of it are cut and timed.
-        request: With a latency in its budget, and a latency table.
+        request: With a latency in its budget, and a latency model.
         replan: Makes another plan of the same network.
         measure: Times a network.
     """
-    table, asked = request.latency, request.budget[LATENCY]
-    assert table is not None
-    cost = CostModel(graph, table)
+    latency, asked = request.latency, request.budget[LATENCY]
+    assert latency is not None
+    cost = CostModel(graph, latency)
     scale, too_slow, too_fast = 1.0, 0.0, math.inf
     tried: list[PlannedCut] = []
     while True:
@@ -84,7 +84,7 @@ def fit_latency(
         is_between = too_slow < measured_over_predicted < too_fast
         scale = measured_over_predicted if is_between else math.sqrt(too_slow * too_fast)
         try:
-            plan = replan(replace(request, latency=table.scaled(scale)))
+            plan = replan(replace(request, latency=latency.scaled(scale)))
         except TargetError:  # no network is as fast
             break
         if plan == tried[-1].plan:

@@ -17,7 +17,7 @@ from torch import nn
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import LATENCY, MACS
 from yolo_prune.cost.budget import Goal
-from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import trace
@@ -39,7 +39,7 @@ def plan_cut(
     config: PruneConfig,
     imgsz: int | tuple[int, int],
     data: CalibrationData | None = None,
-    latency: LatencyTable | None = None,
+    latency: LatencyModel | None = None,
 ) -> PrunePlan:
     """Return the plan of one cut to a configuration's targets; the network is only read.
 
@@ -48,19 +48,19 @@ def plan_cut(
         config: The options.
         imgsz: Image size in pixels for which multiply-adds are counted.
         data: What criteria and allocations that look at data need.
-        latency: The network's latency table, for a latency target.
+        latency: What has been measured of the network, for a latency target.
 
     Raises:
         TargetError: If the target is out of reach.
         ConfigError: If there is no data, or too little, for a criterion or an allocation that needs it.
-        UnsupportedError: If a target is a latency and there is no table.
+        UnsupportedError: If a target is a latency and nothing has been measured.
     """
     graph = trace(model, imgsz, config.is_ignored, data.readers if data else None, reid=config.reid)
     return plan_traced(model, graph, config, request_for(model, graph, config, latency), data).plan
 
 
 def request_for(
-    model: nn.Module, graph: ChannelGraph, config: PruneConfig, latency: LatencyTable | None = None
+    model: nn.Module, graph: ChannelGraph, config: PruneConfig, latency: LatencyModel | None = None
 ) -> PlanRequest:
     """Return the request of a configuration's targets, shares being of what a traced network is now."""
     budget = Goal.of(config.targets, CostModel(graph, latency), model).at(1.0)

@@ -40,7 +40,16 @@ METRICS = {
     "depth": "delta1",
 }
 """Task -> what Ultralytics' fitness is."""
-RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "pytorch": "PyTorch", "tensorrt": "TensorRT"}
+RUNTIMES = {
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ncnn": "ncnn",
+    "litert": "LiteRT",
+    "coreml": "Core ML",
+    "pytorch": "PyTorch",
+    "tensorrt": "TensorRT",
+}
+"""Runtime -> its name."""
 FORMATS: dict[str, Callable[[Any], str]] = {
     "count": count,
     "size": megabytes,

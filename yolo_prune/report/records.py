@@ -283,6 +283,9 @@ def versions() -> dict[str, str]:
         "onnx",
         "onnxruntime",
         "openvino",
+        "ncnn",
+        "ai-edge-litert",
+        "coremltools",
         "nvidia-modelopt",
     ):
         try:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from ultralytics.utils import LOGGER
 
 from yolo_prune.deploy.latency_profile import exported_runner, rounds_for
-from yolo_prune.deploy.runtimes import all_threads
 from yolo_prune.device.stopwatch import Runner, alternating, typical
+from yolo_prune.device.system import all_threads
 from yolo_prune.host import qat
 from yolo_prune.utils.console import PREFIX, progress_bar
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from yolo_prune.cost.latency_table import LatencyTable
+    from yolo_prune.cost.latency import LatencyModel
 
 BUSY = 1.1
 """Times as long as before that a network takes on a machine that does something else as well."""
@@ -28,29 +28,29 @@ class LatencyFeedback:
 
     Args:
         dense: Checkpoint of the dense network.
-        table: What has been measured of it; seconds are in terms of its dense time.
+        latency: What has been measured of it; seconds are in terms of its dense time.
         runtime: One of `config.RUNTIMES`.
         imgsz: Side of the image in pixels.
     """
 
-    def __init__(self, dense: Path, table: LatencyTable, runtime: str, imgsz: int) -> None:
-        self._dense, self._table, self._runtime, self._imgsz = dense, table, runtime, (imgsz, imgsz)
+    def __init__(self, dense: Path, latency: LatencyModel, runtime: str, imgsz: int) -> None:
+        self._dense, self._latency, self._runtime, self._imgsz = dense, latency, runtime, (imgsz, imgsz)
         self._folder = tempfile.TemporaryDirectory()
         self._runner: Runner | None = None
         self._exports = 0
 
     def __call__(self, network: nn.Module) -> float:
-        """Return the seconds of a network for one image, in terms of the table's dense network."""
+        """Return the seconds of a network for one image, in terms of its own dense time."""
         if self._runner is None:
             self._runner = self._export(qat.load_plain(self._dense))
         runners = [self._runner, self._export(network)]
         of_dense, of_pruned = typical(alternating(runners, rounds_for(runners), progress=progress_bar))
-        if (longer := of_dense / self._table.dense) > BUSY:
+        if (longer := of_dense / self._latency.dense) > BUSY:
             LOGGER.warning(
                 f"{PREFIX}the dense network takes {longer:.2f} times as long as before: something else keeps this "
                 f"machine busy, and the plan may miss its latency once it is idle"
             )
-        return float(of_pruned / of_dense * self._table.dense)
+        return float(of_pruned / of_dense * self._latency.dense)
 
     def close(self) -> None:
         """Remove the exports."""

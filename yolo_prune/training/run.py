@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
     from yolo_prune.config.settings import PruneConfig
-    from yolo_prune.cost.latency_table import LatencyTable
+    from yolo_prune.cost.latency import LatencyModel
     from yolo_prune.graph.groups import ChannelGraph
     from yolo_prune.report.records import CutRecord, Report, Stage
     from yolo_prune.training.exact_state import StepCount
@@ -50,7 +50,7 @@ class Run:
     progress: Progress
     folder: RunFolder
     steps: StepCount
-    latency: LatencyTable | None = None
+    latency: LatencyModel | None = None
     gradients: Gradients = field(default_factory=Gradients)
     sparsity: Sparsity | None = None
     before_cut: Snapshot | None = None

@@ -14,7 +14,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import LATENCY
 from yolo_prune.cost.budget import Goal
-from yolo_prune.cost.latency_table import LatencyTable
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import measure
@@ -187,7 +187,7 @@ def resume(run: Run) -> None:
     """Read what the interrupted run left in its folder, and remove what it had begun and will do again."""
     trainer, progress = run.trainer, run.progress
     if LATENCY in progress.goal.amounts:
-        run.latency = LatencyTable.load(run.folder.latency)
+        run.latency = LatencyModel.load(run.folder.latency)
     if progress.quantizes:
         qat.check_available()
     try:

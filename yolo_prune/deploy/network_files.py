@@ -1,0 +1,125 @@
+"""Files of networks that are only made to be timed: what Ultralytics exports, for a runtime and in a precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.nn.tasks import guess_model_task
+
+from yolo_prune.deploy.formats import precisions, read_export
+from yolo_prune.deploy.runtimes import FORMATS
+from yolo_prune.errors import ConfigError
+from yolo_prune.graph.image import image_channels
+from yolo_prune.importance.objective import copy_of
+from yolo_prune.utils.console import silence
+
+CALIBRATION = 8
+"""Images of noise that calibrate INT8 where none are given: times do not depend on them."""
+PERIOD = 1021
+"""Weights of noise repeat after so many: they compress, and each filter differs from the next."""
+HALF = {"tensorrt": "16"}
+"""Runtime -> its precision where nobody asks for one; that of others is 32."""
+
+
+def precision_of(runtime: str, precision: str = "") -> str:
+    """Return a precision in which a runtime's files can be made, as text.
+
+    Raises:
+        ConfigError: If Ultralytics exports no such file; names those that it does.
+    """
+    precision = precision or HALF.get(runtime, "32")
+    if runtime not in FORMATS:
+        if precision != "32":
+            raise ConfigError(
+                f"runtime={runtime}:{precision}: checkpoints are timed in single precision; leave it out."
+            )
+        return precision
+    name = FORMATS[runtime]
+    if precision not in precisions(name):
+        valid = ", ".join(f"{runtime}:{p}" for p in precisions(name))
+        raise ConfigError(f"runtime={runtime}:{precision} is no precision that Ultralytics exports; give {valid}.")
+    return precision
+
+
+def export(
+    network: nn.Module,
+    runtime: str,
+    imgsz: tuple[int, int],
+    folder: Path,
+    precision: str = "",
+    data: str | None = None,
+    portable: bool = False,
+) -> Path:
+    """Export a network as Ultralytics does for a runtime, and return the file or folder.
+
+    Args:
+        network: A copy of it is written, in half precision as a checkpoint.
+        runtime: One of `config.RUNTIMES`.
+        imgsz: Height and width in pixels.
+        folder: Where to.
+        precision: As in `precision_of`.
+        data: A data set that calibrates INT8 (default: noise).
+        portable: Whether it is for another machine, on which TensorRT builds an engine of an ONNX file.
+    """
+    checkpoint = folder / "network.pt"
+    torch.save({"model": copy_of(network).cpu().half(), "train_args": {}}, checkpoint)
+    if runtime not in FORMATS:
+        return checkpoint
+    precision = precision_of(runtime, precision)
+    name = FORMATS[runtime]
+    if portable and runtime == "tensorrt":
+        name, precision = "onnx", "8" if precision == "8" else "32"  # the engine is built in half precision there
+    options: dict[str, Any] = {}
+    if precision != precisions(name)[0]:
+        options["quantize"] = read_export(f"{name}:{precision}")[1]
+    if "8" in precision:
+        options["data"] = data or _noise_data(network, imgsz, folder / "noise")
+    with silence():
+        return Path(YOLO(checkpoint).export(format=name, imgsz=list(imgsz), verbose=False, **options))
+
+
+def with_noise(network: nn.Module) -> nn.Module:
+    """Give a network weights of noise, at which activations keep their size, and return it.
+
+    Times do not depend on weights, and dozens of files of such networks compress to a few megabytes.
+    """
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(PERIOD).astype(np.float32))
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim > 1:
+            fan_in = weight[0].numel()
+            tiled = noise.repeat(-(-weight.numel() // PERIOD))[: weight.numel()] * (2 / fan_in) ** 0.5
+            weight.data.copy_(tiled.view_as(weight))
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+    return network
+
+
+def _noise_data(network: nn.Module, imgsz: tuple[int, int], folder: Path) -> str:
+    """Write a data set of images of noise without labels, and return its description's path.
+
+    Raises:
+        ConfigError: If the network classifies: Ultralytics reads such data from a folder for each class.
+    """
+    if guess_model_task(network) == "classify":
+        raise ConfigError("INT8 of a classification model is calibrated with its data; give data=….")
+    from PIL import Image
+
+    channels = image_channels(network)
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for i in range(CALIBRATION):
+        Image.fromarray(draw.integers(0, 256, (*imgsz, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+        (folder / "labels" / f"{i}.txt").write_text("", encoding="utf-8")
+    names = [*getattr(network, "names", {0: "0"}).values()]
+    description = folder / "data.yaml"
+    lines = ("path: " + str(folder.resolve()), "train: images", "val: images", f"channels: {channels}")
+    described = "\n".join((*lines, "names:", *(f"  {i}: class{i}" for i in range(len(names)))))
+    description.write_text(described + "\n", encoding="utf-8")
+    return str(description)
