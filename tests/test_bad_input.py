@@ -501,7 +501,7 @@ WRONGS: dict[str, list[Wrong]] = {
     "yolo-prune ...": refused(
         2,
         (command("trai"), "unknown command trai", "Did you mean train?"),
-        (command("zzz"), "unknown command zzz", "Valid: train, prune, plan, bench, sensitivity, report, demo"),
+        (command("zzz"), "unknown command zzz", "Valid: train, prune, plan, bench, kit, sensitivity, report, demo"),
         (command("help plna"), "unknown command plna", "Did you mean plan?"),
         (command("help plan bench"), "help plan bench: help tells of one command", "e.g. yolo-prune help plan"),
         (command("train epochs=3"), "train without prune", "e.g. prune=0.5, or use 'yolo train'"),

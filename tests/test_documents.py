@@ -216,6 +216,10 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = SimpleNamespace(table=str)
     monkeypatch.setattr(cli_commands, "sensitivity", lambda model, **values: check_host(values) or (measured, Path()))
     monkeypatch.setattr(cli_commands, "bench", lambda models, **values: bench.Bench((64, 64), 1))
+    for made in ("make_sample_kit", "make_comparison_kit"):
+        monkeypatch.setattr(cli_commands, made, lambda *of, **how: None)
+    for looked in ("network_of", "trace", "image_size", "file_size"):
+        monkeypatch.setattr(cli_commands, looked, lambda *of: 0)
     monkeypatch.setattr(demo, "run", lambda arguments: PruneConfig.from_cli(demo.PRUNE))
 
 

@@ -9,6 +9,7 @@ from yolo_prune.config.settings import PruneConfig
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.report.records import CutRecord, Report, Stage
 from yolo_prune.training import finish as handover
+from yolo_prune.utils.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -59,10 +60,11 @@ def test_a_run_tells_a_speed_up_only_if_it_settled(
     report: Report, speedup: Speedup, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handover, "time_result", lambda report, best, runtime: speedup)
-    assert handover._time(PruneConfig(target=0.5), report, Path("a run/best.pt")) == (told, None)
+    folder = RunFolder(Path("a run"))
+    assert handover._time(PruneConfig(target=0.5), report, Path("a run/best.pt"), folder) == (told, None)
     report.dense.latency, report.cuts[0].latency = 0.02, 0.01
     first, *rest = told.splitlines()
-    assert handover._time(PruneConfig(target=0.5), report, Path("a run/best.pt")) == (
+    assert handover._time(PruneConfig(target=0.5), report, Path("a run/best.pt"), folder) == (
         "\n".join([f"{first}; 2.00x were predicted", *rest]),
         None,
     )

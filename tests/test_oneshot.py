@@ -145,7 +145,7 @@ def test_a_dry_run_reads_the_network_once_and_tells_what_the_cut_comes_to(
     traced = []
     for module in (oneshot, planner):
         monkeypatch.setattr(module, "trace", lambda *of, **how: traced.append(of) or trace(*of, **how))
-    monkeypatch.setattr(oneshot, "measure", lambda network, graph, runtime: per_value(graph))
+    monkeypatch.setattr(oneshot, "latency_of", lambda network, graph, *_: per_value(graph))
     model, config = YOLO(tiny_yaml(own_folder)), PruneConfig(target=target, **oneshot.DATA_FREE)
     told = oneshot.dry_run(model, config, imgsz=IMGSZ, timed=timed).splitlines()[-len(quantities) :]
     assert len(traced) == 1

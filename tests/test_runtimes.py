@@ -14,7 +14,7 @@ from nets import build, fast_and_slow
 from torch import nn
 
 from yolo_prune.config.choices import RUNTIMES
-from yolo_prune.deploy.network_files import export, precision_of, with_noise
+from yolo_prune.deploy.network_files import export, read_form, with_noise
 from yolo_prune.deploy.runtimes import FORMATS, MAKERS, check_runtime, described, file_runner, torch_runner
 from yolo_prune.device import runners
 from yolo_prune.device.runners import MODULES, open_file
@@ -55,19 +55,19 @@ def test_an_onnx_file_of_each_precision_runs_and_is_smaller(precision: str, tmp_
     for of in ("32", precision):
         folder = tmp_path / of
         folder.mkdir()
-        path = export(build("yolov8n"), "onnx", (64, 64), folder, of)
+        path = export(build("yolov8n"), f"onnx:{of}", (64, 64), folder)
         sizes.append(path.stat().st_size)
         assert (alternating([open_file("onnx", path, (1, 3, 64, 64), 1)], rounds=1) > 0).all()
     assert sizes[1] < sizes[0] * int(precision) / 32 * 1.3
 
 
 def test_a_precision_is_one_that_ultralytics_exports() -> None:
-    assert precision_of("onnx") == precision_of("pytorch") == "32" and precision_of("tensorrt") == "16"
-    assert precision_of("litert", "8") == "8"
-    with pytest.raises(ConfigError, match=r"runtime=ncnn:8 is no precision .* give ncnn:32, ncnn:16"):
-        precision_of("ncnn", "8")
-    with pytest.raises(ConfigError, match="checkpoints are timed in single precision"):
-        precision_of("pytorch", "16")
+    assert [read_form(form)[1] for form in ("onnx", "pytorch", "tensorrt")] == ["32", "32", "16"]
+    assert read_form("litert:8") == ("litert", "8")
+    with pytest.raises(ConfigError, match=r"runtime=ncnn:8 is of no precision .* give ncnn:32, ncnn:16"):
+        read_form("ncnn:8")
+    with pytest.raises(ConfigError, match="checkpoints are timed in single precision; give runtime=pytorch"):
+        read_form("pytorch:16")
 
 
 @pytest.mark.parametrize("family", fast_and_slow("tiny", "yolo11n"))

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -298,12 +299,12 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
 ) -> None:
     asked: list[str] = []
 
-    def measure(network: Any, graph: Any, runtime: str) -> LatencyModel:
+    def measure(network: Any, graph: Any, runtime: str | None, kit: str | None = None) -> LatencyModel:
         """Stand in for a stopwatch."""
         asked.append(runtime)
-        return per_value(graph, fixed=1e-4, multiple=1)
+        return replace(per_value(graph, fixed=1e-4, multiple=1), where={"runtime": "pytorch"})
 
-    monkeypatch.setattr(setup, "measure", measure)
+    monkeypatch.setattr(setup, "latency_of", measure)
 
     exported: list[Any] = []
 

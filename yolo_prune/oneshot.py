@@ -20,7 +20,7 @@ from yolo_prune.config.targets import QUANTITIES, in_units
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.formats import check_formats
-from yolo_prune.deploy.latency_profile import measure
+from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import image_size
@@ -258,7 +258,7 @@ def _traced(
             f"{unread[0]} belongs to the network, but no forward pass runs it, so that nobody knows which feature map "
             "it takes: give data=…, with which a training step shows it, or prune in a training."
         )
-    return graph, measure(network, graph, config.runtime) if timed else None
+    return graph, latency_of(network, graph, config.runtime, config.latency) if timed or config.latency else None
 
 
 @contextmanager

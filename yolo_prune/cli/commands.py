@@ -12,9 +12,17 @@ from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.deploy.bench import bench
+from yolo_prune.deploy.formats import file_size
+from yolo_prune.deploy.kit import check_form, make_comparison_kit, make_sample_kit
+from yolo_prune.device.command import is_command
 from yolo_prune.errors import ConfigError
+from yolo_prune.graph.image import image_size
+from yolo_prune.graph.trace import trace
 from yolo_prune.host.trainer import open_model, read_arguments
 from yolo_prune.oneshot import dry_run, prune_model, sensitivity
+from yolo_prune.surgery.slicing import network_of
+from yolo_prune.utils.console import verbosity
+from yolo_prune.utils.text import megabytes
 
 
 def prune_command(arguments: Mapping[str, str], options: Mapping[str, str]) -> None:
@@ -62,6 +70,41 @@ def _read(
     return arguments["model"], {name: value for name, value in values.items() if name != "model"}
 
 
+def kit_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune kit``: write a file that times networks on the device where they will run.
+
+    Args:
+        models: Files to time side by side; none for a kit that latency targets are measured with.
+        arguments: ``model`` where there are none, and ``imgsz``, ``runtime``, ``format``, ``out`` and ``data`` as text.
+
+    Raises:
+        ConfigError: If one is missing or wrong.
+    """
+    allowed = ("model", "imgsz", "runtime", "format", "out", "data", "verbose")
+    if wrong := [name for name in arguments if name not in allowed]:
+        raise ConfigError(f"{wrong[0]} is no argument of kit. Valid: {', '.join(allowed)}.")
+    if bool(models) == ("model" in arguments):
+        raise ConfigError(
+            "kit takes either a model that will be pruned, e.g. yolo-prune kit model=best.pt imgsz=640 runtime=onnx, "
+            "or finished ones to compare, e.g. yolo-prune kit dense.pt best.pt runtime=onnx."
+        )
+    values = {name: smart_value(text) for name, text in arguments.items() if name in {"imgsz", "verbose"}}
+    runtime = arguments.get("runtime", "onnx").strip()
+    form = arguments.get("format", "onnx" if is_command(runtime) else runtime)
+    runtime = runtime if is_command(runtime) else runtime.partition(":")[0]
+    check_form(runtime, form)
+    out, data = Path(arguments.get("out", "kit.pyz")), arguments.get("data")
+    with verbosity(values.get("verbose", True)):
+        if models:
+            paths = [Path(model) for model in models]
+            make_comparison_kit(paths, out, runtime, form, values.get("imgsz"), data)
+        else:
+            network = network_of(open_model(name := arguments["model"]))
+            graph = trace(network, image_size(network, values.get("imgsz")))
+            make_sample_kit(network, graph, out, runtime, form, data=data, name=Path(name).name)
+    print(f"{out} ({megabytes(file_size(out))}): take it to the device, and run it there: python {out.name}")
+
+
 def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
     """Run ``yolo-prune bench`` and print the table.
 
@@ -74,7 +117,7 @@ def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
     """
     values = {name: smart_value(text) for name, text in arguments.items()}
     save = values.pop("save", None)
-    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "verbose")
+    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "results", "verbose")
     if wrong := [name for name in values if name not in allowed]:
         raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
     for name in ("threads", "rounds"):

@@ -124,6 +124,15 @@ def bench(arguments: list[str]) -> None:
     bench_command(models, dict(argument.split("=", 1) for argument in rest if "=" in argument))
 
 
+def kit(arguments: list[str]) -> None:
+    """Write a kit that times networks on another machine."""
+    rest = startup.join_assignments(arguments)
+    from yolo_prune.cli.commands import kit_command  # loads ultralytics
+
+    models = [argument for argument in rest if "=" not in argument]
+    kit_command(models, dict(argument.split("=", 1) for argument in rest if "=" in argument))
+
+
 def report(arguments: list[str]) -> None:
     """Write the page of a run anew."""
     if len(arguments) != 1:
@@ -178,6 +187,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "prune": prune,
     "plan": plan,
     "bench": bench,
+    "kit": kit,
     "sensitivity": sensitivity,
     "report": report,
     "demo": demo,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE, RUNTIMES
+from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE, PORTABLE, RUNTIMES
 from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.config.text import CLI_PREFIX, as_text
 
@@ -84,9 +84,27 @@ USAGES = {
             "scales=False": "without the official scales of their size beside them; by default with them",
             "threads=4": "of the processor; by default all",
             "rounds=20": "times that each runs, which is the default",
+            "results=latency-result.json": "what a kit of these models has measured on a device, instead of times here",
             "save=bench.json": "a file to write the figures to as well",
             "verbose=False": "show no bars where work takes long",
         },
+    ),
+    "kit": Usage(
+        "a file that times networks on the device where they will run: python kit.pyz",
+        "model=FILE [key=value ...], or MODEL MODEL ... [key=value ...]",
+        "model=best.pt imgsz=640 runtime=onnx",
+        {
+            "model=best.pt": "a checkpoint that will be pruned: the kit writes latency.json, for prune_latency=",
+            "dense.pt best.pt": "finished ones instead: the kit times them side by side, for yolo-prune bench results=",
+            **_IMGSZ,
+            "runtime=onnx": f"of {', '.join(PORTABLE)}, with a precision as in onnx:8, or a command that times a file: "
+            '"command: my-timer {file}"',
+            "format=onnx": "what a command gets, as a runtime is named",
+            "out=kit.pyz": "the file to write, which is the default",
+            "data=my.yaml": "a data set that calibrates INT8; by default noise, since times do not depend on it",
+            "verbose=False": "show no bars where work takes long",
+        },
+        more="The device needs Python 3.9 or newer, numpy and the runtime.",
     ),
     "sensitivity": Usage(
         "measure what narrowing each layer costs",

@@ -16,11 +16,13 @@ NORMALIZERS = ("mean", "sum", "max", "gaussian", "none")
 DISTILL_LOSSES = ("features", "cwd", "outputs")
 SPARSITIES = ("none", "bn_scale", "group_lasso")
 RUNTIMES = ("onnx", "openvino", "ncnn", "litert", "coreml", "pytorch", "tensorrt")
+PORTABLE = tuple(name for name in RUNTIMES if name != "pytorch")
+"""Runtimes that a device can have without Ultralytics."""
 LEARNING_RATES = ("keep", "rewind")
 SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
-    *("round_to", "runtime", "max_pruning_ratio", "layer_limits", "ignored_layers", "reid", "verbose"),
+    *("round_to", "runtime", "latency", "max_pruning_ratio", "layer_limits", "ignored_layers", "reid", "verbose"),
 )
 """The options that mean something without training and without data."""
 BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "benchmark", "export")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 from yolo_prune.config.targets import canonical, read_targets
@@ -40,18 +41,20 @@ def target() -> Rule:
     return Rule(lambda name, value, help: canonical(read_targets(value)), lambda name, text, default: text)
 
 
-def choice(*allowed: str, removed: Mapping[str, str] | None = None) -> Rule:
+def choice(*allowed: str, removed: Mapping[str, str] | None = None, parts: str = "") -> Rule:
     """One of several words.
 
     Args:
         *allowed: The words.
         removed: Words of earlier versions -> what to use instead.
+        parts: What may end a word, and more follow.
     """
 
     def check(name: str, value: Any, help: str) -> Any:
         if removed and isinstance(value, str) and value in removed:
             raise ConfigError(f"{name}={value} was removed in 0.2.0: {removed[value]}.")
-        if value not in allowed:
+        word = value.partition(parts)[0] if parts and isinstance(value, str) else value
+        if word not in allowed:
             near = difflib.get_close_matches(short_repr(value), allowed, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{name}={short_repr(value)} is not one of {', '.join(allowed)}.{hint}")
@@ -115,6 +118,17 @@ def flag_or_path() -> Rule:
         return value
 
     return Rule(check, lambda name, text, default: flag_or_text(text))
+
+
+def path() -> Rule:
+    """The path of a file."""
+
+    def check(name: str, value: Any, help: str) -> str:
+        if not isinstance(value, (str, PathLike)) or not str(value):
+            raise ConfigError(f"{name}={short_repr(value)} is not the path of a file; {help}.")
+        return str(value)
+
+    return Rule(check, lambda name, text, default: text)
 
 
 def names() -> Rule:

@@ -5,7 +5,6 @@ This module knows neither torch nor ultralytics, so that a typing error in an op
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
@@ -29,7 +28,7 @@ from yolo_prune.config.choices import (
 )
 from yolo_prune.config.rules import Rule
 from yolo_prune.config.targets import LATENCY, Target, read_targets
-from yolo_prune.config.text import CLI_PREFIX, as_text, known_name, read_yaml
+from yolo_prune.config.text import CLI_PREFIX, as_text, check_matches, known_name, read_yaml
 from yolo_prune.errors import ConfigError, short_repr
 
 
@@ -97,10 +96,14 @@ class PruneConfig:
         "pruned widths are multiples of this, >= 1; by default of 8, or of a quarter of a layer that is narrower, and "
         "of 16 or 32 for a latency target",
     )
-    runtime: str = _option(
-        "onnx",
-        rules.choice(*RUNTIMES),
-        f"where the model will run; latency targets are measured there: {', '.join(RUNTIMES)}",
+    runtime: str | None = _option(
+        None,
+        rules.choice(*RUNTIMES, parts=":").or_none(),
+        f"where the model will run, some with a precision as in onnx:8: {', '.join(RUNTIMES)}; latency targets are "
+        "measured there; by default onnx, or what latency was measured in",
+    )
+    latency: str | None = _option(
+        None, rules.path().or_none(), "what a kit has measured on the device: latency targets are of that device"
     )
     max_pruning_ratio: float = _option(
         0.9,
@@ -321,11 +324,7 @@ class PruneConfig:
         """Raise a ConfigError if a pattern of ``ignored_layers`` or ``layer_limits`` matches none of these layers."""
         paths = list(layers)
         for name in ("ignored_layers", "layer_limits"):
-            for pattern in getattr(self, name):
-                if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-                    near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
-                    why = "matches no layer of this network; its layers have names like"
-                    raise ConfigError(f"{name}: {short_repr(pattern)} {why} {', '.join(near)}.")
+            check_matches(name, getattr(self, name), paths)
 
     def is_ignored(self, layer: str) -> str | None:
         """Return the pattern of ``ignored_layers`` that matches a layer path, or None."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import fnmatch
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from yolo_prune.errors import ConfigError, describe_error
+from yolo_prune.errors import ConfigError, describe_error, short_repr
 
 CLI_PREFIX = "prune_"
 """The option ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
@@ -36,6 +37,19 @@ def known_name(name: str, valid: Iterable[str], prefix: str = "", seen: str | No
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {prefix}{near[0]}?" if near else "see the list."
     raise ConfigError(f"unknown option {seen or name}: {hint} Valid: {', '.join(prefix + k for k in names)}.")
+
+
+def check_matches(option: str, patterns: Iterable[str], paths: Sequence[str]) -> None:
+    """Refuse name patterns that match none of these paths of layers.
+
+    Raises:
+        ConfigError: Names the pattern of the option, and the path that is most like it.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.0)
+            why = "matches no layer of this network; its layers have names like"
+            raise ConfigError(f"{option}: {short_repr(pattern)} {why} {', '.join(near)}.")
 
 
 def as_text(value: object) -> str:

@@ -131,12 +131,12 @@ class LatencyModel:
                 network=str(data["network"]),
                 where=dict(data["where"]),
             )
-            model._check()
+            model.check()
         except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
             raise PlanError(f"the latencies {path} cannot be read ({describe_error(e)}); start the run anew.") from e
         return model
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise a ValueError unless times can be predicted from it."""
         if len(self.weights) != len(FEATURES):
             raise ValueError(f"{len(self.weights)} weights, not {len(FEATURES)}")

@@ -15,6 +15,7 @@ from yolo_prune.config.choices import RUNTIMES
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench_table import Bench, Row
 from yolo_prune.deploy.formats import exports_of, file_size, form_of
+from yolo_prune.deploy.kit_results import note_in_report, read_comparison
 from yolo_prune.deploy.latency_profile import compare_networks
 from yolo_prune.deploy.network_files import export
 from yolo_prune.deploy.parity import fitness
@@ -29,6 +30,7 @@ from yolo_prune.host.trainer import open_model
 from yolo_prune.host.zoo import siblings
 from yolo_prune.report.records import Report, Stage
 from yolo_prune.utils.console import progress_bar, silence, verbosity
+from yolo_prune.utils.run_folder import RunFolder
 
 ROUNDS = 20
 
@@ -42,6 +44,7 @@ def bench(
     scales: bool = True,
     threads: int | None = None,
     rounds: int = ROUNDS,
+    results: str | None = None,
     verbose: bool = True,
 ) -> Bench:
     """Time models in turns, in every form in which they are there.
@@ -56,6 +59,8 @@ def bench(
         scales: Whether to put the official scales beside them that are next to them in size, with random weights.
         threads: For a CPU (default: all).
         rounds: Times that each runs.
+        results: What a kit of these models, in this order, has measured on a device: its times are in the table instead
+            of this machine's, and in the report of the run that the models are of. ``runtimes`` are timed here as well.
         verbose: Whether to show bars where work takes long.
 
     Raises:
@@ -69,8 +74,10 @@ def bench(
         networks = [s.network for s in subjects if s.network is not None]
         size = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
         found = Bench(size, rounds)
-        known = {*runtimes, *(runtime for s in subjects for runtime in s.files)}
-        subjects += _measure_sizes(subjects, size, scales)
+        known = {*runtimes, *(runtime for s in subjects for runtime in s.files if not results)}
+        subjects += _measure_sizes(subjects, size, scales and not results)
+        if results:
+            _add_results(found, subjects, results, [Path(model) for model in models])
         _export_missing(subjects, known, runtimes, size, folder)
         judged = _time_all(found, subjects, known, next(map(image_channels, networks), 3), threads or all_threads())
         if data:
@@ -78,9 +85,32 @@ def bench(
     return found
 
 
+def _add_results(found: Bench, subjects: Sequence[_Subject], results: str, models: Sequence[Path]) -> None:
+    """Add what a kit has measured of models, and note it in the report of the run that they are of."""
+    comparison = read_comparison(results)
+    if len(comparison.names) != len(models) or comparison.imgsz != found.imgsz:
+        raise ConfigError(
+            f"results={results} is of {len(comparison.names)} networks at {comparison.imgsz} px "
+            f"({', '.join(comparison.names)}); give the same models in the same order, and that imgsz."
+        )
+    where = dict(comparison.where)
+    runtime = f"{where['runtime']} on {where['device']}"
+    found.where[runtime] = where
+    for i, subject in enumerate(subjects):
+        speedup = comparison.speedups[i]
+        found.shares[runtime] = speedup.share
+        times, macs, params = comparison.seconds[i], subject.size.macs, subject.size.params
+        ratio, spread = comparison.seconds[0][0] / times[0], (speedup.low, speedup.high)
+        found.rows.append(Row(subject.name, runtime, macs, params, None, times, ratio, spread, speedup.settled))
+    run = models[0].parent.parent
+    for i, path in enumerate(models[1:], 1):
+        if path.parent == models[0].parent and (RunFolder(run).path / "report.json").is_file() and path.stem == "best":
+            note_in_report(run, comparison, i)
+
+
 def _check_runtimes(names: Sequence[str]) -> None:
     for name in names:
-        if name not in RUNTIMES:
+        if name.partition(":")[0] not in RUNTIMES:
             raise ConfigError(f"runtimes={name} is none of {', '.join(RUNTIMES)}.")
         check_runtime(name)
 

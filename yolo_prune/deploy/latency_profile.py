@@ -21,7 +21,8 @@ from torch import nn
 from ultralytics.utils import LOGGER
 
 from yolo_prune.cost.latency import LatencyModel, digest_of
-from yolo_prune.deploy.network_files import export
+from yolo_prune.deploy.kit_results import describe, read_latency
+from yolo_prune.deploy.network_files import export, read_form
 from yolo_prune.deploy.runtimes import check_runtime, described, file_runner, is_on_gpu
 from yolo_prune.deploy.samples import cut_networks, fitted, sample_plans, widths_of
 from yolo_prune.device.stopwatch import Runner, Timing, alternating, settle, typical
@@ -29,8 +30,10 @@ from yolo_prune.device.system import all_threads
 from yolo_prune.errors import PlanError, WriteError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import height_and_width, image_channels
-from yolo_prune.utils.console import PREFIX, progress_bar
+from yolo_prune.utils.console import PREFIX, log, progress_bar
 
+USUAL = "onnx"
+"""Runtime where none is named."""
 SAMPLES = 16
 """Networks of random widths that are timed."""
 ROUNDS, SECONDS = (5, 40), 40.0
@@ -42,6 +45,22 @@ NETWORK_SECONDS = 4.0
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo_prune"
 
 
+def latency_of(network: nn.Module, graph: ChannelGraph, runtime: str | None, kit: str | None) -> LatencyModel:
+    """Return the latency model of a network, of a device that a kit has measured, or of this machine.
+
+    Args:
+        network: On any device; copies of it run.
+        graph: Its channel groups, with the image size.
+        runtime: As in `measure`; None for the usual one, or that of the kit.
+        kit: What a kit has written (see `kit_results.read_latency`), or None to measure here.
+    """
+    if kit is None:
+        return measure(network, graph, runtime or USUAL)
+    latency = read_latency(kit, graph, runtime)
+    log(f"{kit}: the network takes {describe(latency)}")
+    return latency
+
+
 def measure(
     network: nn.Module, graph: ChannelGraph, runtime: str, threads: int | None = None, cache: Path = CACHE
 ) -> LatencyModel:
@@ -50,7 +69,7 @@ def measure(
     Args:
         network: On any device; copies of it run.
         graph: Its channel groups, with the image size.
-        runtime: One of `config.RUNTIMES`.
+        runtime: One of `config.RUNTIMES`, with a precision where it is not the usual one (`network_files.read_form`).
         threads: For a CPU (default: all).
         cache: Folder of what has been measured.
 
@@ -111,7 +130,8 @@ def rounds_for(runners: Sequence[Runner]) -> int:
 def exported_runner(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> Runner:
     """Export a network into a new folder and return what runs it."""
     folder.mkdir()
-    return file_runner(export(network, runtime, imgsz, folder), (1, image_channels(network), *imgsz), threads)
+    half = read_form(runtime)[1] == "16"
+    return file_runner(export(network, runtime, imgsz, folder), (1, image_channels(network), *imgsz), threads, half)
 
 
 def _digest(data: Any) -> str:

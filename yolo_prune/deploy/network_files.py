@@ -22,36 +22,33 @@ CALIBRATION = 8
 """Images of noise that calibrate INT8 where none are given: times do not depend on them."""
 PERIOD = 1021
 """Weights of noise repeat after so many: they compress, and each filter differs from the next."""
-HALF = {"tensorrt": "16"}
+USUAL = {"tensorrt": "16"}
 """Runtime -> its precision where nobody asks for one; that of others is 32."""
 
 
-def precision_of(runtime: str, precision: str = "") -> str:
-    """Return a precision in which a runtime's files can be made, as text.
+def read_form(form: str) -> tuple[str, str]:
+    """Return a runtime, and the precision in which its files are made, from a text such as ``onnx`` or ``litert:8``.
 
     Raises:
         ConfigError: If Ultralytics exports no such file; names those that it does.
     """
-    precision = precision or HALF.get(runtime, "32")
+    runtime, _, precision = form.partition(":")
     if runtime not in FORMATS:
-        if precision != "32":
-            raise ConfigError(
-                f"runtime={runtime}:{precision}: checkpoints are timed in single precision; leave it out."
-            )
-        return precision
-    name = FORMATS[runtime]
-    if precision not in precisions(name):
-        valid = ", ".join(f"{runtime}:{p}" for p in precisions(name))
-        raise ConfigError(f"runtime={runtime}:{precision} is no precision that Ultralytics exports; give {valid}.")
-    return precision
+        if precision not in {"", "32"}:
+            raise ConfigError(f"runtime={form}: checkpoints are timed in single precision; give runtime={runtime}.")
+        return runtime, "32"
+    valid = precisions(FORMATS[runtime])
+    if precision and precision not in valid:
+        listed = ", ".join(f"{runtime}:{p}" for p in valid)
+        raise ConfigError(f"runtime={form} is of no precision that Ultralytics exports; give {listed}.")
+    return runtime, precision or USUAL.get(runtime, "32")
 
 
 def export(
     network: nn.Module,
-    runtime: str,
+    form: str,
     imgsz: tuple[int, int],
     folder: Path,
-    precision: str = "",
     data: str | None = None,
     portable: bool = False,
 ) -> Path:
@@ -59,18 +56,17 @@ def export(
 
     Args:
         network: A copy of it is written, in half precision as a checkpoint.
-        runtime: One of `config.RUNTIMES`.
+        form: One of `config.RUNTIMES`, with a precision where it is not the usual one (see `read_form`).
         imgsz: Height and width in pixels.
         folder: Where to.
-        precision: As in `precision_of`.
         data: A data set that calibrates INT8 (default: noise).
         portable: Whether it is for another machine, on which TensorRT builds an engine of an ONNX file.
     """
     checkpoint = folder / "network.pt"
     torch.save({"model": copy_of(network).cpu().half(), "train_args": {}}, checkpoint)
+    runtime, precision = read_form(form)
     if runtime not in FORMATS:
         return checkpoint
-    precision = precision_of(runtime, precision)
     name = FORMATS[runtime]
     if portable and runtime == "tensorrt":
         name, precision = "onnx", "8" if precision == "8" else "32"  # the engine is built in half precision there

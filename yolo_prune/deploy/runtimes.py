@@ -31,12 +31,16 @@ _RUNTIMES = {".onnx": "onnx", ".tflite": "litert", ".mlpackage": "coreml", ".eng
 """Suffix of an export -> runtime that it is opened in."""
 
 
-def check_runtime(name: str) -> None:
+def check_runtime(form: str) -> None:
     """Refuse a runtime that this machine does not have.
+
+    Args:
+        form: Its name, and maybe a precision: ``onnx``, ``onnx:8``.
 
     Raises:
         UnsupportedError: Says what to install, or where it runs.
     """
+    name = form.partition(":")[0]
     if name in MODULES:
         module_of(name)
     if maker := MAKERS.get(name):
@@ -58,16 +62,17 @@ _ELSEWHERE = "measure where the model will run, with yolo-prune kit"
 
 def described(name: str, threads: int) -> dict[str, Any]:
     """Return the conditions of a measurement: runtime or format, its version, the device, and threads."""
-    found = conditions(name, threads)
+    found = {**conditions(name.partition(":")[0], threads), "runtime": name}
     return {**found, "device": torch.cuda.get_device_name()} if is_on_gpu(name) else found
 
 
 def is_on_gpu(name: str) -> bool:
     """Return whether a runtime computes on a GPU here."""
+    name = name.partition(":")[0]
     return name == "tensorrt" or (name == "pytorch" and torch.cuda.is_available())
 
 
-def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
+def file_runner(path: Path, shape: tuple[int, ...], threads: int, half: bool = False) -> Runner:
     """Return a runner of an exported file, or of a checkpoint.
 
     Args:
@@ -75,6 +80,7 @@ def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
             of their own choice.
         shape: Of the input, (1, C, H, W).
         threads: For a CPU.
+        half: Whether a runtime computes in half precision where that is not the file's to say.
 
     Raises:
         UnsupportedError: If it is none of these.
@@ -85,7 +91,7 @@ def file_runner(path: Path, shape: tuple[int, ...], threads: int) -> Runner:
         network = load_checkpoint(path)[0].eval().fuse(verbose=False)
         return torch_runner(network.float(), shape, threads)
     if runtime := _runtime_of(path):
-        return open_file(runtime, path, shape, threads)
+        return open_file(runtime, path, shape, threads, half)
     try:
         network = AutoBackend(str(path), device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     except TypeError as e:

@@ -65,6 +65,14 @@ _ARGUMENTS = ("task", "model", "data", "epochs", "batch", "optimizer", "lr0", "s
 """Of Ultralytics, what the page tells."""
 
 
+def runtime_name(form: str) -> str:
+    """Return the name of a runtime as people write it, with the precision of its files where one was asked for."""
+    name, _, precision = form.partition(":")
+    if name not in RUNTIMES:
+        return form
+    return f"{RUNTIMES[name]} ({precision} bit)" if precision else RUNTIMES[name]
+
+
 def write(run: Path, *, plots: bool = True) -> Path:
     """Write ``report.html`` of a run from its ``report.json``.
 
@@ -146,7 +154,7 @@ def render(
         bars=pictures.channels(report),
         over_epochs=pictures.over_epochs(report),
         over_macs=pictures.over_macs(report),
-        runtimes=RUNTIMES,
+        runtime_name=runtime_name,
         are_multiples=are_multiples,
         figure=figure,
         change=_change,
@@ -171,7 +179,7 @@ def headline(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
         parts.append(f"{dense['macs'] / final['macs']:.1f}x fewer MACs")
     speedup = _speedup(report)
     if timed and speedup and speedup.settled:
-        parts.append(f"{_faster(speedup)} in {RUNTIMES[timed['runtime']]}")
+        parts.append(f"{_faster(speedup)} in {runtime_name(timed['runtime'])}")
     if None not in (dense["fitness"], final["fitness"]):
         before, after = FORMATS["percent"](dense["fitness"]), FORMATS["percent"](final["fitness"])
         at, whole = dense["epochs"] or 0, arguments.get("epochs")

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 from yolo_prune.blocks import map_readers
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import BYTES, LATENCY, in_units
+from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench import time_result
 from yolo_prune.deploy.export import export_all
+from yolo_prune.deploy.latency_profile import USUAL
 from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError, listed
 from yolo_prune.graph.groups import are_multiples
 from yolo_prune.graph.layers import named_layers, widths
@@ -25,6 +27,7 @@ from yolo_prune.report import page
 from yolo_prune.report.records import Report, Stage
 from yolo_prune.utils.console import log
 from yolo_prune.utils.run_folder import RunFolder
+from yolo_prune.utils.text import milliseconds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +55,7 @@ def hand_over(
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
     timed, untimed = "", None
     if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):
-        timed, untimed = _time(config, report, best)
+        timed, untimed = _time(config, report, best, RunFolder(trainer.save_dir))
         report.save(folder)
     summary = [f"done\n{report.table()}" if has_changed else "done", timed]
     if report.guard:
@@ -114,25 +117,41 @@ def reid_hint(network: nn.Module) -> str:
     )
 
 
-def _time(config: PruneConfig, report: Report, best: Path) -> tuple[str, ExportError | None]:
+def _time(config: PruneConfig, report: Report, best: Path, run_folder: RunFolder) -> tuple[str, ExportError | None]:
     """Measure what came out, and return how it compares with what was predicted, and what is wrong."""
-    expected = report.dense.latency
+    if config.latency:
+        return _elsewhere(report, best, LatencyModel.load(run_folder.latency)), None
+    expected, runtime = report.dense.latency, config.runtime or USUAL
     try:
-        speedup = time_result(report, best, config.runtime)
+        speedup = time_result(report, best, runtime)
     except Exception as e:  # whatever an exporter or a runtime raises, the run is done
         reason = f"the result could not be timed: {e if isinstance(e, PruneError) else repr(e)}"
         if any(target.quantity == LATENCY for target in config.targets):
             return "", ExportError(reason)
         return reason, None
-    told = f"{config.runtime}: {speedup.told()}"
+    told = f"{runtime}: {speedup.told()}"
     if expected:
         told += f"; {expected / (report.cuts[-1].latency or expected):.2f}x were predicted"
         for record in report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
             record.latency = (record.latency or 0.0) * (report.dense.latency or 0.0) / expected
     if not speedup.settled:
         sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
-        told += f"\ntime both again when the machine is idle: yolo-prune bench {sides} runtimes={config.runtime}"
+        told += f"\ntime both again when the machine is idle: yolo-prune bench {sides} runtimes={runtime}"
     return told, None
+
+
+def _elsewhere(report: Report, best: Path, latency: LatencyModel) -> str:
+    """Return what is predicted of the device that a kit has measured, and how to time the result there."""
+    assert report.final is not None
+    report.final.latency = predicted = report.cuts[-1].latency or latency.dense
+    spread = f" (±{max(latency.errors):.1%})" if latency.errors else ""
+    sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
+    runtime = shlex.quote(f"runtime={latency.where['runtime']}")
+    return (
+        f"predicted for {latency.where['device']}: {milliseconds(predicted)}{spread}, "
+        f"{latency.dense / predicted:.2f}x as fast as dense; to time both there: "
+        f"yolo-prune kit {sides} imgsz={max(report.imgsz)} {runtime}"
+    )
 
 
 def _held(report: Report, guard: Mapping[str, Any]) -> str:

@@ -29,12 +29,11 @@ class LatencyFeedback:
     Args:
         dense: Checkpoint of the dense network.
         latency: What has been measured of it; seconds are in terms of its dense time.
-        runtime: One of `config.RUNTIMES`.
         imgsz: Side of the image in pixels.
     """
 
-    def __init__(self, dense: Path, latency: LatencyModel, runtime: str, imgsz: int) -> None:
-        self._dense, self._latency, self._runtime, self._imgsz = dense, latency, runtime, (imgsz, imgsz)
+    def __init__(self, dense: Path, latency: LatencyModel, imgsz: int) -> None:
+        self._dense, self._latency, self._imgsz = dense, latency, (imgsz, imgsz)
         self._folder = tempfile.TemporaryDirectory()
         self._runner: Runner | None = None
         self._exports = 0
@@ -59,4 +58,4 @@ class LatencyFeedback:
     def _export(self, network: nn.Module) -> Runner:
         self._exports += 1
         folder = Path(self._folder.name) / str(self._exports)
-        return exported_runner(network, self._runtime, self._imgsz, folder, all_threads())
+        return exported_runner(network, self._latency.where["runtime"], self._imgsz, folder, all_threads())

@@ -17,7 +17,7 @@ from yolo_prune.cost.budget import Goal
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.formats import check_formats
-from yolo_prune.deploy.latency_profile import measure
+from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
 from yolo_prune.host import checkpoint, ddp, distillation, qat
 from yolo_prune.host.distillation import student_of
@@ -156,8 +156,8 @@ def start(run: Run, given: Prepared | None) -> None:
     if config.allocation in HELD_OUT:
         with preserved_rng():
             CalibrationData(model, calibration_batches(trainer, config.calibration)).halves()
-    if config.is_timed:
-        run.latency = ddp.on_rank_zero(lambda: measure(model, graph, config.runtime))
+    if config.is_timed or config.latency:
+        run.latency = ddp.on_rank_zero(lambda: latency_of(model, graph, config.runtime, config.latency))
     cost = CostModel(graph, run.latency)
     progress.goal = Goal.of(config.targets, cost, model)
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
@@ -186,7 +186,7 @@ def start(run: Run, given: Prepared | None) -> None:
 def resume(run: Run) -> None:
     """Read what the interrupted run left in its folder, and remove what it had begun and will do again."""
     trainer, progress = run.trainer, run.progress
-    if LATENCY in progress.goal.amounts:
+    if LATENCY in progress.goal.amounts or run.config.latency:
         run.latency = LatencyModel.load(run.folder.latency)
     if progress.quantizes:
         qat.check_available()

@@ -177,10 +177,11 @@ def _plan(run: Run, fraction: float, data: CalibrationData) -> PlannedCut:
     ema, progress = run.ema, run.progress
     request = PlanRequest.of(run.config, progress.goal.at(fraction), progress.dense_widths, run.latency)
     graph = run.trace(ema, data.readers)
-    if run.latency is None or fraction < 1.0:
+    is_here = run.config.is_timed and not run.config.latency
+    if run.latency is None or not is_here or fraction < 1.0:
         return plan_traced(ema, graph, run.config, request, data)
     dense = Path(str(run.report.dense.checkpoint))
-    with closing(LatencyFeedback(dense, run.latency, run.config.runtime, run.imgsz)) as feedback:
+    with closing(LatencyFeedback(dense, run.latency, run.imgsz)) as feedback:
         return plan_traced(ema, graph, run.config, request, data, feedback)
 
 

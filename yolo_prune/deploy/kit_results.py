@@ -1,0 +1,159 @@
+"""What kits have measured on devices: a latency model, or files side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from yolo_prune.cost.latency import LatencyModel, digest_of
+from yolo_prune.deploy.samples import EVERY, fitted
+from yolo_prune.device.kit import COMPARISON, SAMPLES
+from yolo_prune.device.stopwatch import Speedup
+from yolo_prune.errors import ConfigError, describe_error
+from yolo_prune.graph.groups import ChannelGraph
+from yolo_prune.report import page
+from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.run_folder import RunFolder
+from yolo_prune.utils.text import milliseconds
+
+FEWEST = 2 * EVERY
+"""Networks of random widths that a latency model needs."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Files that a kit has timed side by side.
+
+    Attributes:
+        where: Runtime, version, device and threads, as in a measurement on this machine.
+        imgsz: Height and width in pixels.
+        names: Of the networks; the first is compared with.
+        seconds: Of each of them for one image: lower quartile, median, upper quartile.
+        speedups: Over the first, of each of them.
+    """
+
+    where: Mapping[str, Any]
+    imgsz: tuple[int, int]
+    names: tuple[str, ...]
+    seconds: tuple[tuple[float, float, float], ...]
+    speedups: tuple[Speedup, ...]
+
+
+def read_latency(path: str | Path, graph: ChannelGraph, runtime: str | None = None) -> LatencyModel:
+    """Return the latency model of a network, fitted to what a kit has measured.
+
+    Args:
+        path: What the kit wrote.
+        graph: Channel groups of the dense network, with the image size.
+        runtime: That has to be measured in, or None for any.
+
+    Raises:
+        ConfigError: If the file is missing, damaged or unfinished, or of another network, image size or runtime.
+    """
+    data = _read(path, SAMPLES, "prune_latency")
+    with _damage(path):
+        imgsz, measured, network = [*map(int, data["imgsz"])], str(data["runtime"]), str(data["network"])
+        model, ratios, complete = str(data["model"]), dict(data["ratios"]), bool(data["complete"])
+    anew = f"make a kit for it: yolo-prune kit model=… imgsz={max(graph.imgsz)} runtime={runtime or measured}"
+    if imgsz != [*graph.imgsz]:
+        raise ConfigError(f"{path} was measured at {imgsz} px, and this is {[*graph.imgsz]} px; {anew}.")
+    if runtime is not None and runtime != measured:
+        raise ConfigError(
+            f"{path} was measured in {measured}, and runtime={runtime} is asked for; leave it out, or {anew}."
+        )
+    if network != digest_of(graph):
+        raise ConfigError(f"{path} was measured of another network ({model}), or of other classes; {anew}.")
+    if not complete or len(ratios) < FEWEST:
+        raise ConfigError(
+            f"{path} is not finished: {len(ratios)} networks are timed; start the kit again on the device."
+        )
+    with _damage(path):
+        dense = median(float(turn["first"]) for turn in data["turns"])
+        timed = [network for network in data["networks"] if network["name"] in ratios]
+        widths = [np.array(network["widths"], dtype=float) for network in timed]
+        if any(of.shape != (2, len(graph.layers)) or not ((of >= 0) & (of < 1e6)).all() for of in widths):
+            raise ValueError("widths are not those of the layers")
+        seconds = [dense * float(ratios[network["name"]]) for network in timed]
+        if not all(0 < s < np.inf for s in (dense, *seconds)):
+            raise ValueError("not a time above 0 for each network")
+        latency = fitted(graph, dense, widths, seconds)
+        latency.check()
+        return replace(latency, where={**data["where"], "imgsz": imgsz})
+
+
+def describe(latency: LatencyModel) -> str:
+    """Return what has been measured, and how wrong predictions are, as text."""
+    where = latency.where
+    told = f"{milliseconds(latency.dense)} in {where['runtime']} on {where['device']}, {where['threads']} threads"
+    if not latency.errors:
+        return told
+    errors = f"{median(latency.errors):.1%}, at most {max(latency.errors):.1%}"
+    return f"{told}; predictions were off by {errors}, of {len(latency.errors)} networks that were not fitted"
+
+
+def read_comparison(path: str | Path) -> Comparison:
+    """Return what a kit of finished files has measured.
+
+    Raises:
+        ConfigError: If the file is missing, damaged or of another kind.
+    """
+    data = _read(path, COMPARISON, "results")
+    with _damage(path):
+        height, width = map(int, data["imgsz"])
+        speedups = tuple(Speedup(**of) for of in data["speedups"])
+        names = tuple(map(str, data["networks"]))
+        seconds = tuple((float(low), float(mid), float(high)) for low, mid, high in data["seconds"])
+        if not len(names) == len(seconds) == len(speedups) or not all(0 < s < np.inf for of in seconds for s in of):
+            raise ValueError("not one time for each network")
+        return Comparison(dict(data["where"]), (height, width), names, seconds, speedups)
+
+
+def note_in_report(run: Path, comparison: Comparison, final: int) -> None:
+    """Write the times of a device into a run's report and page; the first of a comparison is the run's dense network.
+
+    Args:
+        run: The run's folder.
+        comparison: Of the dense network with others.
+        final: Which of them the run's result is.
+    """
+    path = RunFolder(run).path / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    for stage, i in (("dense", 0), ("final", final)):
+        report[stage]["latency"] = comparison.seconds[i][0]
+    report["final"]["speedup"], report["timed"] = asdict(comparison.speedups[final]), dict(comparison.where)
+    report["scales"] = {}
+    with atomic_write(path) as draft:
+        draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    page.write(run, plots=False)
+
+
+@contextmanager
+def _damage(path: str | Path) -> Iterator[None]:
+    """Turn what a damaged file makes Python raise into a ConfigError that names it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
+        raise ConfigError(f"{path} is damaged ({describe_error(e)}); fetch it from the device again.") from e
+
+
+def _read(path: str | Path, kind: str, option: str) -> dict[str, Any]:
+    """Return the content of a result of a kit, of a kind."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = data["kind"]
+    except FileNotFoundError:
+        raise ConfigError(f"{option}={path}: there is no such file; a kit writes it (yolo-prune kit).") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
+        raise ConfigError(f"{option}={path} is not what a kit wrote ({describe_error(e)}); run the kit again.") from e
+    if found != kind:
+        raise ConfigError(f"{option}={path} is a {found!r:.40} of a kit, not a {kind}.json.")
+    return dict(data)
