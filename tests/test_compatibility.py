@@ -23,7 +23,9 @@ MODEL = json.loads((FILES / "model.json").read_text(encoding="utf-8"))
 def test_options_are_read_with_those_that_are_gone() -> None:
     text = (FILES / "prune.yaml").read_text(encoding="utf-8")
     assert "bn_recalibration: false" in text
-    assert PruneConfig.from_yaml(FILES / "prune.yaml") == PruneConfig(target="1.5x", steps=2, calibration=64)
+    assert PruneConfig.from_yaml(FILES / "prune.yaml") == PruneConfig(
+        target="1.5x", steps=2, runtime="onnx", calibration=64
+    )
 
 
 def test_a_plan_is_read_and_applied(tmp_path: Path) -> None:
