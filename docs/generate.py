@@ -102,6 +102,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "training_time": table("accuracy_tables", "time_table"),
     "without_training": table("without_training"),
     "cut_cost": table("cut_cost"),
+    "devices": table("devices"),
+    "file_sizes": table("file_sizes"),
     "criteria": table("criteria"),
     "speed": table("speed", "speed_table"),
     "speed.targets": table("speed", "target_table"),

@@ -265,7 +265,7 @@ def listening() -> YOLO:
 
 
 SHARE = "0.5 and 50% remove half of the MACs"
-FORMS = "give 0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 8 ms or 2x"
+FORMS = "give 0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 8 ms or 2x"
 LINES = "'option: value' lines such as 'target: 0.5'"
 KNOB_YAML = "write 'option: value' lines such as 'target: 0.5'"
 FINISH = "an epoch left after the last cut"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.formats import file_size
+from yolo_prune.deploy.network_files import export_form
+from yolo_prune.deploy.samples import cut_networks, random_plan
 from yolo_prune.graph.trace import trace
 from yolo_prune.planning.allocation import units_of
 
@@ -90,3 +94,36 @@ def test_the_cost_falls_with_every_unit_that_goes() -> None:
         one_less = cost.widths - np.eye(len(graph.groups), dtype=int)[g]
         assert cost.params(one_less) < cost.params()
         assert cost.macs(one_less) <= cost.macs()
+
+
+@pytest.mark.parametrize("family", fast_and_slow("tiny", "yolov8n", "yolo11n"))
+@pytest.mark.parametrize(("form", "weight", "channel"), [("onnx", 4, 4), ("onnx:16", 2, 2), ("litert:8", 1, 4)])
+def test_an_export_shrinks_by_the_weights_and_biases_of_the_fused_network(
+    family: str, form: str, weight: int, channel: int
+) -> None:
+    def amount(network: nn.Module) -> int:
+        layers = [m for m in network.eval().fuse(verbose=False).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        return sum(weight * m.weight.numel() + channel * m.weight.shape[0] for m in layers)
+
+    graph = graph_of(family)
+    cost, plan = CostModel(graph), random_plan(graph, 0.5, 8, seed=0)
+    (pruned,) = cut_networks(build(family), [plan])
+    predicted = cost.amount(f"file {form}") - cost.amount(f"file {form}", units_of(graph, plan))
+    assert predicted == amount(build(family)) - amount(pruned) > 0
+    kept = np.array(units_of(graph, plan))
+    saved = [cost.amount(f"file {form}", kept + more) for more in np.eye(len(kept), dtype=int)]
+    saved = np.array(saved) - cost.amount(f"file {form}", kept)
+    assert np.corrcoef(saved, cost.savings(f"file {form}", kept))[0, 1] > 0.999
+
+
+@pytest.mark.slow
+def test_the_bytes_of_onnx_files_are_predicted(tmp_path: Path) -> None:
+    graph = graph_of("yolov8n")
+    cost, plans = CostModel(graph), [random_plan(graph, share, 8, seed=1) for share in (0.7, 0.3)]
+    sizes = []
+    for i, network in enumerate([build("yolov8n"), *cut_networks(build("yolov8n"), plans)]):
+        (tmp_path / str(i)).mkdir()
+        sizes.append(file_size(export_form(network, "onnx", (64, 64), tmp_path / str(i))))
+    rest = sizes[0] - cost.amount("file onnx")
+    predicted = [rest + cost.amount("file onnx", units_of(graph, plan)) for plan in plans]
+    assert predicted == pytest.approx(sizes[1:], rel=1e-3)

@@ -32,6 +32,7 @@ from yolo_prune.cost import budget
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy import bench
+from yolo_prune.deploy.network_files import export_form
 from yolo_prune.device.stopwatch import Timing
 from yolo_prune.errors import CheckpointError, CutError, ExportError, TargetError
 from yolo_prune.graph.layers import named_layers
@@ -291,6 +292,21 @@ def test_a_run_lands_on_targets_in_the_users_units(run: Run) -> None:
     assert final["params"] > 0.58 * dense["params"] or final["bytes"] > 0.42e6
     first, second = (cut["params"] for cut in report["cuts"])
     assert dense["params"] > first > second == final["params"]
+
+
+@pytest.mark.slow
+def test_a_run_lands_on_the_bytes_of_an_export(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    trainer = run(prune=soon("30% onnx:32"))
+    sizes = []
+    for path in (trainer.wdir / "dense.pt", trainer.best):
+        folder = tmp_path / path.stem
+        folder.mkdir()
+        sizes.append(export_form(load_checkpoint(path)[0], "onnx", (64, 64), folder).stat().st_size)
+    assert 0.6 * sizes[0] < sizes[1] <= 0.7 * sizes[0]
+    assert f"exported, {trainer.best} has " in caplog.text and "MB onnx:32; 30% onnx:32 was asked for" in caplog.text
 
 
 @pytest.mark.slow

@@ -40,6 +40,10 @@ MACS, PARAMS, BYTES, LATENCY = QUANTITIES
         ("2 MiB", Target(BYTES, most=2 * 2**20)),
         ("8 ms", Target(LATENCY, most=0.008)),
         ("800us", Target(LATENCY, most=0.0008)),
+        ("1.5 MB litert:8", Target("file litert:8", most=1.5e6)),
+        ("900 kB  CoreML:8", Target("file coreml:8", most=9e5)),
+        ("2MiB onnx", Target("file onnx", most=2 * 2**20)),
+        ("40% onnx:16", Target("file onnx:16", removed=0.4)),
     ],
 )
 def test_every_form_is_read(given: Any, target: Target) -> None:

@@ -19,6 +19,7 @@ from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.config.targets import QUANTITIES, in_units
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import ConfigError, UnsupportedError
@@ -124,7 +125,8 @@ def prune_model(
         return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
     with verbosity(config.verbose):
         graph, latency = _traced(network, config, imgsz, config.is_timed)
-        plan = plan_traced(network, graph, config, request_for(network, graph, config, latency)).plan
+        request = request_for(network, graph, config, latency, file_sizes(network, config.targets, graph.imgsz))
+        plan = plan_traced(network, graph, config, request).plan
         apply_plan(plan, network)
         torch.compiler.reset()  # what was compiled for the old widths
         if hint := reid_hint(network):
@@ -194,7 +196,8 @@ def dry_run(
     size = image_size(network, imgsz)
     with verbosity(config.verbose):
         graph, latency = _traced(network, config, size, timed or config.is_timed)
-        request = request_for(network, graph, config, latency)
+        sizes = file_sizes(network, config.targets, graph.imgsz)
+        request = request_for(network, graph, config, latency, sizes)
         if data is None:
             plan = plan_traced(network, graph, config, request).plan
         else:
@@ -209,6 +212,10 @@ def dry_run(
     amounts = []
     for q in QUANTITIES if latency else QUANTITIES[:-1]:
         before, after = cost.dense(q), cost.amount(q, units)
+        amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
+    for q in dict.fromkeys(target.quantity for target in config.targets if target.form):
+        rest = sizes[q] - cost.amount(q)  # which no width changes
+        before, after = (rest + cost.amount(q, of) for of in (None, units))
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
     return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *amounts])

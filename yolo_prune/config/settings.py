@@ -56,7 +56,7 @@ class PruneConfig:
         0.5,
         rules.target(),
         "share to remove, of the MACs (0.5, 50%) or of params, size or latency (50% params), or limit to keep "
-        "(3.2 GMACs, 1.2M params, 2 MB, 8 ms, 2x); several must all hold; 0 cuts nothing",
+        "(3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 8 ms, 2x); several must all hold; 0 cuts nothing",
     )
     importance: str = _option(
         "reconstruction", rules.choice(*IMPORTANCES), f"criterion that ranks channels: {', '.join(IMPORTANCES)}"

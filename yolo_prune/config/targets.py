@@ -5,6 +5,7 @@
     3.2 GMACs           at most so many multiply-adds stay; GFLOPs are two per multiply-add
     1.2M params, 2 MB   several, separated by commas, must all hold
     8 ms, 2x            so long for one image at most; twice as fast as the dense network; also ``2x as fast``
+    1.5 MB litert:8     so large at most as an export of that format and precision; also ``40% onnx:16``
 
 Fractions and percentages say what goes, everything else says what may stay. A target is said back as it was typed.
 """
@@ -20,6 +21,8 @@ from yolo_prune.errors import ConfigError, short_repr
 
 MACS, PARAMS, BYTES, LATENCY = QUANTITIES = ("macs", "params", "bytes", "latency")
 """Multiply-adds for one image, parameters, bytes of the checkpoint file, seconds for one image."""
+FILE = "file "
+"""Begins the quantity of the bytes of an export, before its format: ``file litert:8``."""
 _NAMES = {
     MACS: ("macs", "mac", "flops"),
     PARAMS: ("params", "param", "parameters"),
@@ -39,7 +42,12 @@ _UNITS: dict[str, tuple[str, float]] = {
 }
 _SPEED_UPS = ("x", "x faster", "x as fast")
 _TERM = re.compile(r"\s*(?P<number>[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>([^\d\s].*?)?)\s*", re.IGNORECASE)
-EXAMPLES = "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 8 ms or 2x; several, separated by commas, must all hold"
+_FORM = re.compile(r"[a-z]\w*(:\w+)?")
+"""Ultralytics' name of an export format, with a precision or without."""
+EXAMPLES = (
+    "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 8 ms or 2x; several, separated by commas, "
+    "must all hold"
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,11 @@ class Target:
     most: float | None = None
     text: str = field(default="", compare=False)
 
+    @property
+    def form(self) -> str:
+        """Format and precision of the export whose bytes count, or nothing."""
+        return form_of_file(self.quantity)
+
     def limit(self, dense: float) -> float:
         """Return the limit for a dense network that has so much."""
         return dense * (1 - self.removed) if self.removed is not None else float(self.most or 0)
@@ -66,7 +79,7 @@ class Target:
         if self.text:
             return self.text
         if self.removed is not None:
-            return f"{100 * self.removed:.12g}% {_NAMES[self.quantity][0]}"
+            return f"{100 * self.removed:.12g}% {self.form or _NAMES[self.quantity][0]}"
         return in_units(self.quantity, self.most or 0, digits=12)
 
 
@@ -100,6 +113,11 @@ def canonical(targets: Sequence[Target]) -> float | str:
     return ", ".join(map(str, targets))
 
 
+def form_of_file(quantity: str) -> str:
+    """Return format and precision of the export that a quantity is the bytes of, or nothing for others."""
+    return quantity[len(FILE) :] if quantity.startswith(FILE) else ""
+
+
 def in_units(quantity: str, amount: float, digits: int = 3) -> str:
     """Return an amount as text that `read_targets` reads: ``1.62 GMACs``, ``2.1M params``, ``5.2 MB``, ``8 ms``."""
     amount = float(f"{amount:.{digits}g}")  # before the prefix is chosen: 999.9999 M is 1 G
@@ -107,6 +125,8 @@ def in_units(quantity: str, amount: float, digits: int = 3) -> str:
         return f"{amount * 1e3:.{digits}g} ms"
     if quantity == BYTES:
         return f"{amount / 1e6:.{digits}g} MB"
+    if form := form_of_file(quantity):
+        return f"{amount / 1e6:.{digits}g} MB {form}"
     prefix, size = next((p, n) for p, n in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)) if amount >= n or n == 1)
     return f"{amount / size:.{digits}g}{f' {prefix}MACs' if quantity == MACS else f'{prefix} params'}"
 
@@ -133,6 +153,9 @@ def _parse(text: str) -> Target:
             raise ConfigError(f"target={text} is no speed-up >= 1; 2x is twice as fast as the dense model.")
         return Target(LATENCY, removed=1 - 1 / number)
     known = _UNITS.get(unit.replace(" ", ""))
+    amount, _, form = unit.partition(" ")
+    if known is None and _FORM.fullmatch(form) and _UNITS.get(amount, ("",))[0] == BYTES:
+        known = (f"{FILE}{form}", _UNITS[amount][1])
     if known is None:
         raise ConfigError(f"target={text}: {match['unit']!r} is no unit; give {EXAMPLES}.")
     if not 0 < number < 1e15:
@@ -142,6 +165,8 @@ def _parse(text: str) -> Target:
 
 def _share(text: str, share: float, name: str) -> Target:
     quantity = next((q for q, names in _NAMES.items() if (name or _NAMES[MACS][0]) in names), None)
+    if quantity is None and ":" in name and _FORM.fullmatch(name):
+        quantity = f"{FILE}{name}"
     if quantity is None:
         raise ConfigError(
             f"target={text}: {name!r} is nothing that can be cut; percentages are of "

@@ -29,13 +29,16 @@ class Goal:
     amounts: Mapping[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, targets: Iterable[Target], cost: CostModel, network: nn.Module) -> Goal:
+    def of(
+        cls, targets: Iterable[Target], cost: CostModel, network: nn.Module, files: Mapping[str, int] | None = None
+    ) -> Goal:
         """Read targets for a network.
 
         Args:
             targets: What the user asked for; of several for one quantity the strictest counts.
             cost: The network's cost model.
             network: The network, of which a checkpoint will be written.
+            files: Quantity -> bytes of the dense network's export, for targets in such.
 
         Raises:
             UnsupportedError: If a target is a latency and the graph has none that were measured.
@@ -45,7 +48,10 @@ class Goal:
             dense, beside = cost.dense(target.quantity), 0
             if target.quantity == BYTES:
                 beside = file_bytes(network) - cost.bytes()  # what a checkpoint holds beside its tensors
-            limit = target.limit(dense + beside) - beside - (NOTES if beside else 0)
+            elif target.form:
+                beside = (files or {})[target.quantity] - int(dense)  # the graph, and what no width changes
+            notes = NOTES if target.quantity == BYTES else 0
+            limit = target.limit(dense + beside) - beside - notes
             if limit < dense:
                 strictest = min(limit, amounts.get(target.quantity, (dense, limit))[1])
                 amounts[target.quantity] = (dense, strictest)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
+from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS, form_of_file
+from yolo_prune.cost.file_size import bytes_per
 from yolo_prune.cost.latency import LatencyModel, Workload
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.graph.groups import FP16, ChannelGraph
@@ -39,6 +40,14 @@ class _Form:
     def at(self, kept: np.ndarray) -> int:
         """Return the amount."""
         return round(float((self.pairs @ kept + self.units) @ kept) + self.fixed)
+
+    def plus(self, other: _Form, factor: float, of_other: float) -> _Form:
+        """Return the sum of so many times this form and another."""
+        return _Form(
+            factor * self.pairs + of_other * other.pairs,
+            factor * self.units + of_other * other.units,
+            factor * self.fixed + of_other * other.fixed,
+        )
 
     def slopes(self, kept: np.ndarray) -> np.ndarray:
         """Return how much one more unit of each group adds."""
@@ -91,6 +100,8 @@ class CostModel:
             PARAMS: form(kernel, params, 0.0, graph.other_params),
             BYTES: form(FP16 * kernel, FP16 * (params + buffers), 0.0, FP16 * graph.other_params + graph.other_bytes),
         }
+        deployed = np.array([layer.deployed * (layer.kernel > 0) for layer in layers], dtype=float)
+        self._deployed = form(kernel * deployed, 0.0, 0.0, 0.0), form(0.0 * kernel, deployed, 0.0, 0.0)
         self._latency = latency
         self._work = Workload(graph) if latency else None
 
@@ -105,6 +116,13 @@ class CostModel:
                     per_unit[g] += inside
                     fixed -= inside * group.width
         return per_unit, fixed
+
+    def _form_of(self, quantity: str) -> _Form:
+        """Return a quantity as a quadratic form; of a file without what no width changes, of which its format knows."""
+        if quantity not in self._forms:
+            (weights, channels), (weight, channel) = self._deployed, bytes_per(form_of_file(quantity))
+            self._forms[quantity] = weights.plus(channels, weight, channel)
+        return self._forms[quantity]
 
     def macs(self, kept: Sequence[int] | np.ndarray | None = None) -> int:
         """Return multiply-adds for one image, with ``kept`` units per group (default: all)."""
@@ -146,13 +164,13 @@ class CostModel:
 
     def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
         """Return the amount of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
-        return self.seconds(kept) if quantity == LATENCY else self._forms[quantity].at(self._units(kept))
+        return self.seconds(kept) if quantity == LATENCY else self._form_of(quantity).at(self._units(kept))
 
     def savings(self, quantity: str, kept: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return per group how much of a quantity one unit less saves, with ``kept`` units per group."""
         units = self._units(kept)
         if quantity != LATENCY:
-            return self._forms[quantity].slopes(units)
+            return self._form_of(quantity).slopes(units)
         latency, work = self._measured
         by_out, by_in = latency.slopes(work, *self.widths_of(units))
         slopes: np.ndarray = by_out @ self._out + by_in @ self._in

@@ -62,21 +62,31 @@ def export(
         data: A data set that calibrates INT8 (default: noise).
         portable: Whether it is for another machine, on which TensorRT builds an engine of an ONNX file.
     """
-    checkpoint = folder / "network.pt"
-    torch.save({"model": copy_of(network).cpu().half(), "train_args": {}}, checkpoint)
     runtime, precision = read_form(form)
     if runtime not in FORMATS:
-        return checkpoint
+        return _checkpoint(network, folder)
     name = FORMATS[runtime]
     if portable and runtime == "tensorrt":
         name, precision = "onnx", "8" if precision == "8" else "32"  # the engine is built in half precision there
-    options: dict[str, Any] = {}
-    if precision != precisions(name)[0]:
-        options["quantize"] = read_export(f"{name}:{precision}")[1]
+    return export_form(network, f"{name}:{precision}", imgsz, folder, data)
+
+
+def export_form(network: nn.Module, form: str, imgsz: tuple[int, int], folder: Path, data: str | None = None) -> Path:
+    """Do the same for one of Ultralytics' export formats, with a precision where it is not the format's own."""
+    name, quantize = read_export(form)
+    precision = form.partition(":")[2]
+    options: dict[str, Any] = {} if precision in {"", precisions(name)[0]} else {"quantize": quantize}
     if "8" in precision:
         options["data"] = data or _noise_data(network, imgsz, folder / "noise")
+    checkpoint = _checkpoint(network, folder)
     with silence():
         return Path(YOLO(checkpoint).export(format=name, imgsz=list(imgsz), verbose=False, **options))
+
+
+def _checkpoint(network: nn.Module, folder: Path) -> Path:
+    path = folder / "network.pt"
+    torch.save({"model": copy_of(network).cpu().half(), "train_args": {}}, path)
+    return path
 
 
 def with_noise(network: nn.Module) -> nn.Module:

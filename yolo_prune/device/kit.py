@@ -1,6 +1,6 @@
 """The program of a kit: it times the networks that it carries on this device, and writes what came out.
 
-    python kit.pyz                  # about ten minutes
+    python kit.pyz                  # about five minutes
     python kit.pyz --quick          # about two minutes
     python kit.pyz --threads 1      # of the processor; by default all of them
 
@@ -39,7 +39,7 @@ TURN = 6
 """Networks that run in turns with the first one; the memory of small boards holds no more."""
 ROUNDS = (5, 60)
 """Times that a network runs, at least and at most."""
-QUICK, THOROUGH = 90.0, 480.0
+QUICK, THOROUGH = 60.0, 240.0
 """Seconds that networks run in all."""
 SLOWER = 1.1
 """Times as long as at first that the first network takes on a device that is held back, or busy."""
@@ -76,7 +76,7 @@ def _parser(manifest: Mapping[str, Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=f"Time {manifest['model']} in {manifest['runtime']} on this device.")
     parser.add_argument("--out", type=Path, default=Path(out), help=f"file to write (default: {out})")
     parser.add_argument("--threads", type=int, default=all_threads(), help="of the processor (default: all)")
-    parser.add_argument("--quick", action="store_true", help="two minutes instead of ten; predictions get less exact")
+    parser.add_argument("--quick", action="store_true", help="two minutes instead of five; predictions get less exact")
     parser.add_argument("--again", action="store_true", help="time anew what has been timed")
     return parser
 
@@ -151,7 +151,7 @@ def _compare(kit: zipfile.ZipFile, manifest: Mapping[str, Any], args: argparse.N
         else:
             runners = [_open(manifest, file, args.threads) for file in files]
             once = float(alternating(runners, rounds=2, warmup=1)[:, 1].sum())
-            rounds = int(np.clip((QUICK / 3 if args.quick else QUICK) / (2 * once), *ROUNDS))
+            rounds = int(np.clip((QUICK if args.quick else THOROUGH) / 3 / (2 * once), *ROUNDS))
             timing = settle(runners, rounds, args.threads, _progress)
     quartiles = np.quantile(timing.seconds, (0.25, 0.5, 0.75), axis=1).T
     result["seconds"] = [[float(s) for s in of] for of in quartiles]

@@ -57,10 +57,16 @@ def prepare(trainer: BaseTrainer, config: PruneConfig) -> bool:
             f"export={','.join(others)}: Ultralytics exports what was trained with quantize=8 as "
             f"{', '.join(EXPORTS)} only; leave the others out, or train without quantize=8 and quantize at export."
         )
-    if any(target.quantity in (BYTES, LATENCY) for target in config.targets):
+    quantities = {target.quantity for target in config.targets}
+    if BYTES in quantities:
         raise ConfigError(
-            f"target={config.target} with quantize=8: size and latency are predicted for float networks; give MACs or "
-            "parameters, e.g. target=0.5."
+            f"target={config.target} with quantize=8: the size is that of a float checkpoint; give MACs or parameters, "
+            "e.g. target=0.5."
+        )
+    if LATENCY in quantities and not (config.latency or str(config.runtime).endswith(":8")):
+        raise ConfigError(
+            f"target={config.target} with quantize=8: latency is measured of float networks; give runtime=onnx:8, or "
+            "the latency that a kit of runtime=onnx:8 or tensorrt:8 has measured."
         )
     if trainer.args.compile:
         raise UnsupportedError(

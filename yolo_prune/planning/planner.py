@@ -7,7 +7,7 @@ which looks at what the one before would leave.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 
@@ -60,10 +60,22 @@ def plan_cut(
 
 
 def request_for(
-    model: nn.Module, graph: ChannelGraph, config: PruneConfig, latency: LatencyModel | None = None
+    model: nn.Module,
+    graph: ChannelGraph,
+    config: PruneConfig,
+    latency: LatencyModel | None = None,
+    files: Mapping[str, int] | None = None,
 ) -> PlanRequest:
-    """Return the request of a configuration's targets, shares being of what a traced network is now."""
-    budget = Goal.of(config.targets, CostModel(graph, latency), model).at(1.0)
+    """Return the request of a configuration's targets, shares being of what a traced network is now.
+
+    Args:
+        model: The network.
+        graph: Its channel groups.
+        config: The options.
+        latency: What has been measured of it, for a target in seconds.
+        files: Bytes of its exports, for targets in such (see `Goal.of`).
+    """
+    budget = Goal.of(config.targets, CostModel(graph, latency), model, files).at(1.0)
     return PlanRequest.of(config, budget, {path: layer.out for path, layer in graph.layers.items()}, latency)
 
 

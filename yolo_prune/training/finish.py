@@ -15,6 +15,7 @@ from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench import time_result
 from yolo_prune.deploy.export import export_all
+from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.latency_profile import USUAL
 from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError, listed
 from yolo_prune.graph.groups import are_multiples
@@ -54,7 +55,8 @@ def hand_over(
     has_changed = _complete(trainer, report, network, best, bool(unfinished))
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
     timed, untimed = "", None
-    if report.cuts and not report.quantization and (report.dense.latency or config.benchmark):
+    is_comparable = bool(config.latency) or not report.quantization
+    if report.cuts and is_comparable and (report.dense.latency or config.benchmark):
         timed, untimed = _time(config, report, best, RunFolder(trainer.save_dir))
         report.save(folder)
     summary = [f"done\n{report.table()}" if has_changed else "done", timed]
@@ -71,7 +73,7 @@ def hand_over(
     except Exception as e:  # whatever it is, the run is done
         summary.append(f"no {page.NAME} ({type(e).__name__}: {e}); yolo-prune report {trainer.save_dir} tries it again")
     log("\n".join(filter(None, (*summary, f"checkpoint {best}, report {path}"))))
-    return unfinished or _too_large(config, report) or untimed or failed
+    return unfinished or _too_large(config, report, network) or untimed or failed
 
 
 def _complete(trainer: BaseTrainer, report: Report, network: nn.Module, best: Path, is_unfinished: bool) -> bool:
@@ -165,16 +167,30 @@ def _held(report: Report, guard: Mapping[str, Any]) -> str:
     return told if guard["failures"] else ""
 
 
-def _too_large(config: PruneConfig, report: Report) -> TargetError | None:
-    """Return an error if the file is larger than was asked for; everything else is exact."""
+def _too_large(config: PruneConfig, report: Report, network: nn.Module) -> TargetError | None:
+    """Return an error if a file is larger than was asked for; everything else is exact.
+
+    Args:
+        config: The options.
+        report: With the dense network's checkpoint, and the bytes of both checkpoints.
+        network: The final one.
+    """
     final = report.final
     if final is None or not report.cuts or report.guard:
         return None
-    limits = [t.limit(report.dense.bytes or 0) for t in config.targets if t.quantity == BYTES]
-    if not limits or (final.bytes or 0) <= min(limits):
-        return None
-    asked, has = in_units(BYTES, min(limits), digits=4), in_units(BYTES, final.bytes or 0, digits=4)
-    return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
+    found = [(t, report.dense.bytes or 0, final.bytes or 0) for t in config.targets if t.quantity == BYTES]
+    if files := [target for target in config.targets if target.form]:
+        size = (report.imgsz[0], report.imgsz[1])
+        dense = file_sizes(qat.load_plain(Path(str(report.dense.checkpoint))), files, size)
+        now = file_sizes(network, files, size)
+        found += [(target, dense[target.quantity], now[target.quantity]) for target in files]
+    for target, before, after in found:
+        if after > target.limit(before):
+            asked, has = (in_units(target.quantity, of, digits=4) for of in (target.limit(before), after))
+            return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
+        if target.form:
+            log(f"exported, {final.checkpoint} has {in_units(target.quantity, after)}; {target} was asked for")
+    return None
 
 
 def _widths(dense: nn.Module, final: nn.Module) -> dict[str, dict[str, int]]:

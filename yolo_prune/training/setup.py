@@ -16,6 +16,7 @@ from yolo_prune.config.targets import LATENCY
 from yolo_prune.cost.budget import Goal
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
@@ -75,7 +76,7 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> Prepared:
     """
     prepared = Prepared()
     if config is not None:
-        check_formats(config.export)
+        check_formats([*config.export, *(target.form for target in config.targets if target.form)])
         # How much is removed, nobody knows yet.
         planned = _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)
         prepared.quantizes = qat.prepare(trainer, config)
@@ -159,7 +160,8 @@ def start(run: Run, given: Prepared | None) -> None:
     if config.is_timed or config.latency:
         run.latency = ddp.on_rank_zero(lambda: latency_of(model, graph, config.runtime, config.latency))
     cost = CostModel(graph, run.latency)
-    progress.goal = Goal.of(config.targets, cost, model)
+    files = ddp.on_rank_zero(lambda: file_sizes(model, config.targets, trainer.args.imgsz))
+    progress.goal = Goal.of(config.targets, cost, model, files)
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
     check_reachable(graph, PlanRequest.of(config, progress.goal.at(1.0), progress.dense_widths, run.latency))
     progress.schedule = _schedule(config, trainer.epochs, progress.goal.removed, prepared.knows_classes)
