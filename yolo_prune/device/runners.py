@@ -108,7 +108,7 @@ def _ncnn(ncnn: Any, file: Path, image: np.ndarray, threads: int, half: bool) ->
     if net.load_param(str(_within(file, "*.param"))) or net.load_model(str(_within(file, "*.bin"))):
         raise UnsupportedError(f"ncnn cannot read {file.name}; export it anew.")
     (given, *_), outputs = net.input_names(), net.output_names()
-    pixels = ncnn.Mat(image[0])
+    pixels = ncnn.Mat(image[0]).clone()  # a Mat does not hold the array that it is of
 
     def run() -> object:
         with net.create_extractor() as extractor:
