@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -214,6 +215,14 @@ def test_models_that_are_compared_have_names_of_their_own(tmp_path: Path) -> Non
     for models, says in (([tmp_path / "a.pt"], "two or more models"), ([tmp_path / "a.pt", tmp_path / "b.pt"], "no ")):
         with pytest.raises(ConfigError, match=says):
             kit.make_comparison_kit(models, tmp_path / "kit.pyz", "onnx", "onnx", 64, None)
+
+
+def test_a_file_that_the_runtime_cannot_read_is_named(tmp_path: Path, macs_as_files: None) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "kit.pyz"
+    kit.make_sample_kit(build("tiny"), graph_of("tiny"), path, "onnx", "onnx", data=None, name="tiny.pt")
+    assert re.search(r"error: onnx \S+ cannot open dense.onnx \(.*install another version", run(path, succeeds=False))
+    assert "--threads: 0 is no whole number above 0" in run(path, "--threads", "0", succeeds=False)
 
 
 @pytest.mark.slow

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from yolo_prune.device.command import is_command, seconds_of
-from yolo_prune.device.runners import module_of, open_file
+from yolo_prune.device.runners import module_of, open_file, version_of
 from yolo_prune.device.stopwatch import QUIET, Runner, Timing, alternating, settle, timed, typical
 from yolo_prune.device.system import all_threads, celsius, conditions, held_back, megahertz, surroundings
-from yolo_prune.errors import PruneError
+from yolo_prune.errors import PruneError, describe_error
 
 MANIFEST = "kit.json"
 """Name in the kit of what says which networks there are."""
@@ -75,10 +75,17 @@ def _parser(manifest: Mapping[str, Any]) -> argparse.ArgumentParser:
     out = f"{manifest['kind']}.json"
     parser = argparse.ArgumentParser(description=f"Time {manifest['model']} in {manifest['runtime']} on this device.")
     parser.add_argument("--out", type=Path, default=Path(out), help=f"file to write (default: {out})")
-    parser.add_argument("--threads", type=int, default=all_threads(), help="of the processor (default: all)")
+    parser.add_argument("--threads", type=_count, default=all_threads(), help="of the processor (default: all)")
     parser.add_argument("--quick", action="store_true", help="two minutes instead of five; predictions get less exact")
     parser.add_argument("--again", action="store_true", help="time anew what has been timed")
     return parser
+
+
+def _count(text: str) -> int:
+    """Read a whole number above 0, or raise an error that argparse tells."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
 
 
 def _time_samples(kit: zipfile.ZipFile, manifest: Mapping[str, Any], args: argparse.Namespace) -> None:
@@ -134,7 +141,7 @@ def _turn(
         runners = [_open(manifest, file, threads) for file in files]
         once = float(alternating(runners, rounds=2, warmup=1)[:, 1].sum())
         rounds = int(np.clip(budget / (2 * once), *ROUNDS))
-        timing = timed(runners, rounds, threads)
+        timing = timed(runners, rounds, _busy_threads(manifest, threads))
         return [float(s) for s in typical(timing.seconds)], timing.share
 
 
@@ -152,7 +159,7 @@ def _compare(kit: zipfile.ZipFile, manifest: Mapping[str, Any], args: argparse.N
             runners = [_open(manifest, file, args.threads) for file in files]
             once = float(alternating(runners, rounds=2, warmup=1)[:, 1].sum())
             rounds = int(np.clip((QUICK if args.quick else THOROUGH) / 3 / (2 * once), *ROUNDS))
-            timing = settle(runners, rounds, args.threads, _progress)
+            timing = settle(runners, rounds, _busy_threads(manifest, args.threads), _progress)
     quartiles = np.quantile(timing.seconds, (0.25, 0.5, 0.75), axis=1).T
     result["seconds"] = [[float(s) for s in of] for of in quartiles]
     result["speedups"] = [asdict(timing.speedup(i)) for i in range(len(names))]
@@ -160,7 +167,10 @@ def _compare(kit: zipfile.ZipFile, manifest: Mapping[str, Any], args: argparse.N
     for i, name in enumerate(names):
         told = f", {timing.speedup(i).told()}" if i else ""
         print(f"{name}: {1e3 * result['seconds'][i][0]:.2f} ms{told}")
-    print(f"{args.out}: take it to where you train: yolo-prune bench {' '.join(names)} results={args.out.name}")
+    print(
+        f"{args.out}: take it to where you train, and give it with the models in this order: "
+        f"yolo-prune bench … results={args.out.name}"
+    )
 
 
 def _kept(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,8 +186,26 @@ def _conditions(manifest: Mapping[str, Any], threads: int) -> dict[str, Any]:
 
 
 def _open(manifest: Mapping[str, Any], file: Path, threads: int) -> Runner:
+    """Open a file.
+
+    Raises:
+        PruneError: If the runtime cannot read it.
+    """
     shape = (1, manifest["channels"], *manifest["imgsz"])
-    return open_file(manifest["runtime"], file, shape, threads, half=manifest["precision"] == "16")
+    try:
+        return open_file(manifest["runtime"], file, shape, threads, half=manifest["precision"] == "16")
+    except PruneError:
+        raise
+    except Exception as e:  # whatever a runtime raises at a file of another version
+        raise PruneError(
+            f"{manifest['runtime']} {version_of(manifest['runtime'])} cannot open {file.name} ({describe_error(e)}); "
+            "install another version of it, or make the kit with another format or precision."
+        ) from e
+
+
+def _busy_threads(manifest: Mapping[str, Any], threads: int) -> int | None:
+    """Return the threads that the processor has to have free, or None where a GPU computes."""
+    return None if manifest["runtime"] in {"tensorrt", "coreml"} else threads
 
 
 def _extract(kit: zipfile.ZipFile, name: str, folder: Path) -> Path:
