@@ -115,22 +115,20 @@ def plan(arguments: list[str]) -> None:
 
 def bench(arguments: list[str]) -> None:
     """Time models side by side."""
-    rest = startup.join_assignments(arguments)
-    models = [argument for argument in rest if "=" not in argument]
+    models, values = _models(arguments)
     if not models:
         raise ConfigError("bench without models: say which, e.g. yolo-prune bench dense.pt best.pt imgsz=640.")
     from yolo_prune.cli.commands import bench_command  # loads ultralytics
 
-    bench_command(models, dict(argument.split("=", 1) for argument in rest if "=" in argument))
+    bench_command(models, values)
 
 
 def kit(arguments: list[str]) -> None:
     """Write a kit that times networks on another machine."""
-    rest = startup.join_assignments(arguments)
+    models, values = _models(arguments)
     from yolo_prune.cli.commands import kit_command  # loads ultralytics
 
-    models = [argument for argument in rest if "=" not in argument]
-    kit_command(models, dict(argument.split("=", 1) for argument in rest if "=" in argument))
+    kit_command(models, values)
 
 
 def report(arguments: list[str]) -> None:
@@ -150,6 +148,13 @@ def sensitivity(arguments: list[str]) -> None:
     from yolo_prune.cli.commands import sensitivity_command
 
     sensitivity_command(values)
+
+
+def _models(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the files that a command names, and its other arguments as name -> text."""
+    rest = startup.join_assignments(arguments)
+    models = [argument for argument in rest if "=" not in argument]
+    return models, dict(argument.split("=", 1) for argument in rest if "=" in argument)
 
 
 def _assignments(arguments: list[str], example: str) -> tuple[dict[str, str], dict[str, str]]:

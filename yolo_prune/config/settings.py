@@ -94,7 +94,7 @@ class PruneConfig:
         None,
         rules.whole(1).or_none(),
         "pruned widths are multiples of this, >= 1; by default of 8, or of a quarter of a layer that is narrower, and "
-        "of 16 or 32 for a latency target",
+        "of what is fast there for a latency target",
     )
     runtime: str | None = _option(
         None,
