@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,16 +24,20 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A clock that tells multiply-adds instead of seconds, and counts the networks that it timed."""
     timed: list[int] = []
 
-    def macs(network: torch.nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> float:
+    def macs(networks: list[torch.nn.Module], runtime: str, imgsz: tuple[int, int], folder: Path) -> list[float]:
         from torch.utils.flop_counter import FlopCounterMode
 
-        timed.append(1)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network.eval().fuse(verbose=False)(torch.zeros(1, 3, *imgsz))
-        return counter.get_total_flops() / 2
+        counted = []
+        for network in networks:
+            timed.append(1)
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                network.eval().fuse(verbose=False)(torch.zeros(1, 3, *imgsz))
+            counted.append(counter.get_total_flops() / 2)
+        return counted
 
-    monkeypatch.setattr(profiling, "exported_runner", macs)
-    monkeypatch.setattr(profiling, "alternating", lambda runners, *_, **__: np.array(runners, dtype=float)[:, None])
+    timer = SimpleNamespace(seconds=lambda files, *_: (np.array(files), None))
+    monkeypatch.setattr(profiling, "exported_files", macs)
+    monkeypatch.setattr(profiling, "timer_of", lambda *_: timer)
     return timed
 
 
@@ -127,3 +133,18 @@ def test_networks_are_really_timed(runtime: str, tmp_path: Path) -> None:
     timing = compare_networks([build("yolov8n"), build("yolov8n")], runtime, 64)
     assert timing.share is not None and 0 < timing.share <= 1
     assert timing.speedup(0).low == 1 and timing.speedup(1).low > 0
+
+
+@pytest.mark.slow
+def test_a_command_is_the_stopwatch_of_a_plan_and_of_its_result(tmp_path: Path) -> None:
+    """It tells the size of each file as its time."""
+    script = tmp_path / "timer.py"
+    script.write_text("import os, sys\nprint(f'{os.path.getsize(sys.argv[1]) / 1e6} ms')\n", encoding="utf-8")
+    runtime = f"command: {sys.executable} {script} {{file}}"
+    network, graph = build("tiny"), graph_of("tiny")
+    latency = measure(network, graph, runtime, cache=tmp_path)
+    assert latency.where["device"] == "what the command runs on" and max(latency.errors) < 0.02
+    [fewer] = cut_networks(network, sample_plans(graph, 1))
+    timing = compare_networks([network, fewer], runtime, IMGSZ)
+    half = CostModel(trace(fewer, IMGSZ)).params() / CostModel(graph).params()
+    assert timing.speedup(1).settled and timing.speedup(1).value == pytest.approx(1 / half, rel=0.2)

@@ -324,9 +324,9 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
 
     exported: list[Any] = []
 
-    def export(network: Any, *_: Any) -> Any:
-        exported.append(network)
-        return network
+    def export(networks: list[Any], *_: Any) -> list[Any]:
+        exported.extend(networks)
+        return networks
 
     def as_predicted(networks: Any) -> list[float]:
         """Stand in for a stopwatch that agrees with the table, on a machine that is busy for now."""
@@ -335,12 +335,10 @@ def test_a_run_lands_on_a_latency_that_was_measured_before_it_and_measures_again
         return [1.25 * CostModel(trace(n, 64), table).seconds() for n in networks]
 
     def watch(seconds: Callable[[Any], list[float]]) -> None:
-        monkeypatch.setattr(
-            latency_feedback, "alternating", lambda networks, *_, **__: np.array(seconds(networks))[:, None]
-        )
+        timer = SimpleNamespace(seconds=lambda networks, *_: (np.array(seconds(networks)), None))
+        monkeypatch.setattr(latency_feedback, "timer_of", lambda *_: timer)
 
-    monkeypatch.setattr(latency_feedback, "exported_runner", export)
-    monkeypatch.setattr(latency_feedback, "rounds_for", lambda networks: 1)
+    monkeypatch.setattr(latency_feedback, "exported_files", export)
     watch(as_predicted)
     monkeypatch.setattr(LOGGER, "propagate", True)
     timing = Timing.of(np.array([[0.03] * 8, [0.02] * 8]), share=0.99)

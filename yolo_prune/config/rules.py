@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 from yolo_prune.config.targets import canonical, read_targets
+from yolo_prune.device.command import is_command, words_of
 from yolo_prune.errors import ConfigError, short_repr
 
 
@@ -61,6 +62,19 @@ def choice(*allowed: str, removed: Mapping[str, str] | None = None, parts: str =
         return value
 
     return Rule(check, lambda name, text, default: text.strip("'\""))
+
+
+def runtime(*allowed: str) -> Rule:
+    """One of several runtimes, each with a precision or without, or a command that times a file."""
+    named = choice(*allowed, parts=":")
+
+    def check(name: str, value: Any, help: str) -> Any:
+        if isinstance(value, str) and is_command(value):
+            words_of(value)
+            return value
+        return named.check(name, value, help)
+
+    return Rule(check, named.read)
 
 
 def whole(low: int) -> Rule:

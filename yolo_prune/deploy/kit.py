@@ -36,7 +36,7 @@ NUMBER, QUICK = 32, 16
 """Networks of random widths in a kit, and how many of them a quick run times."""
 CARRIED = (
     "errors.py",
-    *(f"device/{name}.py" for name in ("__init__", "command", "kit", "runners", "stopwatch", "system")),
+    *(f"device/{name}.py" for name in ("__init__", "command", "kit", "runners", "stopwatch", "system", "timers")),
 )
 """Modules of this package that a kit carries."""
 START = '''"""Start a kit: python kit.pyz"""

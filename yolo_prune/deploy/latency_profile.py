@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 from ultralytics.utils import LOGGER
 
@@ -25,8 +24,10 @@ from yolo_prune.deploy.kit_results import describe, read_latency
 from yolo_prune.deploy.network_files import export, read_form
 from yolo_prune.deploy.runtimes import check_runtime, described, file_runner, is_on_gpu
 from yolo_prune.deploy.samples import cut_networks, fitted, sample_plans, widths_of
-from yolo_prune.device.stopwatch import Runner, Timing, alternating, settle, typical
+from yolo_prune.device.command import is_command
+from yolo_prune.device.stopwatch import Timing
 from yolo_prune.device.system import all_threads
+from yolo_prune.device.timers import CommandTimer, Effort, RunnerTimer, Timer
 from yolo_prune.errors import PlanError, WriteError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import height_and_width, image_channels
@@ -36,12 +37,12 @@ USUAL = "onnx"
 """Runtime where none is named."""
 SAMPLES = 16
 """Networks of random widths that are timed."""
-ROUNDS, SECONDS = (5, 40), 40.0
-"""Times that each of them runs, in turns with the others, at least and at most, and how long all of them run."""
-NETWORK_ROUNDS = (40, 400)
-"""Times that networks run which are compared with each other, at least and at most."""
-NETWORK_SECONDS = 4.0
-"""How long these run, so that a disturbance of a second does not decide."""
+SAMPLING = Effort(seconds=40.0, fewest=5, most=40)
+"""How long they run."""
+COMPARING = Effort(seconds=4.0, fewest=40, most=400)
+"""How long networks run that are compared with each other, so that a disturbance of a second does not decide."""
+COMMAND_FORM = "onnx"
+"""Files that a command gets; a kit can be made of others."""
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo_prune"
 
 
@@ -69,7 +70,8 @@ def measure(
     Args:
         network: On any device; copies of it run.
         graph: Its channel groups, with the image size.
-        runtime: One of `config.RUNTIMES`, with a precision where it is not the usual one (`network_files.read_form`).
+        runtime: One of `config.RUNTIMES`, with a precision where it is not the usual one (`network_files.read_form`),
+            or a command (see `device.command`).
         threads: For a CPU (default: all).
         cache: Folder of what has been measured.
 
@@ -80,16 +82,14 @@ def measure(
     threads = threads or all_threads()
     where = {**described(runtime, threads), "imgsz": list(graph.imgsz)}
     known = cache / f"latency-{_digest([where, digest_of(graph), SAMPLES])}.json"
-    if known.exists():
+    if known.exists() and not is_command(runtime):  # what a command runs on may be another device by now
         with suppress(PlanError):
             return LatencyModel.load(known)
     plans = sample_plans(graph, SAMPLES)
     with tempfile.TemporaryDirectory() as folder:
-        networks = [network, *cut_networks(network, plans)]
-        runners = _exported(networks, runtime, graph.imgsz, Path(folder), threads)
-        once = float(alternating(runners, rounds=1)[:, 0].sum())
-        rounds = int(np.clip(SECONDS / (2 * once), *ROUNDS))
-        dense, *seconds = typical(alternating(runners, rounds, progress=progress_bar))
+        files = exported_files([network, *cut_networks(network, plans)], runtime, graph.imgsz, Path(folder))
+        timer = timer_of(runtime, (1, image_channels(network), *graph.imgsz), threads)
+        dense, *seconds = timer.seconds(files, SAMPLING, progress_bar)[0]
     model = fitted(graph, float(dense), [widths_of(graph, plan) for plan in plans], [float(s) for s in seconds])
     model = replace(model, where=where)
     try:
@@ -103,35 +103,30 @@ def compare_networks(
     networks: Sequence[nn.Module], runtime: str, imgsz: int | tuple[int, int], threads: int | None = None
 ) -> Timing:
     """Export networks to a runtime, and time them in turns until the speed-ups over the first have settled."""
-    threads = threads or all_threads()
+    size, channels = height_and_width(imgsz), image_channels(networks[0])
     with tempfile.TemporaryDirectory() as folder:
-        runners = _exported(networks, runtime, height_and_width(imgsz), Path(folder), threads)
-        return settle(runners, rounds_for(runners), None if is_on_gpu(runtime) else threads, progress_bar)
+        files = exported_files(networks, runtime, size, Path(folder))
+        timer = timer_of(runtime, (1, channels, *size), threads or all_threads())
+        return timer.compare(files, COMPARING, progress_bar)
 
 
-def _exported(
-    networks: Sequence[nn.Module], runtime: str, imgsz: tuple[int, int], folder: Path, threads: int
-) -> list[Runner]:
-    """Export networks into a folder, and return what runs them."""
-    runners = []
+def exported_files(networks: Sequence[nn.Module], runtime: str, imgsz: tuple[int, int], folder: Path) -> list[Path]:
+    """Export networks into new folders of a folder, and return the files."""
+    files, form = [], COMMAND_FORM if is_command(runtime) else runtime
     with progress_bar("exporting networks", len(networks)) as step:
-        for i, network in enumerate(networks):
-            runners.append(exported_runner(network, runtime, imgsz, folder / str(i), threads))
+        for network in networks:
+            files.append(export(network, form, imgsz, Path(tempfile.mkdtemp(dir=folder))))
             step()
-    return runners
+    return files
 
 
-def rounds_for(runners: Sequence[Runner]) -> int:
-    """Return the rounds in which runners fill `NETWORK_SECONDS`."""
-    per_round = alternating(runners, rounds=2).sum()  # each runs twice in its turn, and one time counts
-    return int(np.clip(NETWORK_SECONDS / per_round, *NETWORK_ROUNDS))
-
-
-def exported_runner(network: nn.Module, runtime: str, imgsz: tuple[int, int], folder: Path, threads: int) -> Runner:
-    """Export a network into a new folder and return what runs it."""
-    folder.mkdir()
+def timer_of(runtime: str, shape: tuple[int, ...], threads: int) -> Timer:
+    """Return what times the files of a runtime, for images of shape (1, C, H, W)."""
+    if is_command(runtime):
+        return CommandTimer(runtime)
     half = read_form(runtime)[1] == "16"
-    return file_runner(export(network, runtime, imgsz, folder), (1, image_channels(network), *imgsz), threads, half)
+    busy = None if is_on_gpu(runtime) else threads
+    return RunnerTimer(lambda file: file_runner(file, shape, threads, half), busy)
 
 
 def _digest(data: Any) -> str:

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 from ultralytics.nn.autobackend import AutoBackend
 
+from yolo_prune.device.command import is_command
 from yolo_prune.device.runners import MODULES, module_of, noise, open_file
 from yolo_prune.device.stopwatch import Runner
 from yolo_prune.device.system import conditions
 from yolo_prune.errors import UnsupportedError
 
-MAKERS = {"onnx": "onnx", "tensorrt": "onnx", "ncnn": "pnnx", "litert": "litert_torch", "coreml": "coremltools"}
+MAKERS = {
+    **dict.fromkeys(("onnx", "tensorrt", "command"), "onnx"),
+    **{"ncnn": "pnnx", "litert": "litert_torch", "coreml": "coremltools"},
+}
 """Runtime -> module that makes its file, where it is another."""
 FORMATS = {
     "onnx": "onnx",
@@ -35,7 +39,7 @@ def check_runtime(form: str) -> None:
     """Refuse a runtime that this machine does not have.
 
     Args:
-        form: Its name, and maybe a precision: ``onnx``, ``onnx:8``.
+        form: Its name, and maybe a precision: ``onnx``, ``onnx:8``; or a command.
 
     Raises:
         UnsupportedError: Says what to install, or where it runs.
@@ -62,7 +66,7 @@ _ELSEWHERE = "measure where the model will run, with yolo-prune kit"
 
 def described(name: str, threads: int) -> dict[str, Any]:
     """Return the conditions of a measurement: runtime or format, its version, the device, and threads."""
-    found = {**conditions(name.partition(":")[0], threads), "runtime": name}
+    found = {**conditions(name if is_command(name) else name.partition(":")[0], threads), "runtime": name}
     return {**found, "device": torch.cuda.get_device_name()} if is_on_gpu(name) else found
 
 

@@ -25,10 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.device.command import is_command, seconds_of
+from yolo_prune.device.command import is_command
 from yolo_prune.device.runners import module_of, open_file, version_of
-from yolo_prune.device.stopwatch import QUIET, Runner, Timing, alternating, settle, timed, typical
+from yolo_prune.device.stopwatch import QUIET, Runner
 from yolo_prune.device.system import all_threads, celsius, conditions, held_back, megahertz, surroundings
+from yolo_prune.device.timers import CommandTimer, Effort, RunnerTimer, Timer
 from yolo_prune.errors import PruneError, describe_error
 
 MANIFEST = "kit.json"
@@ -114,7 +115,7 @@ def _time_samples(kit: zipfile.ZipFile, manifest: Mapping[str, Any], args: argpa
 
 def _begun(manifest: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """Return what has been timed before, or nothing yet."""
-    result = {**_kept(manifest), "where": _conditions(manifest, args.threads), "about": surroundings()}
+    result = {**_kept(manifest), "where": conditions(manifest["runtime"], args.threads), "about": surroundings()}
     result.update(quick=args.quick, complete=False, ratios={}, turns=[], networks=manifest["networks"])
     if args.again or not args.out.exists():
         return result
@@ -136,30 +137,19 @@ def _turn(
     """Return the seconds of networks for one image, and the share of its processors that the slowest thread got."""
     with tempfile.TemporaryDirectory() as folder:
         files = [_extract(kit, name, Path(folder)) for name in names]
-        if is_command(manifest["runtime"]):
-            return [seconds_of(manifest["runtime"], file) for file in files], None
-        runners = [_open(manifest, file, threads) for file in files]
-        once = float(alternating(runners, rounds=2, warmup=1)[:, 1].sum())
-        rounds = int(np.clip(budget / (2 * once), *ROUNDS))
-        timing = timed(runners, rounds, _busy_threads(manifest, threads))
-        return [float(s) for s in typical(timing.seconds)], timing.share
+        seconds, share = _timer(manifest, threads).seconds(files, Effort(budget, *ROUNDS))
+    return [float(s) for s in seconds], share
 
 
 def _compare(kit: zipfile.ZipFile, manifest: Mapping[str, Any], args: argparse.Namespace) -> None:
     """Time finished files side by side, and say how many times as fast as the first one the others are."""
     names = [network["name"] for network in manifest["networks"]]
     result = _kept(manifest)
-    result.update(where=_conditions(manifest, args.threads), about=surroundings(), networks=names)
+    result.update(where=conditions(manifest["runtime"], args.threads), about=surroundings(), networks=names)
     with tempfile.TemporaryDirectory() as folder:
         files = [_extract(kit, name, Path(folder)) for name in names]
-        if is_command(manifest["runtime"]):
-            with _progress("timing", 3 * len(files)) as step:
-                timing = Timing.of(np.array([_repeated(manifest["runtime"], file, step) for file in files]), None)
-        else:
-            runners = [_open(manifest, file, args.threads) for file in files]
-            once = float(alternating(runners, rounds=2, warmup=1)[:, 1].sum())
-            rounds = int(np.clip((QUICK if args.quick else THOROUGH) / 3 / (2 * once), *ROUNDS))
-            timing = settle(runners, rounds, _busy_threads(manifest, args.threads), _progress)
+        effort = Effort((QUICK if args.quick else THOROUGH) / 3, *ROUNDS)
+        timing = _timer(manifest, args.threads).compare(files, effort, _progress)
     quartiles = np.quantile(timing.seconds, (0.25, 0.5, 0.75), axis=1).T
     result["seconds"] = [[float(s) for s in of] for of in quartiles]
     result["speedups"] = [asdict(timing.speedup(i)) for i in range(len(names))]
@@ -178,11 +168,12 @@ def _kept(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: of for name, of in manifest.items() if name not in {"networks", "quick"}}
 
 
-def _conditions(manifest: Mapping[str, Any], threads: int) -> dict[str, Any]:
-    """Return what the times depend on; nobody knows what a command runs on, or with how many threads."""
+def _timer(manifest: Mapping[str, Any], threads: int) -> Timer:
+    """Return what times the files of a kit."""
     if is_command(runtime := manifest["runtime"]):
-        return {"runtime": runtime, "version": "unknown", "device": "what the command runs on", "threads": 0}
-    return conditions(runtime, threads)
+        return CommandTimer(runtime)
+    busy = None if runtime in {"tensorrt", "coreml"} else threads  # a GPU computes
+    return RunnerTimer(lambda file: _open(manifest, file, threads), busy)
 
 
 def _open(manifest: Mapping[str, Any], file: Path, threads: int) -> Runner:
@@ -203,26 +194,12 @@ def _open(manifest: Mapping[str, Any], file: Path, threads: int) -> Runner:
         ) from e
 
 
-def _busy_threads(manifest: Mapping[str, Any], threads: int) -> int | None:
-    """Return the threads that the processor has to have free, or None where a GPU computes."""
-    return None if manifest["runtime"] in {"tensorrt", "coreml"} else threads
-
-
 def _extract(kit: zipfile.ZipFile, name: str, folder: Path) -> Path:
     """Extract a network, a file or a folder, and return where it lies."""
     for member in kit.namelist():
         if member == f"networks/{name}" or member.startswith(f"networks/{name}/"):
             kit.extract(member, folder)
     return folder / "networks" / name
-
-
-def _repeated(runtime: str, file: Path, step: Any) -> list[float]:
-    """Return what a command says of a file, three times."""
-    seconds = []
-    for _ in range(3):
-        seconds.append(seconds_of(runtime, file))
-        step()
-    return seconds
 
 
 def _state() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from yolo_prune.device.command import is_command
 from yolo_prune.device.runners import version_of
 
 _SYS = Path("/sys")
@@ -15,7 +16,12 @@ _REASONS = {0b0001: "too little voltage", 0b1110: "it is too hot"}
 
 
 def conditions(runtime: str, threads: int) -> dict[str, Any]:
-    """Return what a measurement depends on: runtime, version, device and threads."""
+    """Return what a measurement depends on: runtime, version, device and threads.
+
+    Nobody knows what a command runs on, or with how many threads.
+    """
+    if is_command(runtime):
+        return {"runtime": runtime, "version": "unknown", "device": "what the command runs on", "threads": 0}
     return {"runtime": runtime, "version": version_of(runtime), "device": device_name(), "threads": threads}
 
 

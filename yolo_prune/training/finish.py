@@ -17,6 +17,7 @@ from yolo_prune.deploy.bench import time_result
 from yolo_prune.deploy.export import export_all
 from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.latency_profile import USUAL
+from yolo_prune.device.command import is_command
 from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError, listed
 from yolo_prune.graph.groups import are_multiples
 from yolo_prune.graph.layers import named_layers, widths
@@ -137,8 +138,7 @@ def _time(config: PruneConfig, report: Report, best: Path, run_folder: RunFolder
         for record in report.cuts:  # a machine has fast and slow hours: what was predicted is a share of dense
             record.latency = (record.latency or 0.0) * (report.dense.latency or 0.0) / expected
     if not speedup.settled:
-        sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
-        told += f"\ntime both again when the machine is idle: yolo-prune bench {sides} runtimes={runtime}"
+        told += f"\ntime both again when the machine is idle: {_again(report, best, runtime)}"
     return told, None
 
 
@@ -147,13 +147,19 @@ def _elsewhere(report: Report, best: Path, latency: LatencyModel) -> str:
     assert report.final is not None
     report.final.latency = predicted = report.cuts[-1].latency or latency.dense
     spread = f" (±{max(latency.errors):.1%})" if latency.errors else ""
-    sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
-    runtime = shlex.quote(f"runtime={latency.where['runtime']}")
     return (
         f"predicted for {latency.where['device']}: {milliseconds(predicted)}{spread}, "
         f"{latency.dense / predicted:.2f}x as fast as dense; to time both there: "
-        f"yolo-prune kit {sides} imgsz={max(report.imgsz)} {runtime}"
+        f"{_again(report, best, latency.where['runtime'], in_kit=True)}"
     )
+
+
+def _again(report: Report, best: Path, runtime: str, in_kit: bool = False) -> str:
+    """Return the command that times a run's dense and final network side by side, here or elsewhere."""
+    sides = f"{shlex.quote(str(report.dense.checkpoint))} {shlex.quote(str(best))}"
+    if in_kit or is_command(runtime):
+        return f"yolo-prune kit {sides} imgsz={max(report.imgsz)} {shlex.quote(f'runtime={runtime}')}"
+    return f"yolo-prune bench {sides} runtimes={runtime}"
 
 
 def _held(report: Report, guard: Mapping[str, Any]) -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from ultralytics.utils import LOGGER
 
-from yolo_prune.deploy.latency_profile import exported_runner, rounds_for
-from yolo_prune.device.stopwatch import Runner, alternating, typical
+from yolo_prune.deploy.latency_profile import COMPARING, exported_files, timer_of
 from yolo_prune.device.system import all_threads
+from yolo_prune.graph.image import image_channels
 from yolo_prune.host import qat
 from yolo_prune.utils.console import PREFIX, progress_bar
 
@@ -35,15 +35,14 @@ class LatencyFeedback:
     def __init__(self, dense: Path, latency: LatencyModel, imgsz: int) -> None:
         self._dense, self._latency, self._imgsz = dense, latency, (imgsz, imgsz)
         self._folder = tempfile.TemporaryDirectory()
-        self._runner: Runner | None = None
-        self._exports = 0
+        self._file: Path | None = None
 
     def __call__(self, network: nn.Module) -> float:
         """Return the seconds of a network for one image, in terms of its own dense time."""
-        if self._runner is None:
-            self._runner = self._export(qat.load_plain(self._dense))
-        runners = [self._runner, self._export(network)]
-        of_dense, of_pruned = typical(alternating(runners, rounds_for(runners), progress=progress_bar))
+        if self._file is None:
+            self._file = self._export(qat.load_plain(self._dense))
+        timer = timer_of(self._runtime, (1, image_channels(network), *self._imgsz), all_threads())
+        (of_dense, of_pruned), _ = timer.seconds([self._file, self._export(network)], COMPARING, progress_bar)
         if (longer := of_dense / self._latency.dense) > BUSY:
             LOGGER.warning(
                 f"{PREFIX}the dense network takes {longer:.2f} times as long as before: something else keeps this "
@@ -55,7 +54,9 @@ class LatencyFeedback:
         """Remove the exports."""
         self._folder.cleanup()
 
-    def _export(self, network: nn.Module) -> Runner:
-        self._exports += 1
-        folder = Path(self._folder.name) / str(self._exports)
-        return exported_runner(network, self._latency.where["runtime"], self._imgsz, folder, all_threads())
+    @property
+    def _runtime(self) -> str:
+        return str(self._latency.where["runtime"])
+
+    def _export(self, network: nn.Module) -> Path:
+        return exported_files([network], self._runtime, self._imgsz, Path(self._folder.name))[0]
