@@ -10,12 +10,15 @@ from nets import FAMILIES, IMGSZ, build, fast_and_slow, graph_of, make
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import RAM
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.formats import file_size
 from yolo_prune.deploy.network_files import export_form
 from yolo_prune.deploy.samples import cut_networks, random_plan
 from yolo_prune.graph.trace import trace
 from yolo_prune.planning.allocation import units_of
+from yolo_prune.planning.planner import plan_cut
 
 
 def counted_macs(model: nn.Module) -> int:
@@ -54,6 +57,37 @@ def checkpoint_bytes(model: nn.Module) -> int:
     """Count the tensors of a checkpoint as Ultralytics ships it."""
     half = copy.deepcopy(model).half()
     return sum(t.numel() * t.element_size() for t in (*half.parameters(), *half.buffers()))
+
+
+def test_the_memory_of_an_inference_is_that_of_its_largest_moment() -> None:
+    """Of YOLOv8n that is the first layer, which reads the image and makes 16 maps of half its size."""
+    cost = CostModel(graph_of("yolov8n"))
+    values = 3 * IMGSZ**2 + 16 * (IMGSZ // 2) ** 2
+    assert {quantity: cost.amount(quantity) for quantity in RAM} == {
+        "ram": 4 * values,
+        "ram:16": 2 * values,
+        "ram:8": values,
+    }
+
+
+@pytest.mark.parametrize("family", fast_and_slow(*FAMILIES))
+def test_the_predicted_memory_of_a_cut_is_that_of_the_cut_network(family: str) -> None:
+    model, graph = build(family), graph_of(family)
+    cost = CostModel(graph)
+    for seed in range(3):
+        plan = random_plan(graph, 0.5, 1, seed)
+        [network] = cut_networks(model, [plan])
+        assert cost.amount("ram", units_of(graph, plan)) == CostModel(trace(network, IMGSZ)).amount("ram")
+
+
+@pytest.mark.parametrize("family", fast_and_slow("yolov8n", "yolo11n", "yolo26n"))
+def test_a_target_in_memory_is_met(family: str) -> None:
+    model = build(family)
+    dense = CostModel(trace(model, IMGSZ))
+    plan_cut(model, PruneConfig(target="25% ram:8", importance="l2"), IMGSZ).apply(model)
+    after = CostModel(trace(model, IMGSZ))
+    assert 0.7 < after.amount("ram:8") / dense.amount("ram:8") <= 0.75
+    assert after.macs() > 0.4 * dense.macs()  # what is not held at such a moment stays
 
 
 @pytest.mark.parametrize("family", fast_and_slow(*FAMILIES))

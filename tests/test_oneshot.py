@@ -137,7 +137,12 @@ def test_a_dry_run_tells_what_would_be_cut_and_changes_nothing(
 
 @pytest.mark.parametrize(
     ("target", "timed", "quantities"),
-    [("0.5", False, QUANTITIES[:-1]), ("0.5", True, QUANTITIES), ("30% latency", False, QUANTITIES)],
+    [
+        ("0.5", False, (*QUANTITIES[:-1], "ram")),
+        ("0.5", True, (*QUANTITIES, "ram")),
+        ("30% latency", False, (*QUANTITIES, "ram")),
+        ("30% ram:8", False, (*QUANTITIES[:-1], "ram:8")),
+    ],
 )
 def test_a_dry_run_reads_the_network_once_and_tells_what_the_cut_comes_to(
     target: str, timed: bool, quantities: tuple[str, ...], own_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,7 @@ from fuzz import PLAIN
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from yolo_prune.config.targets import QUANTITIES, Target, canonical, in_units, read_targets
+from yolo_prune.config.targets import QUANTITIES, RAM, Target, canonical, in_units, read_targets
 from yolo_prune.errors import ConfigError
 
 MACS, PARAMS, BYTES, LATENCY = QUANTITIES
@@ -44,6 +44,9 @@ MACS, PARAMS, BYTES, LATENCY = QUANTITIES
         ("900 kB  CoreML:8", Target("file coreml:8", most=9e5)),
         ("2MiB onnx", Target("file onnx", most=2 * 2**20)),
         ("40% onnx:16", Target("file onnx:16", removed=0.4)),
+        ("256 kB ram:8", Target("ram:8", most=2.56e5)),
+        ("1 MiB RAM", Target("ram", most=2**20)),
+        ("40% of ram:16", Target("ram:16", removed=0.4)),
     ],
 )
 def test_every_form_is_read(given: Any, target: Target) -> None:
@@ -94,8 +97,8 @@ def test_targets_of_the_same_meaning_are_equal_however_they_were_typed() -> None
 
 
 TARGETS = st.one_of(
-    st.builds(Target, st.sampled_from(QUANTITIES), removed=st.floats(0.01, 0.99)),
-    st.builds(Target, st.sampled_from(QUANTITIES), most=st.floats(1e-3, 1e9)),
+    st.builds(Target, st.sampled_from((*QUANTITIES, *RAM)), removed=st.floats(0.01, 0.99)),
+    st.builds(Target, st.sampled_from((*QUANTITIES, *RAM)), most=st.floats(1e-3, 1e9)),
 )
 
 
@@ -140,6 +143,7 @@ def test_a_text_of_many_digits_is_refused_at_once() -> None:
         (PARAMS, 12.0, "12 params"),
         (BYTES, 5.4e6, "5.4 MB"),
         (LATENCY, 0.0081, "8.1 ms"),
+        ("ram:8", 256e3, "256 kB ram:8"),
     ],
 )
 def test_amounts_are_printed_in_units_that_are_read(quantity: str, amount: float, text: str) -> None:

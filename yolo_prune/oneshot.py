@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE
 from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
-from yolo_prune.config.targets import QUANTITIES, in_units
+from yolo_prune.config.targets import LATENCY, QUANTITIES, RAM, in_units
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.file_sizes import file_sizes
@@ -210,7 +210,8 @@ def dry_run(
         if (kept := len(sides["out"])) < (width := plan.widths[path]["out"]) and "in" in sides:
             rows.append((path, str(width), f"{kept} ({kept / width:.0%})"))
     amounts = []
-    for q in QUANTITIES if latency else QUANTITIES[:-1]:
+    memory = [target.quantity for target in config.targets if target.quantity in RAM] or [*RAM][:1]
+    for q in dict.fromkeys((*(q for q in QUANTITIES if latency or q != LATENCY), *memory)):
         before, after = cost.dense(q), cost.amount(q, units)
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     for q in dict.fromkeys(target.quantity for target in config.targets if target.form):

@@ -36,7 +36,8 @@ class Options:
         0.5,
         rules.target(),
         "share to remove, of the MACs (0.5, 50%) or of params, size or latency (50% params), or limit to keep "
-        "(3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 8 ms, 2x); several must all hold; 0 cuts nothing",
+        "(3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x); several must all hold; 0 cuts "
+        "nothing",
     )
     importance: str = _option(
         "reconstruction", rules.choice(*IMPORTANCES), f"criterion that ranks channels: {', '.join(IMPORTANCES)}"
@@ -78,9 +79,10 @@ class Options:
     )
     runtime: str | None = _option(
         None,
-        rules.choice(*RUNTIMES, parts=":").or_none(),
-        f"where the model will run, some with a precision as in onnx:8: {', '.join(RUNTIMES)}; latency targets are "
-        "measured there; by default onnx, or what latency was measured in",
+        rules.runtime(*RUNTIMES).or_none(),
+        f"where the model will run, some with a precision as in onnx:8: {', '.join(RUNTIMES)}, or a command that times "
+        'an ONNX file, "command: my-timer {file}"; latency targets are measured there; by default onnx, or what '
+        "latency was measured in",
     )
     latency: str | None = _option(
         None, rules.path().or_none(), "what a kit has measured on the device: latency targets are of that device"

@@ -6,6 +6,7 @@
     1.2M params, 2 MB   several, separated by commas, must all hold
     8 ms, 2x            so long for one image at most; twice as fast as the dense network; also ``2x as fast``
     1.5 MB litert:8     so large at most as an export of that format and precision; also ``40% onnx:16``
+    256 kB ram:8        so much memory at most for feature maps, in INT8; FP16 and FP32 are ``ram:16`` and ``ram``
 
 Fractions and percentages say what goes, everything else says what may stay. A target is said back as it was typed.
 """
@@ -21,6 +22,8 @@ from yolo_prune.errors import ConfigError, short_repr
 
 MACS, PARAMS, BYTES, LATENCY = QUANTITIES = ("macs", "params", "bytes", "latency")
 """Multiply-adds for one image, parameters, bytes of the checkpoint file, seconds for one image."""
+RAM = {"ram": 4, "ram:16": 2, "ram:8": 1}
+"""Quantity of the bytes of feature maps that an inference holds at its largest moment -> bytes of a value."""
 FILE = "file "
 """Begins the quantity of the bytes of an export, before its format: ``file litert:8``."""
 _NAMES = {
@@ -45,8 +48,8 @@ _TERM = re.compile(r"\s*(?P<number>[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?)\s*(?P<u
 _FORM = re.compile(r"[a-z]\w*(:\w+)?")
 """Ultralytics' name of an export format, with a precision or without."""
 EXAMPLES = (
-    "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 8 ms or 2x; several, separated by commas, "
-    "must all hold"
+    "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms or 2x; several, "
+    "separated by commas, must all hold"
 )
 
 
@@ -55,7 +58,7 @@ class Target:
     """One quantity and how much of it may stay.
 
     Attributes:
-        quantity: One of `QUANTITIES`.
+        quantity: One of `QUANTITIES` or `RAM`, or of a file.
         removed: Share of the dense network's that goes, 0 <= removed < 1, or None for an absolute target.
         most: What may stay, in multiply-adds, parameters, bytes or seconds, or None for a share.
         text: What was typed; empty for one that nobody typed.
@@ -79,7 +82,8 @@ class Target:
         if self.text:
             return self.text
         if self.removed is not None:
-            return f"{100 * self.removed:.12g}% {self.form or _NAMES[self.quantity][0]}"
+            name = self.form or (self.quantity if self.quantity in RAM else _NAMES[self.quantity][0])
+            return f"{100 * self.removed:.12g}% {name}"
         return in_units(self.quantity, self.most or 0, digits=12)
 
 
@@ -127,6 +131,8 @@ def in_units(quantity: str, amount: float, digits: int = 3) -> str:
         return f"{amount / 1e6:.{digits}g} MB"
     if form := form_of_file(quantity):
         return f"{amount / 1e6:.{digits}g} MB {form}"
+    if quantity in RAM:
+        return f"{amount / 1e3:.{digits}g} kB {quantity}"
     prefix, size = next((p, n) for p, n in (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)) if amount >= n or n == 1)
     return f"{amount / size:.{digits}g}{f' {prefix}MACs' if quantity == MACS else f'{prefix} params'}"
 
@@ -155,7 +161,7 @@ def _parse(text: str) -> Target:
     known = _UNITS.get(unit.replace(" ", ""))
     amount, _, form = unit.partition(" ")
     if known is None and _FORM.fullmatch(form) and _UNITS.get(amount, ("",))[0] == BYTES:
-        known = (f"{FILE}{form}", _UNITS[amount][1])
+        known = (_memory(text, form) or f"{FILE}{form}", _UNITS[amount][1])
     if known is None:
         raise ConfigError(f"target={text}: {match['unit']!r} is no unit; give {EXAMPLES}.")
     if not 0 < number < 1e15:
@@ -165,6 +171,7 @@ def _parse(text: str) -> Target:
 
 def _share(text: str, share: float, name: str) -> Target:
     quantity = next((q for q, names in _NAMES.items() if (name or _NAMES[MACS][0]) in names), None)
+    quantity = quantity or _memory(text, name)
     if quantity is None and ":" in name and _FORM.fullmatch(name):
         quantity = f"{FILE}{name}"
     if quantity is None:
@@ -178,3 +185,12 @@ def _share(text: str, share: float, name: str) -> Target:
             "nothing; an amount that may stay needs its unit, e.g. 3.2 GMACs, 1.2M params, 2 MB, 8 ms."
         )
     return Target(quantity, removed=share)
+
+
+def _memory(text: str, form: str) -> str | None:
+    """Return the quantity of a target in memory, or None for another."""
+    if form.partition(":")[0] != "ram":
+        return None
+    if form not in RAM:
+        raise ConfigError(f"target={text}: memory is counted as one of {', '.join(RAM)}, by the bytes of a value.")
+    return form

@@ -1,4 +1,4 @@
-"""Multiply-adds, parameters and bytes of any set of widths, without building the network.
+"""Multiply-adds, parameters, bytes and memory of any set of widths, without building the network.
 
 Multiply-adds counted are convolutions, linear layers and matrix products, for one image of the graph's size, in the
 network as it is deployed: ``fuse()`` drops one of the two branches of an end-to-end head and merges branches of
@@ -14,11 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS, form_of_file
+from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS, RAM, form_of_file
 from yolo_prune.cost.file_size import bytes_per
 from yolo_prune.cost.latency import LatencyModel, Workload
 from yolo_prune.errors import UnsupportedError
-from yolo_prune.graph.groups import FP16, ChannelGraph
+from yolo_prune.graph.groups import FP16, Activations, ChannelGraph
+
+NEARLY = 32
+"""Power by which moments count that hold less memory than the largest: one of 9/10 of it counts 1/30."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ class CostModel:
         }
         deployed = np.array([layer.deployed * (layer.kernel > 0) for layer in layers], dtype=float)
         self._deployed = form(kernel * deployed, 0.0, 0.0, 0.0), form(0.0 * kernel, deployed, 0.0, 0.0)
+        activations = graph.activations or Activations(np.zeros((1, len(layers))), np.zeros(1))
+        self._held = activations.per_channel @ out
+        """Values of feature maps per unit of each group, shape (moments, groups)."""
+        self._fixed_held = activations.per_channel @ self._fixed_out + activations.fixed
         self._latency = latency
         self._work = Workload(graph) if latency else None
 
@@ -164,11 +171,22 @@ class CostModel:
 
     def amount(self, quantity: str, kept: Sequence[int] | np.ndarray | None = None) -> float:
         """Return the amount of one of `targets.QUANTITIES`, with ``kept`` units per group (default: all)."""
+        if quantity in RAM:
+            return RAM[quantity] * round(float(self._moments(self._units(kept)).max()))
         return self.seconds(kept) if quantity == LATENCY else self._form_of(quantity).at(self._units(kept))
+
+    def _moments(self, units: np.ndarray) -> np.ndarray:
+        """Return the values of feature maps that are held at each moment."""
+        moments: np.ndarray = self._held @ units + self._fixed_held
+        return moments
 
     def savings(self, quantity: str, kept: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return per group how much of a quantity one unit less saves, with ``kept`` units per group."""
         units = self._units(kept)
+        if quantity in RAM:  # moments close to the largest come next, so they count nearly as much
+            moments = self._moments(units)
+            weights = (moments / moments.max()) ** NEARLY
+            return RAM[quantity] / weights.sum() * (weights @ self._held)
         if quantity != LATENCY:
             return self._form_of(quantity).slopes(units)
         latency, work = self._measured

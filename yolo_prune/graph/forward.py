@@ -18,6 +18,7 @@ from yolo_prune.blocks import (
     simplify,
 )
 from yolo_prune.errors import UnsupportedError, describe_error
+from yolo_prune.graph.activations import Recorder
 
 
 def weightless_copy(model: nn.Module) -> nn.Module:
@@ -44,7 +45,10 @@ class ForwardRun:
         calls: Path of a module -> what it took and returned, per call.
         positions: Path of a layer -> how often its weights are applied.
         macs: Path of a module that was called -> multiply-adds in it, as torch counts them; "" is the network.
+        recorder: The operations, one by one.
     """
+
+    recorder: Recorder
 
     calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
     positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -57,30 +61,32 @@ def stock_forward(model: nn.Module, image: torch.Tensor) -> ForwardRun:
     Raises:
         UnsupportedError: If shapes depend on values.
     """
-    run = ForwardRun()
     taken: list[tuple[Any, ...]] = []  # of the calls that have not returned yet
+    running = [""]
+    run = ForwardRun(Recorder(image, lambda: running[-1]))
 
-    def take(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        taken.append(mapped((*inputs, *keywords.values()), lambda t: t))  # heads overwrite the list that they take
+    def enter(path: str) -> Callable[..., None]:
+        def take(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            running.append(path)
+            taken.append(mapped((*inputs, *keywords.values()), lambda t: t))  # heads overwrite the list that they take
+
+        return take
 
     def hook(path: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            running.pop()
             run.calls[path].append((taken.pop(), mapped(output, lambda t: t)))
-            if isinstance(module, nn.ConvTranspose2d):  # its weights meet every input position
-                run.positions[path] += inputs[0][0, 0].numel()
-            elif isinstance(module, nn.Conv2d):
-                run.positions[path] += output[0, 0].numel()
-            elif isinstance(module, nn.Linear):
-                run.positions[path] += output[..., 0].numel()
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                run.positions[path] += _positions(module, inputs[0], output)
 
         return record
 
     hooks = []
     for path, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(take, with_kwargs=True))
+        hooks.append(module.register_forward_pre_hook(enter(path), with_kwargs=True))
         hooks.append(module.register_forward_hook(hook(path)))
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, run.recorder:
             model(image)
     except Exception as e:  # whatever a network of foreign blocks raises
         raise unreadable(model, e) from e
@@ -91,6 +97,13 @@ def stock_forward(model: nn.Module, image: torch.Tensor) -> ForwardRun:
         if name == root or name.startswith(f"{root}."):
             run.macs[name[len(root) + 1 :]] = sum(flops.values()) // 2
     return run
+
+
+def _positions(layer: nn.Module, taken: torch.Tensor, made: torch.Tensor) -> int:
+    """Return how often a layer's weights were applied; those of a transposed convolution meet every input position."""
+    if isinstance(layer, nn.Linear):
+        return made[..., 0].numel()
+    return (taken if isinstance(layer, nn.ConvTranspose2d) else made)[0, 0].numel()
 
 
 def unreadable(model: nn.Module, error: Exception) -> UnsupportedError:

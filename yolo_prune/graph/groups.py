@@ -119,6 +119,19 @@ class Bundle:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """Values that an inference holds at its moments, in terms of the layers' output channels.
+
+    Attributes:
+        per_channel: Values per output channel of each layer, shape (moments, layers).
+        fixed: Values that no width changes, shape (moments,).
+    """
+
+    per_channel: np.ndarray
+    fixed: np.ndarray
+
+
+@dataclass(frozen=True)
 class ChannelGraph:
     """All channel groups of one network, with what is needed to count its cost.
 
@@ -129,6 +142,7 @@ class ChannelGraph:
         groups: Channel groups; every unit of every layer that can be traced is in exactly one.
         bundles: A partition of the groups.
         locked_blocks: Path of a block -> why nothing in it was traced, so that its widths stay.
+        activations: What an inference of the deployed network holds in memory, for one image.
         other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
         other_params: Parameters that belong to no layer, such as embeddings and layer normalisations.
         other_bytes: Bytes of an FP16 checkpoint's tensors beside parameters and ``buffers_per_out``, such as counters.
@@ -140,6 +154,7 @@ class ChannelGraph:
     bundles: tuple[Bundle, ...]
     products: tuple[Product, ...] = ()
     locked_blocks: dict[str, str] = field(default_factory=dict)
+    activations: Activations | None = None
     other_macs: int = 0
     other_params: int = 0
     other_bytes: int = 0

@@ -16,6 +16,7 @@ from yolo_prune.blocks import (
     shadow_of,
 )
 from yolo_prune.errors import UnsupportedError, listed
+from yolo_prune.graph.activations import activations
 from yolo_prune.graph.forward import ForwardRun, stock_forward, weightless_copy
 from yolo_prune.graph.grouping import bundles, channel_groups, connected_units, shadow_groups
 from yolo_prune.graph.groups import FP16, ChannelGraph, Layer, Product, are_multiples
@@ -82,6 +83,7 @@ def trace(
         bundles(groups, lanes, shadow.ties, shadow.narrow),
         products,
         dict(shadow.locked_blocks),
+        activations(run.recorder, layers, shadow.unused_when_deployed),
     )
     in_layers = {id(p) for _, layer in named_layers(model) for p in _parameters(layer)}
     per_channel = sum(layer.buffers_per_out * layer.out for layer in layers.values())
