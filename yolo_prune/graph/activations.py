@@ -1,9 +1,9 @@
 """Memory of an inference: which feature maps are held at each moment, as a function of the layers' widths.
 
-A map is held from the operation that makes it to the last one that reads it. What a planner of memory does in any
-runtime is taken for granted: normalisations and activations work in place, as does an addition to a map that nothing
-reads afterwards, and a part of a map is no copy. So this is the least that a runtime needs; weights and code come on
-top.
+A map is held from the operation that makes it to the last one that reads it, as the planner of TensorFlow Lite Micro
+has it: operations write elsewhere than they read, and SiLU is a sigmoid and a product, so that three maps are held.
+Normalisations and ReLU are merged into the layers before them. A part of a map is counted as no copy. So this is the
+least that an arena has to hold; what it notes of tensors and operations, weights and code come on top.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from yolo_prune.graph.groups import Activations, Layer
 
 FIXED = ""
 """Stands for what no width changes, where a layer's path stands for what its output channels make."""
+MERGED = ("batch_norm", "clone", "dropout", "hardtanh", "relu")
+"""Parts of names of operations that are merged into the layer before, or do nothing."""
+SILU = "silu"
 Amount = dict[str, float]
 """Layer path -> values per output channel of that layer; `FIXED` -> values."""
 
@@ -31,18 +34,16 @@ class _Operation:
     """One operation of a forward pass.
 
     Attributes:
+        name: What it does.
         module: Path of the innermost module.
         reads: Tensors with data that it takes.
         makes: Tensors that it returns; of a pooling, the second are indices.
-        is_pointwise: Whether it works on each value alone.
-        joins: Whether it returns its inputs side by side.
     """
 
+    name: str
     module: str
     reads: list[torch.Tensor]
     makes: list[torch.Tensor]
-    is_pointwise: bool
-    joins: bool
 
 
 class Recorder(TorchDispatchMode):
@@ -68,9 +69,7 @@ class Recorder(TorchDispatchMode):
         if reads:
             makes = [t for t in tree_leaves(result) if torch.is_tensor(t)]
             self._computed.update(map(_key, makes))
-            is_pointwise = torch.Tag.pointwise in func.tags or "batch_norm" in str(func)
-            joins = func.overloadpacket in (torch.ops.aten.cat, torch.ops.aten.stack)
-            self.operations.append(_Operation(self._module(), reads, makes, is_pointwise, joins))
+            self.operations.append(_Operation(func.overloadpacket.__name__, self._module(), reads, makes))
         return result
 
 
@@ -101,26 +100,18 @@ def activations(recorder: Recorder, layers: Mapping[str, Layer], dropped: Iterab
     held: list[tuple[Amount, int, int]] = [(start, 0, buffers[_key(image)].last)]
     for i, operation in enumerate(operations):
         reads = [t for t in operation.reads if _key(t) in buffers]
-        for made in operation.makes[:1]:
-            if _key(made) in buffers or not reads:
-                continue
-            amount = _amount(operation, made, reads, buffers, layers)
-            until = last.get(_key(made), end)
-            buffer = _Buffer(amount, made.numel(), until)
-            reused = next((t for t in reads if _is_free(t, made, operation, buffers, i)), None)
-            if reused is not None:
-                buffer.amount = buffers[_key(reused)].amount
-            held.append((buffer.amount, i if reused is None else i + 1, until))
-            buffers[_key(made)] = buffer
+        if not reads or not operation.makes or _key(made := operation.makes[0]) in buffers:
+            continue
+        until = last.get(_key(made), end)
+        source = buffers[_key(reads[0])]
+        if any(name in operation.name for name in MERGED) and source.last == i:
+            buffers[_key(made)] = _Buffer(source.amount, made.numel(), until)
+            held.append((source.amount, i + 1, until))
+            continue
+        amount = _amount(operation, made, reads, buffers, layers)
+        buffers[_key(made)] = _Buffer(amount, made.numel(), until)
+        held += [(amount, i, until)] + [(amount, i, i)] * (SILU in operation.name)
     return _moments(held, end, list(layers))
-
-
-def _is_free(
-    read: torch.Tensor, made: torch.Tensor, operation: _Operation, buffers: Mapping[int, _Buffer], now: int
-) -> bool:
-    """Whether an operation may write its result over a map that it reads."""
-    buffer = buffers[_key(read)]
-    return operation.is_pointwise and buffer.last == now and buffer.values == made.numel()
 
 
 def _amount(
@@ -134,7 +125,7 @@ def _amount(
     layer = layers.get(operation.module)
     if layer is not None and layer.inp and made.numel() % layer.out == 0:
         return {operation.module: made.numel() / layer.out}
-    sources = reads if operation.joins else [max(reads, key=torch.Tensor.numel)]
+    sources = reads if operation.name in ("cat", "stack") else [max(reads, key=torch.Tensor.numel)]
     total = sum(t.numel() for t in sources)
     amount: Amount = defaultdict(float)
     for source in sources:
