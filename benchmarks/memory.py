@@ -4,7 +4,8 @@
     python benchmarks/memory.py --table                   # print the table of what is there
 
 Of each file the operations are gone through in order: a map is held from the one that makes it to the last that reads
-it, as in the arena of TensorFlow Lite Micro. Networks are the dense one, and such of random widths.
+it, as in the arena of TensorFlow Lite Micro. The image in single precision, which a device would not have, is left out.
+Networks are the dense one, and such of random widths.
 """
 
 from __future__ import annotations

@@ -104,6 +104,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "cut_cost": table("cut_cost"),
     "devices": table("devices"),
     "file_sizes": table("file_sizes"),
+    "memory": table("memory"),
     "criteria": table("criteria"),
     "speed": table("speed", "speed_table"),
     "speed.targets": table("speed", "target_table"),

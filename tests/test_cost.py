@@ -59,9 +59,14 @@ def checkpoint_bytes(model: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*half.parameters(), *half.buffers()))
 
 
-def test_the_memory_of_an_inference_is_that_of_its_largest_moment() -> None:
+@pytest.mark.parametrize("inplace", [False, True])
+def test_the_memory_of_an_inference_is_that_of_its_largest_moment(inplace: bool) -> None:
     """Of YOLOv8n that is the first SiLU: 16 maps of half the image's size, their sigmoid, and the product."""
-    cost = CostModel(graph_of("yolov8n"))
+    model = build("yolov8n")
+    for module in model.modules():
+        if isinstance(module, nn.SiLU):
+            module.inplace = inplace
+    cost = CostModel(trace(model, IMGSZ))
     values = 3 * 16 * (IMGSZ // 2) ** 2
     assert {quantity: cost.amount(quantity) for quantity in RAM} == {
         "ram": 4 * values,

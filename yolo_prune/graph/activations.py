@@ -100,17 +100,22 @@ def activations(recorder: Recorder, layers: Mapping[str, Layer], dropped: Iterab
     held: list[tuple[Amount, int, int]] = [(start, 0, buffers[_key(image)].last)]
     for i, operation in enumerate(operations):
         reads = [t for t in operation.reads if _key(t) in buffers]
-        if not reads or not operation.makes or _key(made := operation.makes[0]) in buffers:
+        if not reads or not operation.makes:
             continue
+        made = operation.makes[0]
         until = last.get(_key(made), end)
-        source = buffers[_key(reads[0])]
-        if any(name in operation.name for name in MERGED) and source.last == i:
-            buffers[_key(made)] = _Buffer(source.amount, made.numel(), until)
-            held.append((source.amount, i + 1, until))
+        is_merged = any(name in operation.name for name in MERGED)
+        beside = 1 if SILU in operation.name else 0
+        if source := buffers.get(_key(made)):  # a part of it, or written over it, which an arena does not do
+            held += [(source.amount, i, i)] * (operation.name.endswith("_") * (not is_merged) + beside)
             continue
-        amount = _amount(operation, made, reads, buffers, layers)
+        source = buffers[_key(reads[0])]
+        if is_merged and source.last == i:
+            amount, begin = source.amount, i + 1
+        else:
+            amount, begin = _amount(operation, made, reads, buffers, layers), i
         buffers[_key(made)] = _Buffer(amount, made.numel(), until)
-        held += [(amount, i, until)] + [(amount, i, i)] * (SILU in operation.name)
+        held += [(amount, begin, until)] + [(amount, i, i)] * beside
     return _moments(held, end, list(layers))
 
 
