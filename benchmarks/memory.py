@@ -4,8 +4,8 @@
     python benchmarks/memory.py --table                   # print the table of what is there
 
 Of each file the operations are gone through in order: a map is held from the one that makes it to the last that reads
-it, as in the arena of TensorFlow Lite Micro. The image in single precision, which a device would not have, is left out.
-Networks are the dense one, and such of random widths.
+it, as in the arena of TensorFlow Lite Micro. What is in single precision, the image before it is quantized and the
+result, is left out: a device would have bytes. Networks are the dense one, and such of random widths.
 """
 
 from __future__ import annotations
@@ -58,14 +58,18 @@ def largest_moment(path: Path) -> int:
     from ai_edge_litert.interpreter import Interpreter
 
     file = Interpreter(str(path), experimental_preserve_all_tensors=True)
-    sizes = {t["index"]: int(np.prod(t["shape"])) * np.dtype(t["dtype"]).itemsize for t in file.get_tensor_details()}
+    sizes = {
+        t["index"]: int(np.prod(t["shape"])) * np.dtype(t["dtype"]).itemsize
+        for t in file.get_tensor_details()
+        if t["dtype"] != np.float32
+    }
     operations = file._get_ops_details()
     first = dict.fromkeys((d["index"] for d in file.get_input_details()), 0)
     first.update({t: i for i, o in enumerate(operations) for t in o["outputs"]})
     last = {t: i for i, o in enumerate(operations) for t in o["inputs"]}
     moments = np.zeros(len(operations))
     for tensor, begin in first.items():
-        moments[begin : last.get(tensor, len(operations)) + 1] += sizes[tensor]
+        moments[begin : last.get(tensor, len(operations)) + 1] += sizes.get(tensor, 0)
     return int(moments.max())
 
 
