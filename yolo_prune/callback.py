@@ -108,7 +108,7 @@ class PruneCallback:
         self.check_events(trainer.callbacks)
         from yolo_prune.training.setup import prepare
 
-        self._prepared = prepare(trainer, self.config)
+        self._prepared = prepare(trainer, self.config, self._prepared)
 
     def on_pretrain_routine_end(self, trainer: BaseTrainer) -> None:
         """Model, EMA and optimizer exist: look at the network and check the target."""
@@ -144,7 +144,7 @@ class PruneCallback:
 
     def teardown(self, trainer: BaseTrainer) -> None:
         """Raise what went wrong at the end, last of all."""
-        session, self._session = self._session, None
+        session, self._session, self._prepared = self._session, None, None
         if session:
             session.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ from yolo_prune.planning.allocation import units_of
 from yolo_prune.planning.calibration import CalibrationData, ranking_factory
 from yolo_prune.planning.planner import plan_traced, request_for
 from yolo_prune.planning.sensitivity import Sensitivity, scan
-from yolo_prune.report.records import Report
-from yolo_prune.surgery.slicing import cut, network_of
+from yolo_prune.report.records import Given, Report
+from yolo_prune.surgery.slicing import UndoLog, cut, network_of
 from yolo_prune.training.finish import reid_hint
+from yolo_prune.training.reduction import reduce
 from yolo_prune.training.session import Session
+from yolo_prune.training.setup import Prepared
 from yolo_prune.utils.console import log, verbosity
 from yolo_prune.utils.text import aligned
 
@@ -121,11 +123,14 @@ def prune_model(
     config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **options})
     network = _unfused(model)
     imgsz = image_size(network, imgsz)
-    if data is not None:
-        return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz})
-    with verbosity(config.verbose):
+    undo = UndoLog()
+    with verbosity(config.verbose), undo.or_nothing():
+        given = reduce(network, config, imgsz, undo)
+        if data is not None:
+            return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz}, given)
         graph, latency = _traced(network, config, imgsz, config.is_timed)
-        request = request_for(network, graph, config, latency, file_sizes(network, config.targets, graph.imgsz))
+        sizes = file_sizes(network, config.targets, graph.imgsz)
+        request = request_for(network, graph, config, latency, sizes, given and given.amounts)
         plan = plan_traced(network, graph, config, request).plan
         apply_plan(plan, network)
         torch.compiler.reset()  # what was compiled for the old widths
@@ -193,15 +198,18 @@ def dry_run(
     if data is None and arguments:
         raise ConfigError(f"{', '.join(arguments)}: says how to read data, and there is none; give data=… as well.")
     network = network_of(model)
-    size = image_size(network, imgsz)
-    with verbosity(config.verbose):
+    size, undo = image_size(network, imgsz), UndoLog()
+    with verbosity(config.verbose), ExitStack() as stack:
+        stack.callback(undo.undo)
+        given = reduce(network, config, size, undo)
         graph, latency = _traced(network, config, size, timed or config.is_timed)
         sizes = file_sizes(network, config.targets, graph.imgsz)
-        request = request_for(network, graph, config, latency, sizes)
+        request = request_for(network, graph, config, latency, sizes, given and given.amounts)
         if data is None:
             plan = plan_traced(network, graph, config, request).plan
         else:
-            with _never_training(model, {**arguments, "data": data, "imgsz": size}) as trainer:
+            arguments = {**arguments, "data": data, "imgsz": size}
+            with _never_training(model, arguments, bool(config.keep_classes)) as trainer:
                 known = CalibrationData(network, calibration_batches(trainer, config.calibration))
                 plan = plan_traced(network, graph, config, request, known).plan
     cost, units = CostModel(graph, latency), units_of(graph, plan)
@@ -270,9 +278,9 @@ def _traced(
 
 
 @contextmanager
-def _never_training(model: YOLO, arguments: dict[str, Any]) -> Iterator[Any]:
+def _never_training(model: YOLO, arguments: dict[str, Any], keeps_classes: bool = False) -> Iterator[Any]:
     """Give a trainer that holds a model, and close what it has opened."""
-    trainer = set_up(model, arguments)
+    trainer = set_up(model, arguments, keeps_classes=keeps_classes)
     try:
         yield trainer
     finally:
@@ -281,20 +289,23 @@ def _never_training(model: YOLO, arguments: dict[str, Any]) -> Iterator[Any]:
                 loader.close()
 
 
-def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any]) -> PruneResult:
+def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any], given: Given | None) -> PruneResult:
     """Let a run that never trains make its only cut."""
     if not isinstance(model, (YOLO, RTDETR)):
         raise UnsupportedError(f"data needs a YOLO, not its network ({type(model).__name__}): pass YOLO('….pt').")
     check_formats(config.export)
     whole = config.replace(schedule="one-shot", start=0.0)
-    with _never_training(model, arguments) as trainer:
-        session = Session(trainer, whole)
+    with _never_training(model, arguments, bool(config.keep_classes)) as trainer:
+        session = Session(trainer, whole, Prepared(knows_classes=True, given=given))
         session.before_epoch()
         save_checkpoint(trainer, trainer.best, epoch=0)
         trainer.final_eval()
         session.finish()
     model.model, model.ckpt = load_checkpoint(trainer.best)
     model.predictor, model.ckpt_path = None, str(trainer.best)
-    plan = PrunePlan.load(session.run.folder.plan(1))
+    run = session.run
+    size = (run.report.imgsz[0], run.report.imgsz[1])
+    same = {name: {"before": n, "after": n} for name in ("macs", "params") for n in [getattr(run.report.final, name)]}
+    plan = PrunePlan.load(run.folder.plan(1)) if run.report.cuts else PrunePlan({}, {}, **same, imgsz=size)
     session.close()
-    return PruneResult(plan, session.run.report, Path(trainer.save_dir))
+    return PruneResult(plan, run.report, Path(trainer.save_dir))

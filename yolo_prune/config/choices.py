@@ -23,6 +23,7 @@ SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
     *("round_to", "runtime", "latency", "max_pruning_ratio", "layer_limits", "ignored_layers", "reid", "verbose"),
+    *("drop_levels", "keep_classes"),
 )
 """The options that mean something without training and without data."""
 BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "benchmark", "export")

@@ -98,6 +98,17 @@ class Options:
     ignored_layers: tuple[str, ...] = _option(
         (), rules.names(), "layers that keep their width, as name patterns, e.g. model.0.*"
     )
+    drop_levels: tuple[int, ...] = _option(
+        (),
+        rules.levels(),
+        "detection levels to remove before the first cut, with what only they read: 5 (stride 32), 3 (stride 8), or "
+        "several, e.g. 4,5",
+    )
+    keep_classes: tuple[str, ...] = _option(
+        (),
+        rules.names(numbered=True),
+        "classes to keep, as names, name patterns or numbers, e.g. person,*bus; the others go, with their labels",
+    )
     reid: bool = _option(
         False,
         rules.flag(),

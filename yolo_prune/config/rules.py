@@ -145,16 +145,37 @@ def path() -> Rule:
     return Rule(check, lambda name, text, default: text)
 
 
-def names() -> Rule:
-    """A tuple of names; a text is read as ``a,b`` or ``[a, b]``."""
+def names(*, numbered: bool = False) -> Rule:
+    """A tuple of names; a text is read as ``a,b`` or ``[a, b]``.
+
+    Args:
+        numbered: Whether whole numbers stand for names, too; they become texts.
+    """
 
     def check(name: str, value: Any, help: str) -> tuple[str, ...]:
         values = _split_names(value) if isinstance(value, str) else value
-        if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
+        if numbered:
+            values = [value] if type(value) is int else values
+            values = [str(v) if type(v) is int and v >= 0 else v for v in values] if _is_list(values) else values
+        if not _is_list(values) or not all(isinstance(v, str) and v for v in values):
             raise ConfigError(f"{name}={short_repr(value)} is not a list of names; {help}.")
         return tuple(values)
 
     return Rule(check, lambda name, text, default: _split_names(text))
+
+
+def levels() -> Rule:
+    """A tuple of detection levels in order; a text is read as ``4,5`` or ``P4,P5``."""
+
+    def check(name: str, value: Any, help: str) -> tuple[int, ...]:
+        values = _split_names(value) if isinstance(value, str) else value
+        values = values if _is_list(values) else [values]
+        texts = [str(v).strip().upper().removeprefix("P") for v in values]
+        if not all(len(text) == 1 and text in "123456789" for text in texts):
+            raise ConfigError(f"{name}={short_repr(value)} is not a list of levels; {help}.")
+        return tuple(sorted({int(text) for text in texts}))
+
+    return Rule(check, lambda name, text, default: check(name, text, "give numbers, e.g. 5 or 4,5"))
 
 
 def shares() -> Rule:
@@ -191,6 +212,10 @@ def _reader(convert: Callable[[str], float], kind: str) -> Callable[[str, str, A
             raise ConfigError(f"{name}={text} is not a {kind}; the default is {default}.") from None
 
     return read
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def _number_or_text(text: str) -> float | str:

@@ -56,7 +56,7 @@ def as_text(value: object) -> str:
     """Return the value of an option as it would be typed."""
     if isinstance(value, dict):
         return ",".join(f"{pattern}:{share}" for pattern, share in value.items())
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

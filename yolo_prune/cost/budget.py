@@ -30,7 +30,12 @@ class Goal:
 
     @classmethod
     def of(
-        cls, targets: Iterable[Target], cost: CostModel, network: nn.Module, files: Mapping[str, int] | None = None
+        cls,
+        targets: Iterable[Target],
+        cost: CostModel,
+        network: nn.Module,
+        files: Mapping[str, int] | None = None,
+        given: Mapping[str, float] | None = None,
     ) -> Goal:
         """Read targets for a network.
 
@@ -39,6 +44,7 @@ class Goal:
             cost: The network's cost model.
             network: The network, of which a checkpoint will be written.
             files: Quantity -> bytes of the dense network's export, for targets in such.
+            given: Quantity -> how much a network had that levels have been removed from; shares are of that.
 
         Raises:
             UnsupportedError: If a target is a latency and the graph has none that were measured.
@@ -51,7 +57,7 @@ class Goal:
             elif target.form:
                 beside = (files or {})[target.quantity] - int(dense)  # the graph, and what no width changes
             notes = NOTES if target.quantity == BYTES else 0
-            limit = target.limit(dense + beside) - beside - notes
+            limit = target.limit((given or {}).get(target.quantity, dense + beside)) - beside - notes
             if limit < dense:
                 strictest = min(limit, amounts.get(target.quantity, (dense, limit))[1])
                 amounts[target.quantity] = (dense, strictest)

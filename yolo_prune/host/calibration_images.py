@@ -45,13 +45,14 @@ def usual_number(classes: int) -> int:
     return OF_MANY if classes > MANY_CLASSES else OF_FEW
 
 
-def choose_images(dataset: Any, images: int, seed: int) -> list[int]:
+def choose_images(dataset: Any, images: int, seed: int, *, with_objects: bool = False) -> list[int]:
     """Return the indices of training images that show as many classes as they can, at random otherwise.
 
     Args:
         dataset: A data set of Ultralytics; of one whose labels it does not know images are drawn at random.
         images: How many; fewer where the data set has fewer.
         seed: Of the draw.
+        with_objects: Whether images that show no class come last: most of a data set that keeps a few of its classes.
     """
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).numpy()
     shows = _shown(dataset) if images < len(order) else None
@@ -69,7 +70,10 @@ def choose_images(dataset: Any, images: int, seed: int) -> list[int]:
         chosen.append(best)
         is_free[best] = False
         missing = np.maximum(missing - shows[best].astype(np.int64), 0)
-    chosen += np.flatnonzero(is_free)[: images - len(chosen)].tolist()
+    rest = np.flatnonzero(is_free)
+    if with_objects:
+        rest = rest[np.argsort(~shows[rest].any(axis=1), kind="stable")]
+    chosen += rest[: images - len(chosen)].tolist()
     return [int(order[i]) for i in chosen]
 
 

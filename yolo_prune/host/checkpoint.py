@@ -8,7 +8,9 @@ of plain data beside it tells yolo_prune how to go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from yolo_prune.blocks import followed
 from yolo_prune.errors import CheckpointError, describe_error, short_repr
 from yolo_prune.graph.layers import named_layers, resized, widths
 from yolo_prune.graph.outline import outline
+from yolo_prune.host.trainer import preserved_rng
+from yolo_prune.surgery.slicing import UndoLog
 from yolo_prune.utils.files import atomic_write
 
 SCHEMA = 1
@@ -109,6 +113,36 @@ def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, 
 def mark(model: nn.Module) -> None:
     """Write the record of a pruned network into its ``model.yaml``."""
     model.yaml = marked(model)
+
+
+@contextmanager
+def remarked(network: nn.Module, undo: UndoLog) -> Iterator[None]:
+    """Let rows and widths of a network change that its ``model.yaml`` describes: meanwhile it is Ultralytics' own.
+
+    In the end it has the record of a pruned network if it had one, or if a plain train() would build other widths.
+    """
+    was_pruned, run = is_pruned(network.yaml), run_record(network.yaml)
+    with undo.or_nothing():
+        undo.set(network, "yaml", unmarked(network.yaml))
+        yield
+    if was_pruned or not _is_rebuilt_alike(network):
+        undo.set(network, "yaml", marked(network, run))
+    elif run:
+        undo.set(network, "yaml", with_run(network.yaml, run))
+
+
+def _is_rebuilt_alike(network: nn.Module) -> bool:
+    """Whether Ultralytics builds a network of the same shapes from a ``model.yaml`` and the weights."""
+    yaml, kind = deepcopy(network.yaml), type(network)
+    with preserved_rng():
+        try:
+            plain = kind(yaml, ch=yaml.get("channels", 3), nc=yaml["nc"], verbose=False)
+            plain.names = network.names
+            plain.load(deepcopy(network), verbose=False)
+        except Exception:  # a class of a user's
+            return False
+    shapes, theirs = ({k: t.shape for k, t in of.state_dict().items()} for of in (network, plain))
+    return shapes == theirs
 
 
 def with_run(yaml: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:

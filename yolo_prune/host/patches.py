@@ -34,6 +34,7 @@ PATCHES = (
     Patch("Model", "tune", "trials prune", "with the model"),
     Patch("Model", "_smart_load", "a trainer class that tells every process of a run", "with the model"),
     Patch("BaseTrainer", "get_model", "pruned checkpoints are rebuilt pruned", _RUN),
+    Patch("BaseTrainer", "get_dataset", "classes that are not kept are left out", _RUN),
     Patch("BaseTrainer", "save_model", "files are complete at any moment, with the exact state beside them", _RUN),
     Patch("BaseTrainer", "final_eval", "no checkpoint is stripped in place; says which cuts are missing", _RUN),
     Patch("BaseTrainer", "validate", "figures of the pruning for loggers and results.csv", _RUN),

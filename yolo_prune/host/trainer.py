@@ -25,7 +25,9 @@ from yolo_prune.config.settings import HELP_TEXTS
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.errors import CheckpointError, ConfigError, describe_error
 from yolo_prune.host.calibration_images import CompactBatches, choose_images, usual_number
+from yolo_prune.host.kept_data import is_narrowed, matching
 from yolo_prune.host.patches import patch, patched
+from yolo_prune.surgery.classes import names_of
 from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -80,12 +82,13 @@ def open_model(model: str) -> YOLO:
         ) from e
 
 
-def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
+def set_up(model: YOLO, arguments: dict[str, Any], *, keeps_classes: bool = False) -> BaseTrainer:
     """Return a trainer of Ultralytics that holds a model as it is, ready to validate and save, and never to train.
 
     Args:
         model: Its network is used, not a copy.
         arguments: Arguments of ``train``, with ``data`` and ``imgsz``.
+        keeps_classes: Whether the data set may have more classes than the model, which are left out.
 
     Raises:
         ConfigError: If Ultralytics refuses an argument, or the data set has other classes than the model.
@@ -96,7 +99,10 @@ def set_up(model: YOLO, arguments: dict[str, Any]) -> BaseTrainer:
         trainer = model._smart_load("trainer")(overrides={**quiet, **arguments, **fixed})
     except Exception as e:  # Ultralytics names no common class for what it refuses
         raise ConfigError(f"Ultralytics refuses an argument ({describe_error(e)}); give what its train() takes.") from e
-    network, classes = unwrap_model(model.model), trainer.data["nc"]
+    network = unwrap_model(model.model)
+    if keeps_classes:
+        trainer.data = matching(trainer, names_of(network.names))
+    classes = trainer.data["nc"]
     if classes != (own := getattr(network.model[-1], "nc", classes)):
         raise ConfigError(
             f"{arguments['data']} has {classes} classes, the model {own}: give the data set that it was trained on, or "
@@ -215,7 +221,8 @@ def calibration_batches(trainer: BaseTrainer, images: int | None) -> CompactBatc
         dataset = trainer.build_dataset(trainer.data["train"], mode="val", batch=size)
     alike: dict[torch.Size, list[Any]] = defaultdict(list)
     images = usual_number(len(trainer.data.get("names", ()))) if images is None else images
-    for sample in (dataset[i] for i in choose_images(dataset, images, trainer.args.seed)):
+    chosen = choose_images(dataset, images, trainer.args.seed, with_objects=is_narrowed(trainer.data))
+    for sample in (dataset[i] for i in chosen):
         alike[sample["img"].shape].append(sample)
     collate = getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate
     return CompactBatches(

@@ -65,6 +65,7 @@ def request_for(
     config: PruneConfig,
     latency: LatencyModel | None = None,
     files: Mapping[str, int] | None = None,
+    given: Mapping[str, float] | None = None,
 ) -> PlanRequest:
     """Return the request of a configuration's targets, shares being of what a traced network is now.
 
@@ -74,8 +75,9 @@ def request_for(
         config: The options.
         latency: What has been measured of it, for a target in seconds.
         files: Bytes of its exports, for targets in such (see `Goal.of`).
+        given: What it had before levels were removed, for shares (see `Goal.of`).
     """
-    budget = Goal.of(config.targets, CostModel(graph, latency), model, files).at(1.0)
+    budget = Goal.of(config.targets, CostModel(graph, latency), model, files, given).at(1.0)
     return PlanRequest.of(config, budget, {path: layer.out for path, layer in graph.layers.items()}, latency)
 
 

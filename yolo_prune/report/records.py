@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from yolo_prune.config.targets import MACS, PARAMS
 from yolo_prune.device.stopwatch import Speedup
+from yolo_prune.errors import listed
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned, change, count, epochs, megabytes, milliseconds, score
 
@@ -50,6 +52,28 @@ class Stage:
         if self.finished is False:
             return f"was not finished ({epochs(self.epochs or 0)} of this run)"
         return "" if self.finished else "may not have been finished (this report does not say)"
+
+
+@dataclass
+class Given:
+    """A network as it was given, where levels or classes of it went before the first cut.
+
+    Attributes:
+        levels: Numbers of the detection levels that were removed.
+        classes: Names of the classes that were kept, or nothing where all were.
+        amounts: Quantity -> how much it had with all levels, and with the kept classes only: multiply-adds, parameters,
+            and what targets are of. Shares of targets are of these.
+    """
+
+    levels: list[int]
+    classes: list[str]
+    amounts: dict[str, float]
+
+    def told(self) -> str:
+        """Return what went, in words."""
+        parts = [f"without level{'s' * (len(self.levels) > 1)} {listed(self.levels)}"] if self.levels else []
+        parts += [f"{len(self.classes)} classes kept ({', '.join(self.classes[:10])})"] if self.classes else []
+        return ", ".join(parts)
 
 
 @dataclass
@@ -167,9 +191,10 @@ class Report:
         samples: A few validation images, which the page shows.
         maps: Channels of the maps that a detection head reads in the final network, else nothing. Trackers that take
             the features of objects from them need multiples of the smallest (option ``reid``).
+        given: The network before levels and classes of it were removed, or None where none were.
     """
 
-    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs")
+    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs", "given")
     """Fields that an interrupted run needs."""
 
     imgsz: list[int]
@@ -186,6 +211,7 @@ class Report:
     layers: dict[str, dict[str, int]] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
     maps: list[int] = field(default_factory=list)
+    given: Given | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -194,7 +220,7 @@ class Report:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Report:
         """Read what ``to_dict`` wrote, to go on with an interrupted run."""
-        quantization = data["quantization"]
+        quantization, given = data["quantization"], data.get("given")
         return cls(
             imgsz=data["imgsz"],
             dense=Stage(**data["dense"]),
@@ -202,6 +228,7 @@ class Report:
             cuts=[CutRecord(**c) for c in data["cuts"]],
             quantization=QuantizationRecord(**quantization) if quantization else None,
             epochs=[EpochRecord(**e) for e in data["epochs"]],
+            given=Given(**given) if given else None,
         )
 
     def save(self, folder: Path) -> Path:
@@ -223,6 +250,7 @@ class Report:
         latency = ("latency",) * self._is_timed
         rows: list[tuple[str, ...]] = [
             ("", "epoch", "MACs", "params", "file", *latency, "fitness cut", "fitness recovered"),
+            *self._given(len(sizes)),
             ("dense", "", *sizes, "", score(dense.fitness)),
         ]
         for n, cut in enumerate(self.cuts, 1):
@@ -236,6 +264,13 @@ class Report:
         rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]
         is_judged = dense.fitness is not None and len(rows) > 2
         return "\n".join([aligned(rows), *[_UNFAIR.format(dense.unfinished)] * bool(is_judged and dense.unfinished)])
+
+    def _given(self, columns: int) -> list[tuple[str, ...]]:
+        """Return the row of a network that levels were removed from."""
+        if not (self.given and self.given.levels):
+            return []
+        sizes = [count(round(self.given.amounts[quantity])) for quantity in (MACS, PARAMS)]
+        return [("given", "", *sizes, *[""] * (columns - len(sizes)), "", "")]
 
     @property
     def _is_timed(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +62,15 @@ class UndoLog:
     def extend(self, later: UndoLog) -> None:
         """Take over assignments that were made after these."""
         self._done += later._done
+
+    @contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """Take everything back if what is done here fails; an interrupt counts, too."""
+        try:
+            yield
+        except BaseException:
+            self.undo()
+            raise
 
     def undo(self) -> None:
         """Take everything back, last assignment first."""

@@ -28,6 +28,7 @@ class Progress:
         quantize_epoch: When the run turns to INT8, or None.
         guard: What has held and failed, from the first cut of a run with ``max_drop`` on.
         deadline: The epoch before which the latest cut is judged, or None.
+        starts_pruned: Whether the network had the record of a pruned one before the first cut.
     """
 
     config: PruneConfig
@@ -39,11 +40,12 @@ class Progress:
     quantize_epoch: int | None = None
     guard: Guard | None = None
     deadline: int | None = None
+    starts_pruned: bool = False
 
     @property
     def is_active(self) -> bool:
         """Whether the run is or was to change its network."""
-        return bool(self.schedule) or self.quantize_epoch is not None
+        return bool(self.schedule) or self.quantize_epoch is not None or self.report.given is not None
 
     @property
     def pending(self) -> list[ScheduledCut]:
@@ -78,6 +80,7 @@ class Progress:
             "quantize_epoch": self.quantize_epoch,
             "guard": self.guard.to_dict() if self.guard else None,
             "deadline": self.deadline,
+            "starts_pruned": self.starts_pruned,
         }
 
     @classmethod
@@ -98,6 +101,7 @@ class Progress:
                 quantize_epoch=data["quantize_epoch"],
                 guard=Guard(**data["guard"]) if data["guard"] else None,
                 deadline=data["deadline"],
+                starts_pruned=bool(data.get("starts_pruned")),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +27,12 @@ from yolo_prune.host.patches import patch
 from yolo_prune.host.trainer import calibration_batches, forget_later_results, preserved_rng
 from yolo_prune.planning.allocation import PlanRequest, check_reachable
 from yolo_prune.planning.calibration import BY_GRADIENT, HELD_OUT, CalibrationData
-from yolo_prune.report.records import Report, Stage
+from yolo_prune.report.records import Given, Report, Stage
 from yolo_prune.surgery.slicing import check_optimizer
 from yolo_prune.training import exact_state
 from yolo_prune.training.exact_state import StepCount
 from yolo_prune.training.progress import Progress
+from yolo_prune.training.reduction import check_reduction, keep_classes_of_data, reduce
 from yolo_prune.training.rehearsal import outside_readers, rehearse
 from yolo_prune.training.run import Run
 from yolo_prune.training.run_files import note_recovered
@@ -58,14 +59,21 @@ class Prepared:
     Attributes:
         quantizes: Whether ``quantize=8`` was asked for and is put off until after the last cut.
         knows_classes: Whether the network is made from weights of the data's classes.
+        given: The network before levels and classes of it were removed, or None where none are.
     """
 
     quantizes: bool = False
     knows_classes: bool = False
+    given: Given | None = None
 
 
-def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> Prepared:
+def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared | None = None) -> Prepared:
     """Before the network is built: refuse what cannot work, and let pruned checkpoints be rebuilt pruned.
+
+    Args:
+        trainer: At ``on_pretrain_routine_start``.
+        config: The options, or None to take them from the checkpoint that is resumed.
+        launched: What was prepared in the process that has started this one, and built the network.
 
     Returns:
         What `open_run` needs to know; the classes are known once the network has been built.
@@ -74,8 +82,9 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> Prepared:
         UnsupportedError: If the run uses a feature that cannot be combined with pruning.
         ConfigError: If the schedule does not fit the run's epochs.
     """
-    prepared = Prepared()
+    prepared = Prepared(knows_classes=launched.knows_classes, given=launched.given) if launched else Prepared()
     if config is not None:
+        check_reduction(trainer, config)
         check_formats([*config.export, *(target.form for target in config.targets if target.form)])
         # How much is removed, nobody knows yet.
         planned = _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)
@@ -95,9 +104,16 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None) -> Prepared:
             _listed(names) for names in (getattr(given.get("weights"), "names", ()), trainer.data.get("names", ()))
         )
         prepared.knows_classes = learned == asked
-        return build(given)
+        model = build(given)
+        if config is not None and config.drop_levels and not trainer.resume:
+            prepared.given = reduce(model, config.replace(keep_classes=()), trainer.args.imgsz)
+        if config is not None and config.keep_classes and not trainer.resume:
+            prepared.given = replace(prepared.given or Given([], [], {}), classes=asked)
+        return model
 
     patch(trainer, "get_model", build_and_note)
+    if config is not None and config.keep_classes:
+        keep_classes_of_data(trainer, config.keep_classes)
     return prepared
 
 
@@ -131,7 +147,7 @@ def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepare
     with verbosity(run.config.verbose):
         if noted:
             resume(run)
-        elif run.config.targets:
+        elif run.config.targets or run.config.drop_levels or run.config.keep_classes:
             start(run, prepared)
         if run.config.distill:
             distillation.check_distillable(model)
@@ -146,6 +162,7 @@ def start(run: Run, given: Prepared | None) -> None:
     """Look at the dense network, refuse what it cannot reach, and schedule the cuts."""
     prepared, trainer, config, progress = given or Prepared(), run.trainer, run.config, run.progress
     model = run.model
+    progress.starts_pruned = checkpoint.is_pruned(model.yaml)
     check_optimizer(trainer.optimizer)
     if config.lr_after_cut != "keep" and not hasattr(trainer.scheduler, "lr_lambdas"):
         raise UnsupportedError(
@@ -161,11 +178,12 @@ def start(run: Run, given: Prepared | None) -> None:
         run.latency = ddp.on_rank_zero(lambda: latency_of(model, graph, config.runtime, config.latency))
     cost = CostModel(graph, run.latency)
     files = ddp.on_rank_zero(lambda: file_sizes(model, config.targets, trainer.args.imgsz))
-    progress.goal = Goal.of(config.targets, cost, model, files)
+    run.report.given = prepared.given
+    progress.goal = Goal.of(config.targets, cost, model, files, prepared.given and prepared.given.amounts)
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
     check_reachable(graph, PlanRequest.of(config, progress.goal.at(1.0), progress.dense_widths, run.latency))
     progress.schedule = _schedule(config, trainer.epochs, progress.goal.removed, prepared.knows_classes)
-    if not progress.schedule:
+    if not progress.schedule and config.targets:
         run.log(f"target={config.target} holds already: nothing is cut")
     if prepared.quantizes:
         progress.quantize_epoch = quantization_epoch(

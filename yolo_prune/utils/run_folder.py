@@ -32,6 +32,11 @@ class RunFolder:
         """The state that the guard would go back to."""
         return self.path / "before-cut.pt"
 
+    @property
+    def data(self) -> Path:
+        """The data set of a run that keeps some of its classes."""
+        return self.path / "data"
+
     def plan(self, number: int) -> Path:
         """Return the file of a plan, counted from 1."""
         return self.path / f"plan-{number}.json"

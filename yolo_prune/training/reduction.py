@@ -1,0 +1,96 @@
+"""Before the first cut: detection levels and classes that go, and what the network had with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
+from yolo_prune.cost.budget import file_bytes
+from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.file_sizes import file_sizes
+from yolo_prune.deploy.latency_profile import latency_of
+from yolo_prune.errors import UnsupportedError
+from yolo_prune.graph.trace import trace
+from yolo_prune.host.checkpoint import remarked
+from yolo_prune.host.kept_data import with_classes
+from yolo_prune.host.patches import patch
+from yolo_prune.report.records import Given
+from yolo_prune.surgery.classes import chosen, keep_classes, names_of
+from yolo_prune.surgery.levels import drop_levels, levels_of
+from yolo_prune.surgery.slicing import UndoLog
+
+if TYPE_CHECKING:
+    from ultralytics.engine.trainer import BaseTrainer
+
+
+def reduce(
+    network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int], undo: UndoLog | None = None
+) -> Given | None:
+    """Remove the levels and classes of a network that a configuration says, in place.
+
+    Args:
+        network: Not fused; a pruned one stays pruned.
+        config: The options.
+        imgsz: Image size in pixels, for which multiply-adds are counted.
+        undo: Takes what was done, to take it back.
+
+    Returns:
+        What the network had, or None if nothing was asked for.
+
+    Raises:
+        ConfigError: If it has no such level or class.
+        UnsupportedError: If levels or classes of it cannot be removed.
+    """
+    if not (config.drop_levels or config.keep_classes):
+        return None
+    undo = UndoLog() if undo is None else undo
+    with remarked(network, undo):
+        if config.keep_classes:
+            undo.extend(keep_classes(network, chosen(network.names, config.keep_classes)))
+        kept = names_of(network.names) if config.keep_classes else []
+        amounts = {}
+        if config.drop_levels:
+            levels_of(network)  # refuses what has none, before it is traced
+            amounts = _amounts(network, config, imgsz)
+            undo.extend(drop_levels(network, config.drop_levels))
+    return Given([*config.drop_levels], kept, amounts)
+
+
+def check_reduction(trainer: BaseTrainer, config: PruneConfig) -> None:
+    """Raise an UnsupportedError if levels cannot go in a run for what else it does."""
+    if config.drop_levels and (isinstance(config.distill, str) or trainer.args.distill_model):
+        raise UnsupportedError(
+            "drop_levels with a teacher that has all levels: there is nothing to compare its maps with; use "
+            "distill=True, which learns from the network without the levels, or leave one out."
+        )
+
+
+def keep_classes_of_data(trainer: BaseTrainer, asked: Sequence[str]) -> None:
+    """Let a trainer's data set have some of its classes, now or as soon as it is read."""
+    if getattr(trainer, "data", None) is not None:
+        trainer.data = with_classes(trainer, trainer.data, asked)
+        return
+    stock = trainer.get_dataset
+
+    def get_dataset() -> dict[str, Any]:
+        return with_classes(trainer, stock(), asked)
+
+    patch(trainer, "get_dataset", get_dataset)
+
+
+def _amounts(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int]) -> dict[str, float]:
+    """Return what a network has of multiply-adds, of parameters, and of what targets are shares of."""
+    shares = [target for target in config.targets if target.removed is not None]
+    graph = trace(network, imgsz, reid=config.reid)
+    cost = CostModel(graph)
+    amounts: dict[str, Any] = {MACS: cost.macs(), PARAMS: cost.params()}
+    asked = {target.quantity for target in shares}
+    if BYTES in asked:
+        amounts[BYTES] = file_bytes(network)
+    if LATENCY in asked and not config.latency:  # a kit has measured the network without the levels
+        amounts[LATENCY] = latency_of(network, graph, config.runtime, None).dense
+    return {**amounts, **file_sizes(network, shares, graph.imgsz)}
