@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune.config.choices import BY_DATA, BY_WEIGHTS, DATA_FREE
 from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
-from yolo_prune.config.targets import LATENCY, QUANTITIES, RAM, in_units
+from yolo_prune.config.targets import LATENCY, MACS, PARAMS, QUANTITIES, RAM, in_units
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.file_sizes import file_sizes
@@ -37,7 +37,7 @@ from yolo_prune.planning.sensitivity import Sensitivity, scan
 from yolo_prune.report.records import Given, Report
 from yolo_prune.surgery.slicing import UndoLog, cut, network_of
 from yolo_prune.training.finish import reid_hint
-from yolo_prune.training.reduction import reduce
+from yolo_prune.training.reduction import describe_levels, reduce
 from yolo_prune.training.session import Session
 from yolo_prune.training.setup import Prepared
 from yolo_prune.utils.console import log, verbosity
@@ -205,13 +205,15 @@ def dry_run(
         graph, latency = _traced(network, config, size, timed or config.is_timed)
         sizes = file_sizes(network, config.targets, graph.imgsz)
         request = request_for(network, graph, config, latency, sizes, given and given.amounts)
+        levels: list[str] = []
         if data is None:
             plan = plan_traced(network, graph, config, request).plan
         else:
             arguments = {**arguments, "data": data, "imgsz": size}
             with _never_training(model, arguments, bool(config.keep_classes)) as trainer:
-                known = CalibrationData(network, calibration_batches(trainer, config.calibration))
-                plan = plan_traced(network, graph, config, request, known).plan
+                batches = calibration_batches(trainer, config.calibration)
+                levels = describe_levels(network, size, batches)
+                plan = plan_traced(network, graph, config, request, CalibrationData(network, batches)).plan
     cost, units = CostModel(graph, latency), units_of(graph, plan)
     rows: list[tuple[str, ...]] = [("layer", "channels", "kept")]
     for path, sides in plan.layers.items():
@@ -227,7 +229,10 @@ def dry_run(
         before, after = (rest + cost.amount(q, of) for of in (None, units))
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
-    return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *amounts])
+    if given and given.levels:
+        told = (f"{in_units(q, given.amounts[q])} -> {in_units(q, cost.dense(q))}" for q in (MACS, PARAMS))
+        amounts.insert(0, f"{given.told()}: {', '.join(told)}")
+    return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *levels, *amounts])
 
 
 def _unfused(model: Any) -> nn.Module:

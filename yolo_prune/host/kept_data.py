@@ -27,17 +27,16 @@ from yolo_prune.utils.run_folder import RunFolder
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
-KEY = "yolo_prune_classes"
-"""Key of a data set's YAML that says that it was made here: the names of the kept classes."""
 SPLITS = ("train", "val", "test")
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 WAIT = 600.0
 """Seconds in which the first process of a run has to have written the data."""
 
 
-def is_narrowed(data: Mapping[str, Any]) -> bool:
-    """Whether a trainer's data set was made here."""
-    return KEY in data
+def is_narrowed(trainer: BaseTrainer) -> bool:
+    """Whether a trainer's data set was made here, for this run."""
+    folder, data = RunFolder(Path(trainer.save_dir)).data, Path(trainer.args.data)
+    return folder.resolve() in (data.resolve(), data.resolve().parent)
 
 
 def with_classes(trainer: BaseTrainer, data: dict[str, Any], asked: Sequence[str]) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def with_classes(trainer: BaseTrainer, data: dict[str, Any], asked: Sequence[str
         ConfigError: If the data set has no such class.
         UnsupportedError: If the task has no classes that can be left out.
     """
-    if is_narrowed(data):  # of the run that is resumed, or of the process that has started this one
+    if is_narrowed(trainer):  # it is resumed
         return data
     names = names_of(data["names"])
     return _narrowed(trainer, data, chosen(names, asked, of="the data set"))
@@ -99,9 +98,11 @@ def _narrowed(trainer: BaseTrainer, data: dict[str, Any], classes: Sequence[int]
         return {**data, "names": {new: names[old] for new, old in enumerate(classes)}, "nc": len(classes)}
     if task == "classify":
         trainer.args.data = str(folder)
-        return {**check_cls_dataset(folder), KEY: True}
-    trainer.args.data = str(folder / "data.yaml")
-    found: dict[str, Any] = check_det_dataset(trainer.args.data)
+        read = check_cls_dataset
+    else:
+        trainer.args.data = str(folder / "data.yaml")
+        read = check_det_dataset
+    found: dict[str, Any] = read(trainer.args.data)
     return found
 
 
@@ -145,7 +146,7 @@ def _write_labels(data: Mapping[str, Any], classes: Sequence[int], draft: Path, 
     others = {key: value for key, value in data.items() if key not in ours}
     splits = {split: f"images/{split}" for split in SPLITS if data.get(split)}
     kept = [names[old] for old in classes]
-    yaml = {"path": str(folder.resolve()), **splits, "names": dict(enumerate(kept)), **others, KEY: kept}
+    yaml = {"path": str(folder.resolve()), **splits, "names": dict(enumerate(kept)), **others}
     YAML.save(draft / "data.yaml", yaml)
 
 

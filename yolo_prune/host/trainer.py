@@ -221,7 +221,7 @@ def calibration_batches(trainer: BaseTrainer, images: int | None) -> CompactBatc
         dataset = trainer.build_dataset(trainer.data["train"], mode="val", batch=size)
     alike: dict[torch.Size, list[Any]] = defaultdict(list)
     images = usual_number(len(trainer.data.get("names", ()))) if images is None else images
-    chosen = choose_images(dataset, images, trainer.args.seed, with_objects=is_narrowed(trainer.data))
+    chosen = choose_images(dataset, images, trainer.args.seed, with_objects=is_narrowed(trainer))
     for sample in (dataset[i] for i in chosen):
         alike[sample["img"].shape].append(sample)
     collate = getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from ultralytics.nn.modules.head import Classify
 
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
@@ -13,11 +14,13 @@ from yolo_prune.cost.budget import file_bytes
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.latency_profile import latency_of
-from yolo_prune.errors import UnsupportedError
+from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import remarked
 from yolo_prune.host.kept_data import with_classes
+from yolo_prune.host.level_boxes import boxes_per_level
 from yolo_prune.host.patches import patch
+from yolo_prune.importance.objective import copy_of
 from yolo_prune.report.records import Given
 from yolo_prune.surgery.classes import chosen, keep_classes, names_of
 from yolo_prune.surgery.levels import drop_levels, levels_of
@@ -25,6 +28,9 @@ from yolo_prune.surgery.slicing import UndoLog
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
+
+RARE = 0.02
+"""Share of the boxes below which it is said that a level could go."""
 
 
 def reduce(
@@ -80,6 +86,43 @@ def keep_classes_of_data(trainer: BaseTrainer, asked: Sequence[str]) -> None:
         return with_classes(trainer, stock(), asked)
 
     patch(trainer, "get_dataset", get_dataset)
+
+
+def rows_by_name(weights: Any, names: Sequence[str]) -> Any:
+    """Return weights for these classes: Ultralytics' own ``load`` finds rows by name, but not those of a classifier."""
+    if isinstance(weights, nn.Module) and isinstance(weights.model[-1], Classify):  # type: ignore[index]
+        known = {name: i for i, name in enumerate(names_of(weights.names))}  # type: ignore[arg-type]
+        if set(names) <= known.keys():
+            weights = copy_of(weights)
+            keep_classes(weights, [known[name] for name in names])
+    return weights
+
+
+def describe_levels(network: nn.Module, imgsz: int | tuple[int, int], batches: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each level that could be removed: which boxes are learned there, and what it costs.
+
+    Args:
+        network: A detection network of a trainer; it stays as it is.
+        imgsz: Image size in pixels.
+        batches: Preprocessed batches with labels.
+    """
+    try:
+        levels = levels_of(network)
+    except UnsupportedError:
+        return []
+    lines, whole, boxes = [], CostModel(trace(network, imgsz)), boxes_per_level(network, batches)
+    for level, place in levels.items():
+        copy, undo = copy_of(network), UndoLog()
+        try:
+            with remarked(copy, undo):
+                drop_levels(copy, (level,))
+        except (ConfigError, UnsupportedError):
+            continue
+        rest, share = CostModel(trace(copy, imgsz)), boxes[place] / max(1, sum(boxes))
+        params, macs = 1 - rest.params() / whole.params(), 1 - rest.macs() / whole.macs()
+        saved = f"{params:.0%} of the parameters, {macs:.0%} of the MACs"
+        lines.append(f"P{level}: {share:.1%} of the boxes, {saved}{f': drop_levels={level}' if share < RARE else ''}")
+    return lines
 
 
 def _amounts(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, int]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,12 @@ from yolo_prune.host.trainer import calibration_batches, forget_later_results, p
 from yolo_prune.planning.allocation import PlanRequest, check_reachable
 from yolo_prune.planning.calibration import BY_GRADIENT, HELD_OUT, CalibrationData
 from yolo_prune.report.records import Given, Report, Stage
+from yolo_prune.surgery.classes import names_of
 from yolo_prune.surgery.slicing import check_optimizer
 from yolo_prune.training import exact_state
 from yolo_prune.training.exact_state import StepCount
 from yolo_prune.training.progress import Progress
-from yolo_prune.training.reduction import check_reduction, keep_classes_of_data, reduce
+from yolo_prune.training.reduction import check_reduction, keep_classes_of_data, reduce, rows_by_name
 from yolo_prune.training.rehearsal import outside_readers, rehearse
 from yolo_prune.training.run import Run
 from yolo_prune.training.run_files import note_recovered
@@ -101,13 +102,16 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
     def build_and_note(*arguments: Any, **keywords: Any) -> nn.Module:
         given = {**dict(zip(_GET_MODEL, arguments, strict=False)), **keywords}
         learned, asked = (
-            _listed(names) for names in (getattr(given.get("weights"), "names", ()), trainer.data.get("names", ()))
+            names_of(names) for names in (getattr(given.get("weights"), "names", ()), trainer.data.get("names", ()))
         )
-        prepared.knows_classes = learned == asked
+        keeps = config is not None and bool(config.keep_classes)
+        prepared.knows_classes = set(asked) <= set(learned) if keeps else learned == asked
+        if keeps:
+            given["weights"] = rows_by_name(given.get("weights"), asked)
         model = build(given)
         if config is not None and config.drop_levels and not trainer.resume:
             prepared.given = reduce(model, config.replace(keep_classes=()), trainer.args.imgsz)
-        if config is not None and config.keep_classes and not trainer.resume:
+        if keeps and not trainer.resume:
             prepared.given = replace(prepared.given or Given([], [], {}), classes=asked)
         return model
 
@@ -260,11 +264,6 @@ def try_training_step(run: Run) -> None:
 
 _GET_MODEL = ("cfg", "weights", "verbose")
 """Parameters of a trainer's ``get_model``, in Ultralytics' order; a user's may lack ``verbose``, or have others."""
-
-
-def _listed(names: Mapping[int, str] | Sequence[str]) -> list[str]:
-    """Return class names in order; old checkpoints have them as a list."""
-    return [*names.values()] if isinstance(names, Mapping) else [*names]
 
 
 def _get_model(

@@ -1,0 +1,171 @@
+"""Detection levels that are removed, and classes that are kept: accuracy on what stays, untrained and trained.
+
+    python benchmarks/accuracy.py --only bccd-s0-start           # the dense models of bccd that it starts from
+    python benchmarks/levels_classes.py --shared ../shared       # every row whose result is not there yet
+    python benchmarks/levels_classes.py --only yolo11n,untrained # rows with all of this in their names
+    python benchmarks/levels_classes.py --table                  # print the tables of what is there
+
+Levels: bccd at 224 px, as it is without training, and after 10 epochs, with and without a cut to half of the
+multiply-adds that the whole network had. Classes: pretrained networks on coco-part at 416 px, of whose 80 classes two
+are kept, cut to half without training; once the others are kept until after the cut. All is validated in a process that
+cannot import yolo_prune.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accuracy import Case
+from training import data_yaml, parser_of, rows_of, train, write
+from validation import ENVIRONMENT, validate
+
+RESULTS = Path(__file__).parent / "results" / "levels_classes.json"
+EPOCHS = 10
+CLASSES = "person,car"
+METRIC = "mAP50-95(B)"
+PRUNE = """
+import json, sys
+from yolo_prune import prune_model
+from ultralytics import YOLO
+start, data, imgsz, target, folder, options = sys.argv[1:]
+where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
+fixed = {"workers": 0, "seed": 0, "val": False, "benchmark": False}
+prune_model(YOLO(start), float(target), data=data, imgsz=int(imgsz), **fixed, **where, **json.loads(options))
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network.
+
+    Attributes:
+        model: Ultralytics' name of the model.
+        levels: Levels that go, as typed, or nothing.
+        target: Share of the multiply-adds that goes.
+        trained: Whether it is trained.
+        classes: For coco-part: when the other classes go, ``first``, ``last`` or, without a cut, ``only``.
+    """
+
+    model: str
+    levels: str = ""
+    target: float = 0.0
+    trained: bool = False
+    classes: str = ""
+
+    def __str__(self) -> str:
+        what = f"classes-{self.classes}" if self.classes else f"levels-{self.levels or 'all'}"
+        return f"{self.model}-{what}-{100 - round(100 * self.target)}-{'trained' if self.trained else 'untrained'}"
+
+
+def rows() -> Iterator[Row]:
+    """Yield all rows, the most important first."""
+    models = ("yolo11n", "yolov8n", "yolo26n")
+    for model in models:
+        yield from (Row(model, levels) for levels in ("", "5", "3"))
+    for model in models[:2]:
+        yield from (Row(model, target=target, classes=when) for target, when in _WHEN)
+    for model in models[:2]:
+        yield from (Row(model, levels, trained=True) for levels in ("", "5", "3"))
+        yield from (Row(model, levels, 0.5, trained=True) for levels in ("", "5"))
+
+
+_WHEN = ((0.0, "only"), (0.5, "first"), (0.5, "last"))
+
+
+def main() -> None:
+    """Make the rows that are missing, and print the tables."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", default="", help="parts of names, with commas between them")
+    args = parser.parse_args()
+    if not args.table:
+        for row in rows():
+            if all(part in str(row) for part in args.only.split(",")) and str(row) not in rows_of(RESULTS):
+                found = (of_classes if row.classes else of_levels)(row, args.shared.resolve(), args.runs.resolve())
+                write(RESULTS, {"seed": 0, "epochs": EPOCHS, "rows": {**rows_of(RESULTS), str(row): found}})
+    print(level_table(), class_table(), sep="\n\n")
+
+
+def of_levels(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
+    """Return what a network without levels has and can."""
+    start, data, folder = Case(row.model, "bccd").start(runs), data_yaml(shared), runs / f"levels-classes-{row}"
+    if row.trained:
+        given = [f"model={start}", f"data={data}", f"epochs={EPOCHS}", "imgsz=224", "batch=16", "workers=0", "seed=0"]
+        options = [f"prune_drop_levels={row.levels}"] if row.levels else []
+        prune = [f"prune={row.target:g}", "prune_benchmark=False", *options]
+        train([*given, "plots=False", *prune], folder, shared)
+    else:
+        prune_model(start, data, 224, row.target, folder, drop_levels=row.levels)
+    return figures(folder, folder / "weights" / "best.pt", data, 224)
+
+
+def of_classes(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
+    """Return what a network of two of its classes has and can."""
+    start, data = shared / "weights" / f"{row.model}-from-int8.pt", data_yaml(shared, "coco-part")
+    folder = runs / f"levels-classes-{row}"
+    prune_model(start, data, 416, row.target, folder, keep_classes="" if row.classes == "last" else CLASSES)
+    best = folder / "weights" / "best.pt"
+    if row.classes == "last":  # it loses nothing but the other classes, and is judged by the same images and labels
+        folder = folder.with_name(f"{folder.name}-kept")
+        prune_model(best, data, 416, 0.0, folder, keep_classes=CLASSES)
+        best = folder / "weights" / "best.pt"
+    return figures(folder, best, folder / "pruning" / "data" / "data.yaml", 416)
+
+
+def prune_model(start: Path, data: Path, imgsz: int, target: float, folder: Path, **options: Any) -> None:
+    """Cut without training, in a process of its own."""
+    given = json.dumps({name: value for name, value in options.items() if value})
+    arguments = (start, data, imgsz, target, folder, given)
+    subprocess.run([sys.executable, "-c", PRUNE, *map(str, arguments)], check=True, env=ENVIRONMENT)
+
+
+def figures(folder: Path, checkpoint: Path, data: Path, imgsz: int) -> dict[str, Any]:
+    """Return the size of a run's result, and its accuracy on a data set."""
+    final = json.loads((folder / "pruning" / "report.json").read_text())["final"]
+    metrics = validate(checkpoint, str(data), imgsz)["metrics"]
+    return {"macs": final["macs"], "params": final["params"], "mAP50-95": metrics[METRIC], "mAP50": metrics["mAP50(B)"]}
+
+
+def level_table() -> str:
+    """Return the table of the documentation on levels."""
+    found = rows_of(RESULTS)
+    lines = [
+        f"| bccd, 224 px | levels | GMACs | params | mAP50-95, not trained | after {EPOCHS} epochs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in ("yolo11n", "yolov8n", "yolo26n"):
+        for levels, target in (("", 0.0), ("5", 0.0), ("3", 0.0), ("", 0.5), ("5", 0.5)):
+            both = [found.get(str(Row(model, levels, target, trained))) for trained in (False, True)]
+            if some := next((row for row in both[::-1] if row), None):
+                stay = ", ".join(f"P{n}" for n in (3, 4, 5) if str(n) not in levels)
+                cut = f"{model}, half of the MACs" if target else model
+                scores = (f"{row['mAP50-95']:.3f}" if row else "" for row in both)
+                size = f"{some['macs'] / 1e9:.2f} | {some['params'] / 1e6:.2f}M"
+                lines.append(f"| {cut} | {stay} | {size} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
+def class_table() -> str:
+    """Return the table of the documentation on classes."""
+    found, names = rows_of(RESULTS), CLASSES.replace(",", " and ")
+    told = {
+        "only": f"{names} kept, nothing cut",
+        "first": f"{names} kept, then cut to half",
+        "last": f"cut to half, then {names} kept",
+    }
+    lines = [f"| coco-part, 416 px | | GMACs | params | mAP50-95 of {names} | mAP50 |", "|---|---|---|---|---|---|"]
+    for model in ("yolo11n", "yolov8n"):
+        for target, when in _WHEN:
+            if row := found.get(str(Row(model, target=target, classes=when))):
+                size = f"{row['macs'] / 1e9:.2f} | {row['params'] / 1e6:.2f}M"
+                lines.append(f"| {model} | {told[when]} | {size} | {row['mAP50-95']:.3f} | {row['mAP50']:.3f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
