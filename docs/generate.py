@@ -119,6 +119,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "models": table("support", argument=True),
     "uses": table("uses"),
     "reid": table("reid"),
+    "levels": table("levels_classes", "level_table"),
+    "classes": table("levels_classes", "class_table"),
     "faults": table("faults"),
 }
 """Name of a part -> what makes it."""
