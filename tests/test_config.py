@@ -31,6 +31,8 @@ CONFIGS = st.builds(
     round_to=st.none() | st.integers(1, 64),
     max_pruning_ratio=st.floats(0.01, 0.99),
     ignored_layers=NAMES,
+    drop_levels=st.sets(st.integers(1, 9)).map(tuple),
+    keep_classes=NAMES,
     reid=st.booleans(),
     layer_limits=st.dictionaries(st.text(min_size=1), st.floats(0, 0.99), max_size=2),
     calibration=st.integers(4, 1000),
@@ -68,6 +70,7 @@ def test_a_config_survives_the_way_through_the_command_line() -> None:
     config = PruneConfig(
         target="2 MB", steps=2, max_drop=0.01, per_cost=False, distill="dense.pt", runtime="openvino", round_to=4
     ).replace(export=("onnx", "engine:16"), ignored_layers=("model.0.*",), layer_limits={"model.22.*": 0.5, "b": 0})
+    config = config.replace(drop_levels=(4, 5), keep_classes=("person", "traffic light", "7"))
     assert PruneConfig.from_cli(config.to_cli()) == config
     assert PruneConfig().to_cli() == {"prune": "0.5"}
 

@@ -141,7 +141,7 @@ def test_a_removal_can_be_taken_back() -> None:
         ("yolo11n-seg", (3,), UnsupportedError, r"masks .* made of the map of level 3; drop a coarser one"),
         ("yolo26n-seg", (5,), UnsupportedError, r"masks .* made of the maps of all levels"),
         ("yolo11n-cls", (5,), UnsupportedError, r"a Classify does not: leave it out"),
-        ("yolov8-p6", (6,), UnsupportedError, r"multiples of 64 .* drop a finer one"),
+        ("yolov8-p6", (6,), UnsupportedError, r"multiples of 64, .* drop a finer one"),
         ("yolov8s-world", (5,), UnsupportedError, r"open-vocabulary heads such as WorldDetect"),
     ],
 )

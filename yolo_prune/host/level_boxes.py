@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from yolo_prune.importance.objective import calibrating, copy_of
 
 
 def boxes_per_level(network: nn.Module, batches: Iterable[dict[str, Any]]) -> list[int]:
-    """Return how many boxes are learned at each level of a head, in the order of its maps.
+    """Return how many boxes are learned at each level of a head, in the order of its maps; nothing of a foreign loss.
 
     A box counts for the level whose positions have the largest sum of target scores for it, by the task-aligned
     assigner of the training's loss (Feng et al. 2021, "TOOD", section 3.2) with the network's own predictions. One that
@@ -25,8 +26,10 @@ def boxes_per_level(network: nn.Module, batches: Iterable[dict[str, Any]]) -> li
     copy: Any = copy_of(network)
     copy.criterion = criterion = copy.init_criterion()
     head, calls = copy.model[-1], []
-    assigner = getattr(criterion, "one2many", criterion).assigner
-    assigner.register_forward_hook(lambda module, taken, made: calls.append((taken[1].shape[1], made)))
+    branch = criterion.one2many if isinstance(criterion, E2ELoss) else criterion
+    if not isinstance(branch, v8DetectionLoss):
+        return []
+    branch.assigner.register_forward_hook(lambda module, taken, made: calls.append((taken[1].shape[1], made)))
     maps: list[list[int]] = []
     head.register_forward_pre_hook(lambda module, taken: maps.append([x.shape[-2] * x.shape[-1] for x in taken[0]]))
     counts = torch.zeros(head.nl, dtype=torch.long)

@@ -111,14 +111,14 @@ def describe_levels(network: nn.Module, imgsz: int | tuple[int, int], batches: S
     except UnsupportedError:
         return []
     lines, whole, boxes = [], CostModel(trace(network, imgsz)), boxes_per_level(network, batches)
-    for level, place in levels.items():
+    for level, place in levels.items() if sum(boxes) else ():
         copy, undo = copy_of(network), UndoLog()
         try:
             with remarked(copy, undo):
                 drop_levels(copy, (level,))
         except (ConfigError, UnsupportedError):
             continue
-        rest, share = CostModel(trace(copy, imgsz)), boxes[place] / max(1, sum(boxes))
+        rest, share = CostModel(trace(copy, imgsz)), boxes[place] / sum(boxes)
         params, macs = 1 - rest.params() / whole.params(), 1 - rest.macs() / whole.macs()
         saved = f"{params:.0%} of the parameters, {macs:.0%} of the MACs"
         lines.append(f"P{level}: {share:.1%} of the boxes, {saved}{f': drop_levels={level}' if share < RARE else ''}")
