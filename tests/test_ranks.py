@@ -49,6 +49,7 @@ def seen(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         *({"name": f"seed-{seed}", "model": yaml, "knobs": DEFAULTS, "arguments": {"seed": seed}} for seed in range(2)),
         {"name": "lost", "model": yaml, "knobs": DEFAULTS, "lost": 2},
         {"name": "lost", "model": last, "resume": True},
+        {"name": "reduced", "model": yaml, "knobs": {"drop_levels": [4], "keep_classes": ["circle", "square"]}},
         {"name": "guarded", "model": yaml, "knobs": {"max_drop": 0.01}, "arguments": {"epochs": 6}},
     ]
     by_rank = two_processes(jobs, tiny_data, folder)
@@ -83,6 +84,17 @@ def test_a_run_of_several_processes_ends_on_target_and_resumes(seen: dict[str, A
     assert before[:3] == after[:3]
     assert [row[:3] for row in seen["lost-resumed"][0]] == [row[:3] for row in seen["lost-resumed"][1]]
     assert seen["lost-resumed"][0][0][1] == seen["seed-0"][0][2][1]
+
+
+@pytest.mark.slow
+def test_levels_and_classes_go_on_all_ranks(seen: dict[str, Any]) -> None:
+    first, second = seen["reduced"]
+    assert [row[:3] for row in first] == [row[:3] for row in second]
+    folder = seen["folder"] / "runs" / "reduced" / "pruning"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["given"]["levels"] == [4] and report["given"]["classes"] == ["circle", "square"]
+    assert report["final"]["macs"] <= 0.5 * report["given"]["amounts"]["macs"]
+    assert not list(folder.glob("*.part"))
 
 
 @pytest.mark.slow

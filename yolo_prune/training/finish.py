@@ -61,6 +61,8 @@ def hand_over(
         timed, untimed = _time(config, report, best, RunFolder(trainer.save_dir))
         report.save(folder)
     summary = [f"done\n{report.table()}" if has_changed else "done", timed]
+    if report.given:
+        summary.append(report.given.told())
     if report.guard:
         summary.append(_held(report, report.guard))
     summary.append(reid_hint(network) if report.cuts else "")

@@ -16,6 +16,7 @@ from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.trace import trace
+from yolo_prune.host import ddp
 from yolo_prune.host.checkpoint import remarked
 from yolo_prune.host.kept_data import with_classes
 from yolo_prune.host.level_boxes import boxes_per_level
@@ -25,6 +26,8 @@ from yolo_prune.report.records import Given
 from yolo_prune.surgery.classes import chosen, keep_classes, names_of
 from yolo_prune.surgery.levels import drop_levels, levels_of
 from yolo_prune.surgery.slicing import UndoLog
+from yolo_prune.utils.console import log
+from yolo_prune.utils.text import count
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -63,7 +66,10 @@ def reduce(
             levels_of(network)  # refuses what has none, before it is traced
             amounts = _amounts(network, config, imgsz)
             undo.extend(drop_levels(network, config.drop_levels))
-    return Given([*config.drop_levels], kept, amounts)
+    given = Given([*config.drop_levels], kept, amounts)
+    if ddp.is_first():
+        log(f"{given.told()}: {count(sum(p.numel() for p in network.parameters()))} parameters are left")
+    return given
 
 
 def check_reduction(trainer: BaseTrainer, config: PruneConfig) -> None:

@@ -110,7 +110,8 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
             given["weights"] = rows_by_name(given.get("weights"), asked)
         model = build(given)
         if config is not None and config.drop_levels and not trainer.resume:
-            prepared.given = reduce(model, config.replace(keep_classes=()), trainer.args.imgsz)
+            with verbosity(config.verbose):
+                prepared.given = reduce(model, config.replace(keep_classes=()), trainer.args.imgsz)
         if keeps and not trainer.resume:
             prepared.given = replace(prepared.given or Given([], [], {}), classes=asked)
         return model
