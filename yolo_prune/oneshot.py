@@ -130,7 +130,7 @@ def prune_model(
             return _prune_on_data(model, config, {**others, "data": str(data), "imgsz": imgsz}, given)
         graph, latency = _traced(network, config, imgsz, config.is_timed)
         sizes = file_sizes(network, config.targets, graph.imgsz)
-        request = request_for(network, graph, config, latency, sizes, given and given.amounts)
+        request = request_for(network, graph, config, latency, sizes, given.amounts if given else None)
         plan = plan_traced(network, graph, config, request).plan
         apply_plan(plan, network)
         torch.compiler.reset()  # what was compiled for the old widths
@@ -204,7 +204,7 @@ def dry_run(
         given = reduce(network, config, size, undo)
         graph, latency = _traced(network, config, size, timed or config.is_timed)
         sizes = file_sizes(network, config.targets, graph.imgsz)
-        request = request_for(network, graph, config, latency, sizes, given and given.amounts)
+        request = request_for(network, graph, config, latency, sizes, given.amounts if given else None)
         levels: list[str] = []
         if data is None:
             plan = plan_traced(network, graph, config, request).plan
@@ -309,8 +309,12 @@ def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any], g
     model.model, model.ckpt = load_checkpoint(trainer.best)
     model.predictor, model.ckpt_path = None, str(trainer.best)
     run = session.run
-    size = (run.report.imgsz[0], run.report.imgsz[1])
-    same = {name: {"before": n, "after": n} for name in ("macs", "params") for n in [getattr(run.report.final, name)]}
-    plan = PrunePlan.load(run.folder.plan(1)) if run.report.cuts else PrunePlan({}, {}, **same, imgsz=size)
+    plan = PrunePlan.load(run.folder.plan(1)) if run.report.cuts else _nothing(trace(model.model, run.imgsz))
     session.close()
     return PruneResult(plan, run.report, Path(trainer.save_dir))
+
+
+def _nothing(graph: ChannelGraph) -> PrunePlan:
+    """Return the plan that cuts nothing of a network."""
+    macs, params = ({"before": n, "after": n} for n in (CostModel(graph).macs(), CostModel(graph).params()))
+    return PrunePlan({}, {}, macs, params, graph.imgsz)

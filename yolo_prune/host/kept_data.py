@@ -131,7 +131,7 @@ def _write_labels(data: Mapping[str, Any], classes: Sequence[int], draft: Path, 
     names = names_of(data["names"])
     reader = SimpleNamespace(prefix="", fraction=1.0)
     for split in (split for split in SPLITS if data.get(split)):
-        files = BaseDataset.get_img_files(reader, data[split])  # type: ignore[arg-type]  # it reads no more of it
+        files = BaseDataset.get_img_files(reader, data[split])
         images, labels = draft / "images" / split, draft / "labels" / split
         images.mkdir(parents=True)
         labels.mkdir(parents=True)

@@ -96,8 +96,8 @@ def keep_classes_of_data(trainer: BaseTrainer, asked: Sequence[str]) -> None:
 
 def rows_by_name(weights: Any, names: Sequence[str]) -> Any:
     """Return weights for these classes: Ultralytics' own ``load`` finds rows by name, but not those of a classifier."""
-    if isinstance(weights, nn.Module) and isinstance(weights.model[-1], Classify):  # type: ignore[index]
-        known = {name: i for i, name in enumerate(names_of(weights.names))}  # type: ignore[arg-type]
+    if isinstance(weights, nn.Module) and isinstance(weights.model[-1], Classify):
+        known = {name: i for i, name in enumerate(names_of(weights.names))}
         if set(names) <= known.keys():
             weights = copy_of(weights)
             keep_classes(weights, [known[name] for name in names])

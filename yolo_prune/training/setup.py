@@ -184,7 +184,7 @@ def start(run: Run, given: Prepared | None) -> None:
     cost = CostModel(graph, run.latency)
     files = ddp.on_rank_zero(lambda: file_sizes(model, config.targets, trainer.args.imgsz))
     run.report.given = prepared.given
-    progress.goal = Goal.of(config.targets, cost, model, files, prepared.given and prepared.given.amounts)
+    progress.goal = Goal.of(config.targets, cost, model, files, prepared.given.amounts if prepared.given else None)
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
     check_reachable(graph, PlanRequest.of(config, progress.goal.at(1.0), progress.dense_widths, run.latency))
     progress.schedule = _schedule(config, trainer.epochs, progress.goal.removed, prepared.knows_classes)
