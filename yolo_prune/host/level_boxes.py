@@ -16,8 +16,8 @@ def boxes_per_level(network: nn.Module, batches: Iterable[dict[str, Any]]) -> li
     """Return how many boxes are learned at each level of a head, in the order of its maps; nothing of a foreign loss.
 
     A box counts for the level whose positions have the largest sum of target scores for it, by the task-aligned
-    assigner of the training's loss (Feng et al. 2021, "TOOD", section 3.2) with the network's own predictions. One that
-    the assigner gives to no position counts for none.
+    assigner of the training's loss (Feng et al. 2021, "Task-aligned One-stage Object Detection", section 3.2)
+    with the network's own predictions. One that the assigner gives to no position counts for none.
 
     Args:
         network: A detection network of a trainer; it stays as it is.

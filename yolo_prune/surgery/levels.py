@@ -103,13 +103,13 @@ def _drop(undo: UndoLog, network: nn.Module, kept: Sequence[int]) -> None:
     sources[-1] = [sources[-1][i] for i in kept]
     live = sorted(_ancestors(sources))
     place = {old: new for new, old in enumerate(live)}
-    froms = {i: _renumbered(modules[i].f, sources[i], place, i) for i in live}
-    undo.set(network, "yaml", _yaml_of_rows(network.yaml, live, froms))
+    reads = {i: _renumbered(modules[i].f, sources[i], place, i) for i in live}
+    undo.set(network, "yaml", _yaml_of_rows(network.yaml, live, reads))
     for i in live:
-        undo.set(modules[i], "f", froms[i])
+        undo.set(modules[i], "f", reads[i])
         undo.set(modules[i], "i", place[i])
     undo.set(network._modules, "model", nn.Sequential(*(modules[i] for i in live)).train(modules.training))
-    read = {x % place[i] for i in live for x in _as_list(froms[i]) if x != -1}
+    read = {x % place[i] for i in live for x in _as_list(reads[i]) if x != -1}
     undo.set(network, "save", sorted(read))
     _narrow_head(undo, last, kept)
     undo.set(network, "stride", last.stride)
@@ -129,13 +129,13 @@ def _narrow_head(undo: UndoLog, last: Any, kept: Sequence[int]) -> None:
     undo.set(last, "np", sum(p.numel() for p in last.parameters()))
 
 
-def _as_list(froms: int | list[int]) -> list[int]:
-    return [froms] if isinstance(froms, int) else list(froms)
+def _as_list(reads: int | list[int]) -> list[int]:
+    return [reads] if isinstance(reads, int) else list(reads)
 
 
-def _sources(froms: int | list[int], row: int) -> list[int]:
+def _sources(reads: int | list[int], row: int) -> list[int]:
     """Return the rows that a row reads, counted from 0; -1 is the image."""
-    return [x if x >= 0 else row + x for x in _as_list(froms)]
+    return [x if x >= 0 else row + x for x in _as_list(reads)]
 
 
 def _ancestors(sources: Sequence[Sequence[int]]) -> set[int]:
@@ -149,22 +149,22 @@ def _ancestors(sources: Sequence[Sequence[int]]) -> set[int]:
     return found
 
 
-def _renumbered(froms: int | list[int], sources: Sequence[int], place: Mapping[int, int], row: int) -> int | list[int]:
+def _renumbered(reads: int | list[int], sources: Sequence[int], place: Mapping[int, int], row: int) -> int | list[int]:
     """Return what a row says that it reads, in the new numbers; the row before it stays -1 where it was."""
-    given = _as_list(froms)
+    given = _as_list(reads)
     says_before = [x == -1 for x in given] if len(given) == len(sources) else [False] * len(sources)
     new = [
         -1 if before and place.get(source, -1) == place[row] - 1 else place[source]
         for before, source in zip(says_before, sources, strict=True)
     ]
-    return new[0] if isinstance(froms, int) else new
+    return new[0] if isinstance(reads, int) else new
 
 
-def _yaml_of_rows(yaml: Mapping[str, Any], live: Sequence[int], froms: Mapping[int, int | list[int]]) -> dict[str, Any]:
+def _yaml_of_rows(yaml: Mapping[str, Any], live: Sequence[int], reads: Mapping[int, int | list[int]]) -> dict[str, Any]:
     """Return a ``model.yaml`` with some of its rows."""
     backbone = len(yaml["backbone"])
     rows = [*yaml["backbone"], *yaml["head"]]
-    new = {i: [froms[i], *rows[i][1:]] for i in live}
+    new = {i: [reads[i], *rows[i][1:]] for i in live}
     return {
         **yaml,
         "backbone": [row for i, row in new.items() if i < backbone],
