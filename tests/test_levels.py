@@ -173,6 +173,9 @@ def test_shares_are_of_the_network_with_all_levels() -> None:
     network = build("yolo11n")
     plan = prune_model(network, 0.01, drop_levels=5, imgsz=IMGSZ).plan
     assert plan.macs["before"] == plan.macs["after"]  # it holds already
+    whole = CostModel(trace(build("yolo11n"), IMGSZ))
+    given = reduce(build("yolo11n"), PruneConfig(target="50% ram, 50% params, 50% size", drop_levels=5), IMGSZ)
+    assert given is not None and given.amounts["ram"] == whole.amount("ram") and given.amounts["bytes"] > whole.bytes()
 
 
 def test_a_checkpoint_without_levels_needs_no_yolo_prune(own_folder: Path, python: Python) -> None:
@@ -328,17 +331,18 @@ def test_a_plan_tells_which_level_is_free(own_folder: Path, tiny_data: Path) -> 
 
     model = YOLO("yolo11n.yaml")
     model.model = build("yolo11n")
-    names, yaml = model.model.names, model.model.yaml
+    model.model.names = names = {0: "circle", 1: "square", 2: "triangle"}
+    yaml = model.model.yaml
     config, data = PruneConfig(target=0.2, calibration=4), {"data": str(tiny_data), "imgsz": 64, "workers": 0}
     told = dry_run(model, config, **data)
     lines = [line for line in told.splitlines() if line.startswith("P")]
     assert [line[:3] for line in lines] == ["P3:", "P4:", "P5:"] and all("% of the boxes" in line for line in lines)
     assert "drop_levels=5" in lines[2] and "29% of the parameters" in lines[2]
-    told = dry_run(
-        model, PruneConfig(target=0.2, calibration=4, drop_levels=5), data=str(tiny_data), imgsz=64, workers=0
-    )
+    told = dry_run(model, config.replace(drop_levels=5), **data)
     assert "without level 5: " in told and "\nP5" not in told
-    assert model.model.names == names and model.model.yaml == yaml
+    dry_run(model, config.replace(keep_classes="square"), **data)
+    assert model.model.names == names and model.model.yaml == yaml and model.model.model[-1].nc == 3
+    assert getattr(model.model, "nc", 3) == 3
 
 
 def test_the_tiny_network_is_a_case_of_its_own() -> None:

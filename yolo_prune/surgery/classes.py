@@ -79,9 +79,9 @@ def _keep(undo: UndoLog, network: nn.Module, last: Any, classes: Sequence[int]) 
         undo.set(parent._modules, name, _rows_of(parent._modules[name], classes))
     undo.set(network, "names", {new: names[old] for new, old in enumerate(classes)})
     undo.set(network, "yaml", {**network.yaml, "nc": len(classes)})
-    for owner, name in ((network, "nc"), (last, "nc")):
-        if name in vars(owner):
-            undo.set(owner, name, len(classes))
+    undo.set(network, "nc", len(classes))
+    if "nc" in vars(last):
+        undo.set(last, "nc", len(classes))
     if "no" in vars(last):
         undo.set(last, "no", len(classes) + 4 * last.reg_max)
     undo.set(last, "np", sum(p.numel() for p in last.parameters()))

@@ -9,7 +9,7 @@ from torch import nn
 from ultralytics.nn.modules.head import Classify
 
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
+from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS, RAM
 from yolo_prune.cost.budget import file_bytes
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.file_sizes import file_sizes
@@ -138,6 +138,7 @@ def _amounts(network: nn.Module, config: PruneConfig, imgsz: int | tuple[int, in
     cost = CostModel(graph)
     amounts: dict[str, Any] = {MACS: cost.macs(), PARAMS: cost.params()}
     asked = {target.quantity for target in shares}
+    amounts |= {quantity: cost.amount(quantity) for quantity in asked if quantity in RAM}
     if BYTES in asked:
         amounts[BYTES] = file_bytes(network)
     if LATENCY in asked and not config.latency:  # a kit has measured the network without the levels
