@@ -106,8 +106,8 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
         )
         keeps = config is not None and bool(config.keep_classes)
         prepared.knows_classes = set(asked) <= set(learned) if keeps else learned == asked
-        if keeps:
-            given["weights"] = rows_by_name(given.get("weights"), asked)
+        if keeps and "weights" in given:
+            given["weights"] = rows_by_name(given["weights"], asked)
         model = build(given)
         if config is not None and config.drop_levels and not trainer.resume:
             with verbosity(config.verbose):
