@@ -340,7 +340,7 @@ def test_the_api_page_has_every_public_name() -> None:
 def test_the_report_page_has_every_record_and_each_describes_its_fields() -> None:
     page = (DOCS / "report.md").read_text()
     records = (report.Report, report.Stage, report.CutRecord, report.QuantizationRecord, report.ExportRecord)
-    for record in (*records, Speedup):
+    for record in (*records, report.Given, Speedup):
         assert f"::: {record.__module__}.{record.__name__}\n" in page
         described = re.findall(r"^ {4,8}(\w+): ", record.__doc__ or "", re.MULTILINE)
         assert described == [field.name for field in fields(record)], record
