@@ -53,7 +53,10 @@ def test_the_outputs_of_kept_classes_are_the_same(name: str, classes: list[int])
     keep_classes(network, classes)
     before, after = raw(whole, image), raw(network, image)
     for key in before:
-        assert torch.equal(before[key][:, classes] if key.endswith("scores") else before[key], after[key])
+        if key.endswith("scores"):  # a layer with fewer outputs may add up in another order
+            torch.testing.assert_close(before[key][:, classes], after[key], rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(before[key], after[key])
     head: Any = network.model[-1]
     assert head.nc == network.yaml["nc"] == len(network.names) == len(classes)
     assert head.no == len(classes) + 4 * head.reg_max
@@ -74,7 +77,7 @@ def test_other_heads_keep_classes(name: str) -> None:
     network.eval()(torch.rand(1, 3, IMGSZ, IMGSZ))
 
 
-@pytest.mark.parametrize("name", ["yolov8s-world", "rtdetr-l", "yolo26n-sem", "yolo26n-depth"])
+@pytest.mark.parametrize("name", ["yolov8s-world", "rtdetr-l", "yolo26n-sem"])
 @pytest.mark.slow
 def test_heads_whose_classes_hang_together_are_refused(name: str) -> None:
     from ultralytics import RTDETR

@@ -17,7 +17,7 @@ from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.trace import trace
 from yolo_prune.host import ddp
-from yolo_prune.host.checkpoint import remarked
+from yolo_prune.host.checkpoint import load_network, remarked, run_record
 from yolo_prune.host.kept_data import with_classes
 from yolo_prune.host.level_boxes import boxes_per_level
 from yolo_prune.host.patches import patch
@@ -79,6 +79,13 @@ def check_reduction(trainer: BaseTrainer, config: PruneConfig) -> None:
             "drop_levels with a teacher that has all levels: there is nothing to compare its maps with; use "
             "distill=True, which learns from the network without the levels, or leave one out."
         )
+
+
+def classes_to_keep(trainer: BaseTrainer, config: PruneConfig | None) -> tuple[str, ...]:
+    """Return the classes that a run keeps, as they were asked for; a resumed one goes on with its own."""
+    if trainer.resume and (noted := run_record(getattr(load_network(trainer.args.model), "yaml", None))):
+        return tuple(noted["config"].get("keep_classes", ()))
+    return config.keep_classes if config else ()
 
 
 def keep_classes_of_data(trainer: BaseTrainer, asked: Sequence[str]) -> None:

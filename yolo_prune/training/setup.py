@@ -33,7 +33,7 @@ from yolo_prune.surgery.slicing import check_optimizer
 from yolo_prune.training import exact_state
 from yolo_prune.training.exact_state import StepCount
 from yolo_prune.training.progress import Progress
-from yolo_prune.training.reduction import check_reduction, keep_classes_of_data, reduce, rows_by_name
+from yolo_prune.training.reduction import check_reduction, classes_to_keep, keep_classes_of_data, reduce, rows_by_name
 from yolo_prune.training.rehearsal import outside_readers, rehearse
 from yolo_prune.training.run import Run
 from yolo_prune.training.run_files import note_recovered
@@ -97,6 +97,8 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
         if config.max_drop is not None and not trainer.args.val:
             raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
     is_verbose = None if config is None else config.verbose
+    if keeps := classes_to_keep(trainer, config):
+        keep_classes_of_data(trainer, keeps)
     build = partial(_get_model, trainer.get_model, bool(trainer.resume), is_verbose)
 
     def build_and_note(*arguments: Any, **keywords: Any) -> nn.Module:
@@ -104,7 +106,6 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
         learned, asked = (
             names_of(names) for names in (getattr(given.get("weights"), "names", ()), trainer.data.get("names", ()))
         )
-        keeps = config is not None and bool(config.keep_classes)
         prepared.knows_classes = set(asked) <= set(learned) if keeps else learned == asked
         if keeps and "weights" in given:
             given["weights"] = rows_by_name(given["weights"], asked)
@@ -117,8 +118,6 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
         return model
 
     patch(trainer, "get_model", build_and_note)
-    if config is not None and config.keep_classes:
-        keep_classes_of_data(trainer, config.keep_classes)
     return prepared
 
 
