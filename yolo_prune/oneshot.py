@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import image_size
 from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import mark
-from yolo_prune.host.trainer import calibration_batches, save_checkpoint, set_up
+from yolo_prune.host.trainer import calibration_batches, never_training, save_checkpoint
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import units_of
@@ -121,7 +120,7 @@ def prune_model(
         kind = "a cut without training" if data is not None else "a cut without training and data"
         raise ConfigError(f"{', '.join(meaningless)}: no option of {kind}. Valid: {', '.join(allowed[1:])}.")
     config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **options})
-    network = _unfused(model)
+    network = unfused(model)
     imgsz = image_size(network, imgsz)
     undo = UndoLog()
     with verbosity(config.verbose), undo.or_nothing():
@@ -162,7 +161,7 @@ def sensitivity(
     """
     config, size = PruneConfig(calibration=calibration), image_size(network_of(model), imgsz)
     arguments = {"name": "sensitivity", **arguments, "data": str(data), "imgsz": size}
-    with verbosity(arguments.get("verbose", True)), _never_training(model, arguments) as trainer:
+    with verbosity(arguments.get("verbose", True)), never_training(model, arguments) as trainer:
         network, graph = trainer.ema.ema, trace(trainer.ema.ema, trainer.args.imgsz)
         known = CalibrationData(network, calibration_batches(trainer, config.calibration))
         measured = scan(network, graph, ranking_factory(graph, config, known), *known.halves())
@@ -210,7 +209,7 @@ def dry_run(
             plan = plan_traced(network, graph, config, request).plan
         else:
             arguments = {**arguments, "data": data, "imgsz": size}
-            with _never_training(model, arguments, bool(config.keep_classes)) as trainer:
+            with never_training(model, arguments, bool(config.keep_classes)) as trainer:
                 batches = calibration_batches(trainer, config.calibration)
                 levels = describe_levels(network, size, batches)
                 plan = plan_traced(network, graph, config, request, CalibrationData(network, batches)).plan
@@ -235,7 +234,7 @@ def dry_run(
     return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *levels, *amounts])
 
 
-def _unfused(model: Any) -> nn.Module:
+def unfused(model: Any) -> nn.Module:
     """Return the network of a model with its BatchNorms: ``predict``, ``val`` and ``fuse`` merge them in place.
 
     Raises:
@@ -282,25 +281,13 @@ def _traced(
     return graph, latency_of(network, graph, config.runtime, config.latency) if timed or config.latency else None
 
 
-@contextmanager
-def _never_training(model: YOLO, arguments: dict[str, Any], keeps_classes: bool = False) -> Iterator[Any]:
-    """Give a trainer that holds a model, and close what it has opened."""
-    trainer = set_up(model, arguments, keeps_classes=keeps_classes)
-    try:
-        yield trainer
-    finally:
-        for loader in (trainer.train_loader, trainer.test_loader):
-            if hasattr(loader, "close"):
-                loader.close()
-
-
 def _prune_on_data(model: Any, config: PruneConfig, arguments: dict[str, Any], given: Given | None) -> PruneResult:
     """Let a run that never trains make its only cut."""
     if not isinstance(model, (YOLO, RTDETR)):
         raise UnsupportedError(f"data needs a YOLO, not its network ({type(model).__name__}): pass YOLO('….pt').")
     check_formats(config.export)
     whole = config.replace(schedule="one-shot", start=0.0)
-    with _never_training(model, arguments, bool(config.keep_classes)) as trainer:
+    with never_training(model, arguments, bool(config.keep_classes)) as trainer:
         session = Session(trainer, whole, Prepared(knows_classes=True, given=given))
         session.before_epoch()
         save_checkpoint(trainer, trainer.best, epoch=0)

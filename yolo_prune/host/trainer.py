@@ -114,6 +114,18 @@ def set_up(model: YOLO, arguments: dict[str, Any], *, keeps_classes: bool = Fals
     return trainer
 
 
+@contextmanager
+def never_training(model: YOLO, arguments: dict[str, Any], keeps_classes: bool = False) -> Iterator[BaseTrainer]:
+    """Give a trainer that `set_up` returns, and close what it has opened."""
+    trainer = set_up(model, arguments, keeps_classes=keeps_classes)
+    try:
+        yield trainer
+    finally:
+        for loader in (trainer.train_loader, trainer.test_loader):
+            if hasattr(loader, "close"):
+                loader.close()
+
+
 def save_checkpoint(trainer: BaseTrainer, path: Path, epoch: int) -> None:
     """Write a training checkpoint with Ultralytics' own code, so that no reader ever sees half of it.
 

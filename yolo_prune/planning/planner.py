@@ -130,11 +130,7 @@ def _plan_iteratively(
     graph: ChannelGraph, config: PruneConfig, request: PlanRequest, data: CalibrationData, measure: Measure | None
 ) -> PlannedCut:
     """Plan in as many iterations as the criterion needs; for a latency, the last one until it is met."""
-    stages = [request.budget]
-    if config.importance == "reconstruction" and config.allocation not in HELD_OUT:
-        cost = CostModel(graph, request.latency)
-        macs_kept = 1.0 if request.budget.keys() <= {MACS} else _macs_kept(graph, request)
-        stages = _stages({q: cost.amount(q) for q in request.budget}, request.budget, macs_kept)
+    stages = stages_of(graph, config, request)
     plans: list[PrunePlan] = []
     later = data.later_batches() if len(stages) > 1 else 0
     with progress_bar("choosing channels", len(stages)) as step:
@@ -153,6 +149,15 @@ def _plan_iteratively(
     else:
         planned = PlannedCut(plans[-1])
     return replace(planned, plan=reduce(PrunePlan.then, [*plans[:-1], planned.plan]))
+
+
+def stages_of(graph: ChannelGraph, config: PruneConfig, request: PlanRequest) -> list[Budget]:
+    """Return the budget after each iteration of a plan, the whole budget last; criteria of weights need but one."""
+    if config.importance != "reconstruction" or config.allocation in HELD_OUT:
+        return [request.budget]
+    cost = CostModel(graph, request.latency)
+    macs_kept = 1.0 if request.budget.keys() <= {MACS} else _macs_kept(graph, request)
+    return _stages({q: cost.amount(q) for q in request.budget}, request.budget, macs_kept)
 
 
 def _macs_kept(graph: ChannelGraph, request: PlanRequest) -> float:
