@@ -33,6 +33,7 @@ _HOME = {
     "UnsupportedError": "errors",
     "WriteError": "errors",
     "apply_plan": "oneshot",
+    "curve": "size_curve",
     "prune_model": "oneshot",
     "register_block": "blocks",
     "verify_cut": "planning.verification",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from yolo_prune.oneshot import apply_plan, prune_model
     from yolo_prune.plan import PrunePlan
     from yolo_prune.planning.verification import verify_cut
+    from yolo_prune.size_curve import curve
 
 
 def __getattr__(name: str) -> Any:

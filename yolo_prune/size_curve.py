@@ -16,7 +16,7 @@ from yolo_prune.cost.budget import Goal, file_bytes
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.latency_profile import latency_of
-from yolo_prune.errors import ConfigError, TargetError, UnsupportedError
+from yolo_prune.errors import ConfigError, TargetError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import image_size
 from yolo_prune.graph.trace import trace
@@ -38,7 +38,7 @@ from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import cut
 from yolo_prune.training.rehearsal import outside_readers
 from yolo_prune.training.setup import REHEARSED
-from yolo_prune.utils.console import log, progress_bar, verbosity
+from yolo_prune.utils.console import log, progress_bar, silence, verbosity
 from yolo_prune.utils.memory import borrowed_memory
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _measure(trainer: BaseTrainer, config: PruneConfig, targets: Sequence[Target
         requests = _requests(dense, graph, config, targets, latency)
         data = CalibrationData(dense, calibration_batches(trainer, config.calibration), readers=readers)
         started, cost = time.time(), CostModel(graph, latency)
-        fitness = validate(trainer)[1]
+        fitness = _fitness(trainer)
         first = CurvePoint(
             *("", cost.macs(), cost.params(), file_bytes(dense), fitness, latency.dense if latency else None),
             seconds=round(time.time() - started, 2),
@@ -188,7 +188,7 @@ def _points(
         network = cut_copy(data, planned.plan, config, trainer.freeze_layer_names)
         with preserve_attributes(trainer.ema, "ema"):
             trainer.ema.ema = network
-            fitness = validate(trainer)[1]
+            fitness = _fitness(trainer)
         yield CurvePoint(
             target=target,
             macs=planned.plan.macs["after"],
@@ -199,6 +199,14 @@ def _points(
             plan_sha256=planned.plan.sha256,
             seconds=round(time.time() - started, 2),
         )
+
+
+def _fitness(trainer: BaseTrainer) -> float | None:
+    """Return the fitness of a trainer's EMA, without a table for each."""
+    if not trainer.args.val:
+        return None
+    with silence():
+        return validate(trainer)[1]
 
 
 def cut_copy(data: CalibrationData, plan: PrunePlan, config: PruneConfig, frozen: Sequence[str] = ()) -> nn.Module:

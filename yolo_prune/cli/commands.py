@@ -20,6 +20,7 @@ from yolo_prune.graph.image import image_size
 from yolo_prune.graph.trace import trace
 from yolo_prune.host.trainer import open_model, read_arguments
 from yolo_prune.oneshot import dry_run, prune_model, sensitivity
+from yolo_prune.size_curve import curve
 from yolo_prune.surgery.slicing import network_of
 from yolo_prune.utils.console import verbosity
 from yolo_prune.utils.text import megabytes
@@ -53,6 +54,16 @@ def sensitivity_command(arguments: Mapping[str, str]) -> None:
     model, values = _read(arguments, "sensitivity", also=("calibration",))
     measured, folder = sensitivity(open_model(model), **values)
     print(f"{measured.table()}\n{folder / 'sensitivity.json'}, {folder / 'sensitivity.png'}")
+
+
+def curve_command(arguments: Mapping[str, str], options: Mapping[str, str]) -> None:
+    """Run ``yolo-prune curve``; arguments as in `prune_command`, and those of `curve` as text."""
+    also = ("sizes", "latency", "runtime", "out")
+    model, values = _read(arguments, "curve", also=also)
+    texts = {name: arguments[name] for name in also if name in arguments}
+    config = PruneConfig.from_cli({"prune": "0", **options}).to_dict()
+    named = {name.removeprefix(CLI_PREFIX) for name in options}
+    curve(open_model(model), **values | texts, **{name: config[name] for name in named})
 
 
 def _read(

@@ -150,6 +150,16 @@ def sensitivity(arguments: list[str]) -> None:
     sensitivity_command(values)
 
 
+def curve(arguments: list[str]) -> None:
+    """Draw accuracy against size before any training."""
+    options, values = _assignments(arguments, "curve model=best.pt data=my.yaml")
+    if "prune" in options:
+        raise ConfigError(f"curve cuts to several sizes: give sizes={options['prune']}, or leave it out for eight.")
+    from yolo_prune.cli.commands import curve_command
+
+    curve_command(values, options)
+
+
 def _models(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Return the files that a command names, and its other arguments as name -> text."""
     rest = startup.join_assignments(arguments)
@@ -194,6 +204,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": bench,
     "kit": kit,
     "sensitivity": sensitivity,
+    "curve": curve,
     "report": report,
     "demo": demo,
     "help": show_help,

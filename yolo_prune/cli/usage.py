@@ -120,6 +120,22 @@ USAGES = {
         },
         more="It cuts nothing for good, and takes no prune arguments.",
     ),
+    "curve": Usage(
+        "cut to eight sizes without training: accuracy against size, the knee, and what to type next",
+        "model=FILE data=FILE [key=value ...]",
+        "model=best.pt data=my.yaml",
+        {
+            "model=best.pt": "a checkpoint",
+            **_DATA,
+            **_IMGSZ,
+            "sizes=0.1,0.3,0.5": "what is cut to, as prune= takes it, all of one quantity; by default 0.1 to 0.8",
+            "latency=latency.json": "what a kit has measured of the model, to draw the curve against milliseconds, too",
+            "runtime=onnx": f"the same, measured here: of {', '.join(RUNTIMES)}",
+            "out=curve": "the folder to write curve.json, curve.png and curve.html to; by default a run's folder",
+            **_HOSTS,
+        },
+        more="Each size is what 'yolo-prune prune' would make of it; nothing is saved but the figures.",
+    ),
     "report": Usage(
         "write pruning/report.html of a finished run anew",
         "FOLDER",

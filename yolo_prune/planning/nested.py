@@ -22,7 +22,7 @@ def nested_plans(
 
     A large cut is planned in iterations, and here networks of the sizes before stand for those on the way: where one
     iteration does not reach, the size before is what the next iteration looks at. So a plan that one iteration reaches
-    is that of its request alone, and a later one that of as many iterations, which end at other sizes than equal shares.
+    is that of its request alone, and a later one is of iterations that do not take equal shares.
 
     Args:
         graph: Channel groups of the dense network, traced with the config's ``is_ignored`` and ``reid``.

@@ -15,8 +15,8 @@ from yolo_prune.utils.text import aligned, change, count, megabytes, millisecond
 
 SCHEMA = 1
 FLAT, STRAIGHT = 0.02, 0.05
-"""Share of the dense fitness that the smallest size may lose without a knee, and share of that loss by which a curve has
-to bend for one."""
+"""Share of the dense fitness that the smallest size may lose without a knee, and share of that loss by which the knee lies
+above a straight line."""
 
 
 @dataclass
@@ -115,9 +115,7 @@ class Curve:
     def table(self) -> str:
         """Return a row for each size, with its change from the dense network."""
         has_latency = self.dense.latency is not None
-        rows: list[tuple[str, ...]] = [
-            ("size", "MACs", "params", "file", *["predicted"] * has_latency, "fitness", "")
-        ]
+        rows: list[tuple[str, ...]] = [("size", "MACs", "params", "file", *["predicted"] * has_latency, "fitness", "")]
         for p in (self.dense, *self.points):
             latency = [milliseconds(p.latency) + change(p.latency, self.dense.latency)] * has_latency
             sizes = (
