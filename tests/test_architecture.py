@@ -118,6 +118,7 @@ def test_only_named_modules_touch_the_engine_of_the_host() -> None:
         "host.kept_data",
         "training.reduction",
         "host.tuning",
+        "size_curve",
     }
 
 

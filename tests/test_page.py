@@ -18,7 +18,7 @@ from reports import full_report
 
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import ConfigError
-from yolo_prune.report import page
+from yolo_prune.report import drawing, page
 from yolo_prune.report.predictions import Sample
 
 ARGUMENTS = {"task": "detect", "model": "yolo11n.pt", "data": "cells.yaml", "epochs": 8}
@@ -203,7 +203,7 @@ def test_commands_survive_any_path() -> None:
     ("values", "pad"), [((0.5, 0.6), 0.06), ((0.123, 0.1231), 0.0), ((0, 5e9), 0.0), ((3.0,), 0.06), ((0, 0), 0.06)]
 )
 def test_ticks_are_few_and_lie_on_the_axis(values: tuple[float, ...], pad: float) -> None:
-    axis = page.Axis(values, 38, 354, pad)
+    axis = drawing.Axis(values, 38, 354, pad)
     places = [axis(tick) for tick in axis.ticks]
     assert 3 <= len(places) <= 8 and places == sorted(set(places))
     assert all(38 <= place <= 354 for place in places)

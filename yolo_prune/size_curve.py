@@ -33,6 +33,7 @@ from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import PlanRequest, units_of
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.nested import nested_plans
+from yolo_prune.report import curve_page
 from yolo_prune.report.size_curve import Curve, CurvePoint
 from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import cut
@@ -147,6 +148,7 @@ def _measure(trainer: BaseTrainer, config: PruneConfig, targets: Sequence[Target
                 raise
             found.out_of_reach = f"{[*requests][len(found.points)]}: {e}"
     found.save(folder)
+    curve_page.write(found, folder)
     return found
 
 

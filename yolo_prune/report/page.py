@@ -7,70 +7,29 @@ run was asked for is in Ultralytics' ``args.yaml`` beside it.
 from __future__ import annotations
 
 import json
-import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.groups import are_multiples
 from yolo_prune.report import pictures
+from yolo_prune.report.drawing import FORMATS, fill, metric_of, runtime_name
 from yolo_prune.report.predictions import Sample, side_by_side
 from yolo_prune.report.records import CutRecord, ExportRecord, Report, Stage
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.run_folder import RunFolder
-from yolo_prune.utils.text import count, epochs, megabytes, milliseconds
+from yolo_prune.utils.text import epochs
 
 NAME = "report.html"
-METRICS = {
-    "detect": "mAP50-95",
-    "obb": "mAP50-95",
-    "segment": "mAP50-95 of boxes plus masks",
-    "pose": "mAP50-95 of boxes plus poses",
-    "classify": "mean of top-1 and top-5 accuracy",
-    "semantic": "mIoU",
-    "depth": "delta1",
-}
-"""Task -> what Ultralytics' fitness is."""
-RUNTIMES = {
-    "onnx": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "ncnn": "ncnn",
-    "litert": "LiteRT",
-    "coreml": "Core ML",
-    "pytorch": "PyTorch",
-    "tensorrt": "TensorRT",
-}
-"""Runtime -> its name."""
-FORMATS: dict[str, Callable[[Any], str]] = {
-    "count": count,
-    "size": megabytes,
-    "time": milliseconds,
-    "percent": lambda share: f"{100 * share:.1f}",
-    "times": lambda ratio: f"{ratio:.2f}x",
-    "seconds": lambda seconds: f"{seconds:.1f} s",
-    "difference": lambda x: f"{x:.1e}",
-    "plain": str,
-}
-"""How a kind of figure is written."""
 _ARGUMENTS = ("task", "model", "data", "epochs", "batch", "optimizer", "lr0", "seed", "device", "quantize")
 """Of Ultralytics, what the page tells."""
-
-
-def runtime_name(form: str) -> str:
-    """Return the name of a runtime as people write it, with the precision of its files where one was asked for."""
-    name, _, precision = form.partition(":")
-    if name not in RUNTIMES:
-        return form
-    return f"{RUNTIMES[name]} ({precision} bit)" if precision else RUNTIMES[name]
 
 
 def write(run: Path, *, plots: bool = True) -> Path:
@@ -107,7 +66,7 @@ def write(run: Path, *, plots: bool = True) -> Path:
     with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")
     if plots:
-        pictures.draw(report, folder, _metric(arguments))
+        pictures.draw(report, folder, metric_of(arguments))
     return path
 
 
@@ -129,22 +88,11 @@ def render(
     """
     report = _completed(report)
 
-    def figure(place: list[str | int], kind: str) -> Markup:
-        """Return a figure of the report as text that says its value and its place."""
-        value: Any = report
-        for key in place:
-            value = value[key]
-        if value is None:
-            return Markup("&ndash;")
-        data = Markup('<data value="{}" data-place="{}">{}</data>')
-        return data.format(json.dumps(value), json.dumps(place), FORMATS[kind](value))
-
-    templates = PackageLoader("yolo_prune.report")
-    house = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return house.get_template(f"{NAME}.j2").render(
-        r=report,
+    return fill(
+        NAME,
+        report,
         name=name,
-        metric=_metric(arguments),
+        metric=metric_of(arguments),
         headline=headline(report, arguments),
         arguments={key: arguments[key] for key in _ARGUMENTS if arguments.get(key) not in (None, "")},
         defaults=PruneConfig().to_dict(),
@@ -154,16 +102,11 @@ def render(
         bars=pictures.channels(report),
         over_epochs=pictures.over_epochs(report),
         over_macs=pictures.over_macs(report),
-        runtime_name=runtime_name,
         are_multiples=are_multiples,
-        figure=figure,
-        change=_change,
         comparable=_comparable(report),
         unfinished=_unfinished(report),
         speedup=_speedup(report),
         dense_name=pictures.dense_name(report),
-        Axis=Axis,
-        formats=FORMATS,
     )
 
 
@@ -184,10 +127,10 @@ def headline(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
         before, after = FORMATS["percent"](dense["fitness"]), FORMATS["percent"](final["fitness"])
         at, whole = dense["epochs"] or 0, arguments.get("epochs")
         if dense["finished"] is not False:
-            parts.append(f"{_metric(arguments)} {before} → {after}")
+            parts.append(f"{metric_of(arguments)} {before} → {after}")
         else:
             of = f"{at} of {whole} epochs" if whole else f"after {epochs(at)}"
-            parts.append(f"{_metric(arguments)} {after} (the dense model was not finished: {of})")
+            parts.append(f"{metric_of(arguments)} {after} (the dense model was not finished: {of})")
     return ", ".join(parts)
 
 
@@ -201,36 +144,6 @@ def _faster(speedup: Speedup) -> str:
     if f"{low:.1f}" == f"{high:.1f}":
         return f"{low:.1f}x {side}"
     return f"{low:.2f}\N{EN DASH}{high:.2f}x {side}"
-
-
-class Axis:
-    """Places values on a line of a drawing.
-
-    Args:
-        values: What has to fit on it.
-        start: Coordinate of the smallest value.
-        end: That of the largest.
-        pad: Share of the line to leave free at both ends.
-    """
-
-    def __init__(self, values: Iterable[float], start: float, end: float, pad: float = 0.06) -> None:
-        values = sorted(values)
-        low, high = values[0], values[-1]
-        span = (high - low) or abs(high) or 1.0
-        self._low, self._high, self._start, self._end = low - pad * span, high + pad * span, start, end
-
-    def __call__(self, value: float) -> float:
-        """Return the coordinate of a value."""
-        share = (value - self._low) / (self._high - self._low)
-        return round(self._start + share * (self._end - self._start), 1)
-
-    @property
-    def ticks(self) -> list[float]:
-        """Round values on it."""
-        span = self._high - self._low
-        unit = 10.0 ** math.floor(math.log10(span / 3))
-        step = next(unit * n for n in (5, 2, 1) if span / (unit * n) >= 3)
-        return [n * step for n in range(math.ceil(self._low / step), math.floor(self._high / step) + 1)]
 
 
 def _completed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,19 +178,6 @@ def _comparable(report: Mapping[str, Any]) -> set[str]:
     if (speedup := _speedup(report)) and speedup.settled:
         found.add("latency")
     return found
-
-
-def _metric(arguments: Mapping[str, Any]) -> str:
-    """Return the name of the metric that is the fitness."""
-    return METRICS.get(arguments.get("task", ""), "fitness")
-
-
-def _change(now: float | None, before: float | None, kind: str) -> str:
-    """Return ``-50.0%``, or points of a percentage, or nothing where there is nothing to compare."""
-    if now is None or not before:
-        return ""
-    told = f"{100 * (now - before):+.1f}" if kind == "percent" else f"{now / before - 1:+.1%}"
-    return told.replace("-", "\N{MINUS SIGN}")
 
 
 def _commands(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,31 @@ class Point(NamedTuple):
     macs: int | None
     fitness: float
     name: str = ""
+
+
+class Mark(NamedTuple):
+    """One network in a panel: its size, its fitness, what is written at it, if anything, and whether the line has it."""
+
+    amount: float
+    fitness: float
+    name: str = ""
+    is_on_line: bool = True
+
+
+class Panel(NamedTuple):
+    """Fitness against one measure of size.
+
+    Attributes:
+        label: What the measure is called.
+        tell: Writes an amount of it.
+        marks: Along the line.
+        others: Name -> amount of what has no fitness.
+    """
+
+    label: str
+    tell: Callable[[float], str]
+    marks: Sequence[Mark]
+    others: Mapping[str, float]
 
 
 class Bar(NamedTuple):
@@ -100,6 +125,37 @@ def _draw_curve(report: Mapping[str, Any], path: Path, metric: str) -> None:
     for axes in (*left, right) if macs[0].name == "dense" else ():
         axes.axhline(macs[0].fitness, color="0.5", linestyle="--", label=dense_name(report))
         axes.legend()
+    _save(figure, path)
+
+
+def draw_sizes(panels: Sequence[Panel], path: Path, metric: str, dense: float | None) -> None:
+    """Write a picture of fitness against size, a panel for each measure of it.
+
+    Args:
+        panels: In their order.
+        path: Of the PNG.
+        metric: What fitness is called.
+        dense: Fitness of the dense network, for a line across.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        marks = [mark for mark in panel.marks if mark.is_on_line]
+        axes.plot([m.amount for m in marks], [m.fitness for m in marks], **_LINE)
+        for mark in panel.marks:
+            if not mark.is_on_line:
+                axes.plot([mark.amount], [mark.fitness], "o", color="0.5", markerfacecolor="none")
+            if mark.name:
+                axes.annotate(mark.name, (mark.amount, mark.fitness), (5, -12), textcoords="offset points", color="C1")
+        for name, amount in panel.others.items():
+            axes.axvline(amount, color="0.8", linewidth=1)
+            axes.text(amount, 0.01, name, rotation=90, color="0.5", transform=axes.get_xaxis_transform(), fontsize=8)
+        if dense is not None:
+            axes.axhline(dense, color="0.5", linestyle="--", label="dense")
+            axes.legend(loc="lower right")
+        axes.xaxis.set_major_formatter(lambda amount, _, panel=panel: panel.tell(amount))
+        axes.set_title(f"{metric} against {panel.label}", fontsize=12)
     _save(figure, path)
 
 

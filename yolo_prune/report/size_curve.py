@@ -15,8 +15,8 @@ from yolo_prune.utils.text import aligned, change, count, megabytes, millisecond
 
 SCHEMA = 1
 FLAT, STRAIGHT = 0.02, 0.05
-"""Share of the dense fitness that the smallest size may lose without a knee, and share of that loss by which the knee lies
-above a straight line."""
+"""Share of the dense fitness that the smallest size may lose without a knee, and share of that loss by which a knee
+lies above a straight line."""
 
 
 @dataclass
@@ -89,11 +89,17 @@ class Curve:
             return None
         (x0, y0), *inner, (x1, y1) = ((p.amount(self.quantity), p.fitness or 0.0) for p in known)
         lost = y0 - y1
-        if lost <= FLAT * y0 or x0 <= x1:
+        if self.is_flat or x0 <= x1:
             return None
         above = [y - (y1 + lost * (x - x1) / (x0 - x1)) for x, y in inner]
         best = max(range(len(inner)), key=lambda i: above[i])
         return known[1 + best] if above[best] > STRAIGHT * lost else None
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the smallest size loses next to nothing."""
+        known = [p.fitness for p in (self.dense, *self.points) if p.fitness is not None]
+        return len(known) > 1 and known[0] - known[-1] <= FLAT * known[0]
 
     @property
     def advice(self) -> str:
@@ -102,7 +108,7 @@ class Curve:
             return "no fitness was measured, so there is no knee"
         if self.knee:
             return f"the knee is at {self.knee.target}; next: {self.command(self.knee.target)}"
-        if self.dense.fitness - self.points[-1].fitness <= FLAT * self.dense.fitness:
+        if self.is_flat:
             smallest = self.points[-1].target
             return f"no knee: even {smallest} loses next to nothing; next: {self.command(smallest)}, or smaller sizes="
         return "no knee: what is lost grows evenly, so the size is a matter of what you can spare"
