@@ -33,6 +33,7 @@ _HOME = {
     "UnsupportedError": "errors",
     "WriteError": "errors",
     "apply_plan": "oneshot",
+    "compare": "deploy.compare",
     "curve": "size_curve",
     "prune_model": "oneshot",
     "register_block": "blocks",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from yolo_prune.blocks import BlockAdapter, Shadow, register_block
     from yolo_prune.callback import PruneCallback
     from yolo_prune.config.settings import PruneConfig
+    from yolo_prune.deploy.compare import compare
     from yolo_prune.errors import (
         CheckpointError,
         ConfigError,

@@ -12,6 +12,7 @@ from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.deploy.bench import bench
+from yolo_prune.deploy.compare import compare
 from yolo_prune.deploy.formats import file_size
 from yolo_prune.deploy.kit import check_form, make_comparison_kit, make_sample_kit
 from yolo_prune.device.command import is_command
@@ -114,6 +115,22 @@ def kit_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
             graph = trace(network, image_size(network, values.get("imgsz")))
             make_sample_kit(network, graph, out, runtime, form, data=data, name=Path(name).name)
     print(f"{out} ({megabytes(file_size(out))}): take it to the device, and run it there: python {out.name}")
+
+
+def compare_command(runs: Sequence[str], arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune compare`` and print the table.
+
+    Args:
+        runs: Folders.
+        arguments: ``out`` and ``verbose`` as text.
+
+    Raises:
+        ConfigError: If there is another argument, or no finished run.
+    """
+    if wrong := [name for name in arguments if name not in {"out", "verbose"}]:
+        raise ConfigError(f"{wrong[0]} is no argument of compare. Valid: out, verbose.")
+    found = compare(runs, out=arguments.get("out"), verbose=smart_value(arguments.get("verbose", "True")) is True)
+    print(f"{found.table()}\n{found.folder}")
 
 
 def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:

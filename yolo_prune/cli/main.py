@@ -140,6 +140,16 @@ def report(arguments: list[str]) -> None:
     print(write(Path(arguments[0])))
 
 
+def compare(arguments: list[str]) -> None:
+    """Put finished runs on one page."""
+    runs, values = _models(arguments)
+    if not runs:
+        raise ConfigError("compare without runs: say which, e.g. yolo-prune compare runs/detect/train*.")
+    from yolo_prune.cli.commands import compare_command  # loads ultralytics
+
+    compare_command(runs, values)
+
+
 def sensitivity(arguments: list[str]) -> None:
     """Measure which layers are sensitive."""
     options, values = _assignments(arguments, "sensitivity model=best.pt data=my.yaml")
@@ -206,6 +216,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sensitivity": sensitivity,
     "curve": curve,
     "report": report,
+    "compare": compare,
     "demo": demo,
     "help": show_help,
     "version": version,

@@ -142,6 +142,18 @@ USAGES = {
         "runs/detect/train",
         {"runs/detect/train": "the folder of one run, with pruning/report.json in it"},
     ),
+    "compare": Usage(
+        "finished runs on one page and one curve, with dense ones and official scales among them",
+        "FOLDER [FOLDER ...] [key=value ...]",
+        "runs/detect/train*",
+        {
+            "runs/detect/train*": "folders of runs, with pruning or without; the first one's data set and image size "
+            "decide, others are left out",
+            "out=compare": "the folder to write compare.json, compare.png and compare.html to; by default 'compare' "
+            "beside the first run",
+            "verbose=False": "show no bar",
+        },
+    ),
     "demo": Usage(
         "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download",
         "[key=value ...]",

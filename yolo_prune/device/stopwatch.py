@@ -71,6 +71,11 @@ class Speedup:
         return self.share is not None and self.share < QUIET
 
     @property
+    def is_told(self) -> bool:
+        """Whether it has settled, and tells which of the two is faster."""
+        return self.settled and not self.low <= 1 <= self.high
+
+    @property
     def is_range(self) -> bool:
         """Whether it has not settled, but lies in a range that says something."""
         is_narrow = self.high <= WIDE * self.low and not self.low <= 1 <= self.high

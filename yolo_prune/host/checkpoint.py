@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,33 @@ RUN_SENTENCE = (
     f"out: {INSTALL}, then PruneCallback(None).attach(model) before model.train(resume=True), or add prune=True to the "
     "yolo command; prune=0 and PruneCallback(0) train the network as it is."
 )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a checkpoint tells of the training that it comes from.
+
+    Attributes:
+        finished: Whether that was over: Ultralytics strips a checkpoint then; None where the file does not say.
+        fitness: Of its network, on the validation images of that training, or None.
+        arguments: Ultralytics' arguments of that training, such as ``data`` and ``imgsz``.
+    """
+
+    finished: bool | None = None
+    fitness: float | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def training_of(path: str | Path) -> Training:
+    """Return what a checkpoint tells of its training; nothing where there is no file, or a damaged one."""
+    try:
+        content, _ = torch_safe_load(path)
+        epoch, metrics = content.get("epoch"), content.get("train_metrics") or {}
+        fitness, arguments = metrics.get("fitness"), dict(content.get("train_args") or {})
+    except Exception:  # whatever a wrong file raises, it tells nothing
+        return Training()
+    finished = epoch < 0 if isinstance(epoch, int) else None
+    return Training(finished, float(fitness) if isinstance(fitness, (int, float)) else None, arguments)
 
 
 def load_network(path: str | Path) -> nn.Module:

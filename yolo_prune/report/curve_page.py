@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
-from yolo_prune.report.drawing import FORMATS, fill, metric_of, runtime_name
+from yolo_prune.config.targets import LATENCY
+from yolo_prune.report.drawing import FORMATS, MEASURES, TICKS, fill, metric_of, runtime_name
 from yolo_prune.report.pictures import Mark, Panel, draw_sizes
 from yolo_prune.report.size_curve import Curve
 from yolo_prune.utils.files import atomic_write
 
 NAME = "curve.html"
-MEASURES = {
-    MACS: ("MACs", "count"),
-    PARAMS: ("parameters", "count"),
-    BYTES: ("file", "size"),
-    LATENCY: ("predicted latency", "time"),
-}
-"""Quantity -> its name, and how it is written."""
 
 
 def write(curve: Curve, folder: Path, *, plots: bool = True) -> Path:
@@ -68,10 +61,13 @@ def panels(curve: Curve) -> list[Panel]:
     points = [p for p in (curve.dense, *curve.points) if p.fitness is not None]
     if len(points) < 2:
         return []
-    found = []
+    found, knee = [], curve.knee
     for quantity, (label, kind) in MEASURES.items():
         if quantity != LATENCY or curve.dense.latency is not None:
-            marks = [Mark(p.amount(quantity), p.fitness or 0.0, "knee" if p is curve.knee else "") for p in points]
+            marks = [
+                Mark(p.amount(quantity), p.fitness or 0.0, "knee" * (p is knee), p.target, is_full=p is not knee)
+                for p in points
+            ]
             where = f" ({runtime_name(curve.timed['runtime'])})" if quantity == LATENCY and curve.timed else ""
-            found.append(Panel(label + where, FORMATS[kind], marks, {}))
+            found.append(Panel(label + where, TICKS[kind], marks, {}))
     return found

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
 from yolo_prune.utils.text import count, megabytes, milliseconds
 
 METRICS = {
@@ -43,6 +44,19 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "plain": str,
 }
 """How a kind of figure is written."""
+TICKS: dict[str, Callable[[float], str]] = {
+    **FORMATS,
+    "size": lambda amount: f"{amount / 1e6:.3g} MB",
+    "time": lambda seconds: f"{1e3 * seconds:.3g} ms",
+}
+"""How it is written along an axis."""
+MEASURES = {
+    MACS: ("MACs", "count"),
+    PARAMS: ("parameters", "count"),
+    BYTES: ("file", "size"),
+    LATENCY: ("predicted latency", "time"),
+}
+"""Quantity -> its name, and the kind of its figures."""
 
 
 def fill(template: str, data: Mapping[str, Any], /, **values: Any) -> str:

@@ -46,15 +46,7 @@ def write(run: Path, *, plots: bool = True) -> Path:
         ConfigError: If there is no report, or it cannot be read.
     """
     folder = RunFolder(run).path
-    try:
-        report = _completed(json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ConfigError(
-            f"{folder / 'report.json'} cannot be read as a report ({type(e).__name__}: {e}); give the folder of a run "
-            "with pruning, e.g. runs/detect/train."
-        ) from e
-    asked = run / "args.yaml"
-    arguments = yaml.safe_load(asked.read_text(encoding="utf-8")) if asked.is_file() else {}
+    report, arguments = read_report(run)
     samples, unseen = [], None if report["samples"] else "the report names no validation images"
     if report["cuts"] and report["final"]:
         try:
@@ -68,6 +60,23 @@ def write(run: Path, *, plots: bool = True) -> Path:
     if plots:
         pictures.draw(report, folder, metric_of(arguments))
     return path
+
+
+def read_report(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is in the ``report.json`` of a run, with all fields, and in its ``args.yaml``.
+
+    Raises:
+        ConfigError: If there is no report, or it cannot be read.
+    """
+    path, asked = RunFolder(run).path / "report.json", run / "args.yaml"
+    try:
+        report = _completed(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ConfigError(
+            f"{path} cannot be read as a report ({type(e).__name__}: {e}); give the folder of a run with pruning, "
+            "e.g. runs/detect/train."
+        ) from e
+    return report, yaml.safe_load(asked.read_text(encoding="utf-8")) if asked.is_file() else {}
 
 
 def render(
@@ -104,7 +113,10 @@ def render(
         over_macs=pictures.over_macs(report),
         are_multiples=are_multiples,
         comparable=_comparable(report),
-        unfinished=_unfinished(report),
+        unfinished=_dense(report).unfinished,
+        was_better=_dense(report).was_better,
+        reference=_dense(report).reference,
+        dense_before=dense_before(report),
         speedup=_speedup(report),
         dense_name=pictures.dense_name(report),
     )
@@ -124,10 +136,12 @@ def headline(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
     if timed and speedup and speedup.settled:
         parts.append(f"{_faster(speedup)} in {runtime_name(timed['runtime'])}")
     if None not in (dense["fitness"], final["fitness"]):
-        before, after = FORMATS["percent"](dense["fitness"]), FORMATS["percent"](final["fitness"])
+        before, after = FORMATS["percent"](_dense(report).reference), FORMATS["percent"](final["fitness"])
         at, whole = dense["epochs"] or 0, arguments.get("epochs")
-        if dense["finished"] is not False:
+        if dense["finished"]:
             parts.append(f"{metric_of(arguments)} {before} → {after}")
+        elif dense["finished"] is None:
+            parts.append(f"{metric_of(arguments)} {after} (the dense model may not have been finished)")
         else:
             of = f"{at} of {whole} epochs" if whole else f"after {epochs(at)}"
             parts.append(f"{metric_of(arguments)} {after} (the dense model was not finished: {of})")
@@ -164,18 +178,29 @@ def _speedup(report: Mapping[str, Any]) -> Speedup | None:
     return Speedup(**found) if found else None
 
 
-def _unfinished(report: Mapping[str, Any]) -> str:
-    """Return why no fitness is compared with the dense network's; empty for one that was finished."""
-    dense = report["dense"]
-    return Stage(epochs=dense["epochs"], finished=dense["finished"]).unfinished
+def _dense(report: Mapping[str, Any]) -> Stage:
+    """Return the dense network of a report."""
+    return Stage(**report["dense"])
+
+
+def dense_before(report: Mapping[str, Any]) -> str:
+    """Return what the dense network was, in a sentence; nothing where nothing was cut."""
+    dense, at = _dense(report), epochs(report["dense"]["epochs"] or 0)
+    if not report["cuts"] or dense.fitness is None:
+        return ""
+    if dense.unfinished:
+        return f"The dense model {dense.unfinished}."
+    if not dense.epochs:
+        return "The dense model is the one that this began with."
+    return f"The dense model was trained before this run, which gave it {at} more."
 
 
 def _comparable(report: Mapping[str, Any]) -> set[str]:
     """Return the figures of a stage whose change from dense to final says something."""
     found = {"macs", "params", "bytes"}
-    if not _unfinished(report):
+    if not _dense(report).unfinished:
         found.add("fitness")
-    if (speedup := _speedup(report)) and speedup.settled:
+    if (speedup := _speedup(report)) and speedup.is_told:
         found.add("latency")
     return found
 

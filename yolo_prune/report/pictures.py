@@ -20,12 +20,23 @@ class Point(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """One network in a panel: its size, its fitness, what is written at it, if anything, and whether the line has it."""
+    """One network in a panel.
+
+    Attributes:
+        amount: Its size.
+        fitness: Its fitness.
+        label: What is written at it, if anything.
+        name: What it is.
+        is_on_line: Whether the line goes through it.
+        is_full: Whether its mark is full.
+    """
 
     amount: float
     fitness: float
+    label: str = ""
     name: str = ""
     is_on_line: bool = True
+    is_full: bool = True
 
 
 class Panel(NamedTuple):
@@ -128,7 +139,7 @@ def _draw_curve(report: Mapping[str, Any], path: Path, metric: str) -> None:
     _save(figure, path)
 
 
-def draw_sizes(panels: Sequence[Panel], path: Path, metric: str, dense: float | None) -> None:
+def draw_sizes(panels: Sequence[Panel], path: Path, metric: str, dense: float | None = None) -> None:
     """Write a picture of fitness against size, a panel for each measure of it.
 
     Args:
@@ -144,10 +155,10 @@ def draw_sizes(panels: Sequence[Panel], path: Path, metric: str, dense: float | 
         marks = [mark for mark in panel.marks if mark.is_on_line]
         axes.plot([m.amount for m in marks], [m.fitness for m in marks], **_LINE)
         for mark in panel.marks:
-            if not mark.is_on_line:
-                axes.plot([mark.amount], [mark.fitness], "o", color="0.5", markerfacecolor="none")
-            if mark.name:
-                axes.annotate(mark.name, (mark.amount, mark.fitness), (5, -12), textcoords="offset points", color="C1")
+            if not mark.is_full:
+                axes.plot([mark.amount], [mark.fitness], "o", color="C1", markerfacecolor="white")
+            if mark.label:
+                axes.annotate(mark.label, (mark.amount, mark.fitness), (5, -12), textcoords="offset points", color="C1")
         for name, amount in panel.others.items():
             axes.axvline(amount, color="0.8", linewidth=1)
             axes.text(amount, 0.01, name, rotation=90, color="0.5", transform=axes.get_xaxis_transform(), fontsize=8)
@@ -156,6 +167,11 @@ def draw_sizes(panels: Sequence[Panel], path: Path, metric: str, dense: float | 
             axes.legend(loc="lower right")
         axes.xaxis.set_major_formatter(lambda amount, _, panel=panel: panel.tell(amount))
         axes.set_title(f"{metric} against {panel.label}", fontsize=12)
+    named = [f"{mark.label}: {mark.name}" for mark in panels[0].marks if mark.label and mark.name]
+    if named:
+        per_line = 2 * len(panels)
+        lines = (", ".join(named[i : i + per_line]) for i in range(0, len(named), per_line))
+        figure.supxlabel("\n".join(lines), fontsize=9)
     _save(figure, path)
 
 

@@ -34,6 +34,8 @@ class Stage:
         finished: Whether the dense network was: it began with weights that had learned the data's classes, or nothing
             was trained. If not, its fitness is that of the middle of a training, and nothing is compared with it. None
             for others, and in reports of earlier versions, where nobody knows.
+        fitness_at_start: Fitness of the weights that the run began with, where their checkpoint tells it of the same
+            data set and image size; None for others. Some epochs later the dense network may be worse.
     """
 
     macs: int | None = None
@@ -45,6 +47,17 @@ class Stage:
     speedup: Speedup | None = None
     epochs: int | None = None
     finished: bool | None = None
+    fitness_at_start: float | None = None
+
+    @property
+    def reference(self) -> float | None:
+        """The fitness that others are compared with: the better one of the dense network and of what it began with."""
+        return max((f for f in (self.fitness, self.fitness_at_start) if f is not None), default=None)
+
+    @property
+    def was_better(self) -> bool:
+        """Whether the weights that the run began with were better than the dense network just before the first cut."""
+        return None not in (self.fitness, self.fitness_at_start) and self.reference != self.fitness
 
     @property
     def unfinished(self) -> str:
@@ -242,7 +255,7 @@ class Report:
         """Return the table that a run prints: one row per step, each figure with its change from the dense model.
 
         A change is given where it is one: not of the fitness of a dense model that was in the middle of its training,
-        nor of latencies that noise can make.
+        nor of latencies that noise can make. Where the run began with a better model, fitness is compared with that.
         """
         dense = self.dense
         sizes = [count(dense.macs), count(dense.params), megabytes(dense.bytes)]
@@ -251,7 +264,8 @@ class Report:
         rows: list[tuple[str, ...]] = [
             ("", "epoch", "MACs", "params", "file", *latency, "fitness cut", "fitness recovered"),
             *self._given(len(sizes)),
-            ("dense", "", *sizes, "", score(dense.fitness)),
+            *[("start", "", *sizes, "", score(dense.fitness_at_start))] * dense.was_better,
+            ("dense", "", *sizes, "", self._fitness(dense.fitness) if dense.was_better else score(dense.fitness)),
         ]
         for n, cut in enumerate(self.cuts, 1):
             fitness = (self._fitness(f) for f in (cut.fitness_cut, cut.fitness_recovered))
@@ -262,7 +276,7 @@ class Report:
         if self.final:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
         rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]
-        is_judged = dense.fitness is not None and len(rows) > 2
+        is_judged = dense.fitness is not None and len(rows) > 2 + dense.was_better
         return "\n".join([aligned(rows), *[_UNFAIR.format(dense.unfinished)] * bool(is_judged and dense.unfinished)])
 
     def _given(self, columns: int) -> list[tuple[str, ...]]:
@@ -284,12 +298,12 @@ class Report:
             megabytes(stage.bytes) + change(stage.bytes, self.dense.bytes),
         ]
         of = self.final if isinstance(stage, CutRecord) else stage  # those of cuts are predicted until it is timed
-        is_told = self.timed is None or (of and of.speedup and of.speedup.settled)
+        is_told = self.timed is None or (of and of.speedup and of.speedup.is_told)
         latency = milliseconds(stage.latency) + (change(stage.latency, self.dense.latency) if is_told else "")
         return [*sizes, latency] if self._is_timed else sizes
 
     def _fitness(self, fitness: float | None) -> str:
-        return score(fitness) + ("" if self.dense.unfinished else change(fitness, self.dense.fitness))
+        return score(fitness) + ("" if self.dense.unfinished else change(fitness, self.dense.reference))
 
     def export_table(self) -> str:
         """Return the table of exports: differences of outputs, and the fitness with its change, to the checkpoint."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +61,23 @@ class Prepared:
         quantizes: Whether ``quantize=8`` was asked for and is put off until after the last cut.
         knows_classes: Whether the network is made from weights of the data's classes.
         given: The network before levels and classes of it were removed, or None where none are.
+        before: What the checkpoint of these weights tells of its training.
     """
 
     quantizes: bool = False
     knows_classes: bool = False
     given: Given | None = None
+    before: checkpoint.Training = field(default_factory=checkpoint.Training)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the network was trained to the end before this run, as far as can be told."""
+        return self.knows_classes and self.before.finished is not False
+
+    def fitness_at_start(self, arguments: Any) -> float | None:
+        """Return the fitness of these weights, if it was measured as a run with such arguments measures it."""
+        alike = all(self.before.arguments.get(name) == getattr(arguments, name) for name in ("data", "imgsz"))
+        return self.before.fitness if self.knows_classes and alike and self.given is None else None
 
 
 def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared | None = None) -> Prepared:
@@ -107,6 +119,8 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
             names_of(names) for names in (getattr(given.get("weights"), "names", ()), trainer.data.get("names", ()))
         )
         prepared.knows_classes = set(asked) <= set(learned) if keeps else learned == asked
+        if path := getattr(given.get("weights"), "pt_path", None):
+            prepared.before = checkpoint.training_of(path)
         if keeps and "weights" in given:
             given["weights"] = rows_by_name(given["weights"], asked)
         model = build(given)
@@ -197,7 +211,8 @@ def start(run: Run, given: Prepared | None) -> None:
         cost.macs(),
         cost.params(),
         latency=run.latency.dense if run.latency else None,
-        finished=given is None or prepared.knows_classes,  # without, nothing is trained
+        finished=given is None or prepared.is_finished,  # without, nothing is trained
+        fitness_at_start=prepared.fitness_at_start(trainer.args),
     )
     for network in {model, unwrap_model(trainer.model)}:
         network.yaml = checkpoint.with_run(model.yaml, progress.to_dict())
