@@ -73,13 +73,12 @@ def panels(found: Comparison) -> list[Panel]:
             number = str(1 + found.runs.index(run))
             marks.append(Mark(amount, run.final.fitness or 0.0, number, run.name, is_best, is_best))
         dense = {
-            (getattr(run.dense, quantity), round(run.dense.reference, 4))
+            (float(getattr(run.dense, quantity) or 0), round(run.dense.reference, 4))
             for run in known
             if run.dense and run.dense.finished and run.dense.reference is not None
         }
-        marks += [
-            Mark(float(amount), fitness, "dense", "", False, False) for amount, fitness in sorted(dense) if amount
-        ]
+        dense -= {(mark.amount, round(mark.fitness, 4)) for mark in marks}  # a run of its own, which is there
+        marks += [Mark(amount, fitness, "dense", "", False, False) for amount, fitness in sorted(dense)]
         most = BEYOND * max(mark.amount for mark in marks)  # a scale far away would push all else together
         amounts = {name: float(getattr(scale, quantity) or 0) for name, scale in found.scales.items()}
         drawn.append(Panel(label, TICKS[kind], marks, {name: n for name, n in amounts.items() if 0 < n <= most}))

@@ -65,7 +65,13 @@ def panels(curve: Curve) -> list[Panel]:
     for quantity, (label, kind) in MEASURES.items():
         if quantity != LATENCY or curve.dense.latency is not None:
             marks = [
-                Mark(p.amount(quantity), p.fitness or 0.0, "knee" * (p is knee), p.target, is_full=p is not knee)
+                Mark(
+                    p.amount(quantity),
+                    p.fitness or 0.0,
+                    "knee" * (p is knee),
+                    f"prune={p.target}",
+                    is_full=p is not knee,
+                )
                 for p in points
             ]
             where = f" ({runtime_name(curve.timed['runtime'])})" if quantity == LATENCY and curve.timed else ""
