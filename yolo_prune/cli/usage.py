@@ -155,10 +155,10 @@ USAGES = {
         },
     ),
     "demo": Usage(
-        "make a small data set, train and prune a YOLO11n on it, export ONNX: a few minutes, no download",
+        "make a small data set, train a YOLO11n on it, prune it, export ONNX: a few minutes, no download",
         "[key=value ...]",
         "epochs=60",
-        {"epochs=60 ...": "arguments of 'yolo train'; 'yolo cfg' lists them"},
+        {"epochs=60 ...": "arguments of 'yolo train', for both trainings; 'yolo cfg' lists them"},
         tuple(HELP_TEXTS),
         "Everything lands in ./yolo-prune-demo.",
     ),

@@ -42,9 +42,13 @@ def render(found: Comparison, name: str) -> str:
         measures=[(q, *MEASURES[q]) for q in ("macs", "params", "bytes")],
         is_timed=any(run.final.latency for run in found.runs),
         faster=[faster(run.final.speedup) for run in found.runs],
-        dense=[dense_told(run.dense) if run.dense else "" for run in found.runs],
+        dense=[dense_told(run.dense, _percent) if run.dense else "" for run in found.runs],
         is_unfair=any(run.dense and run.dense.unfinished for run in found.runs),
     )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else FORMATS["percent"](share)
 
 
 def headline(found: Comparison) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from yolo_prune.config.targets import LATENCY
 from yolo_prune.report.drawing import FORMATS, MEASURES, TICKS, fill, metric_of, runtime_name
 from yolo_prune.report.pictures import Mark, Panel, draw_sizes
-from yolo_prune.report.size_curve import Curve
+from yolo_prune.report.size_curve import Curve, CurvePoint
 from yolo_prune.utils.files import atomic_write
 
 NAME = "curve.html"
@@ -64,16 +64,13 @@ def panels(curve: Curve) -> list[Panel]:
     found, knee = [], curve.knee
     for quantity, (label, kind) in MEASURES.items():
         if quantity != LATENCY or curve.dense.latency is not None:
-            marks = [
-                Mark(
-                    p.amount(quantity),
-                    p.fitness or 0.0,
-                    "knee" * (p is knee),
-                    f"prune={p.target}",
-                    is_full=p is not knee,
-                )
-                for p in points
-            ]
+            marks = [_mark(p, p.amount(quantity), knee) for p in points]
             where = f" ({runtime_name(curve.timed['runtime'])})" if quantity == LATENCY and curve.timed else ""
             found.append(Panel(label + where, TICKS[kind], marks, {}))
     return found
+
+
+def _mark(point: CurvePoint, amount: float, knee: CurvePoint | None) -> Mark:
+    """Return a size in a panel; its fitness is known."""
+    is_knee = point is knee
+    return Mark(amount, point.fitness or 0.0, "knee" * is_knee, f"prune={point.target}", is_full=not is_knee)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,9 @@ def faster(speedup: Speedup | None) -> str:
     return f"{low}x" if low == high else f"{low}\N{EN DASH}{high}x"
 
 
-def dense_told(dense: Stage) -> str:
+def dense_told(dense: Stage, tell: Callable[[float | None], str] = score) -> str:
     """Return the fitness of a dense network, and why nothing is compared with it where nothing is."""
-    told = score(dense.reference)
+    told = tell(dense.reference)
     if dense.finished is None:
         return f"{told} (finished?)"
     return told if dense.finished else f"{told} (not finished)"

@@ -151,7 +151,7 @@ def _elsewhere(report: Report, best: Path, latency: LatencyModel) -> str:
     spread = f" (±{max(latency.errors):.1%})" if latency.errors else ""
     return (
         f"predicted for {latency.where['device']}: {milliseconds(predicted)}{spread}, "
-        f"{latency.dense / predicted:.2f}x as fast as dense; to time both there: "
+        f"{_predicted(latency.dense / predicted, max(latency.errors, default=0.0))}; to time both there: "
         f"{_again(report, best, latency.where['runtime'], in_kit=True)}"
     )
 
@@ -162,6 +162,14 @@ def _again(report: Report, best: Path, runtime: str, in_kit: bool = False) -> st
     if in_kit or is_command(runtime):
         return f"yolo-prune kit {sides} imgsz={max(report.imgsz)} {shlex.quote(f'runtime={runtime}')}"
     return f"yolo-prune bench {sides} runtimes={runtime}"
+
+
+def _predicted(ratio: float, error: float) -> str:
+    """Return a predicted speed-up as text, as far as predictions of other networks were right."""
+    low, high = ratio / (1 + error), ratio / (1 - error) if error < 1 else float("inf")
+    if not error:
+        return f"{ratio:.2f}x as fast as dense"
+    return "about as fast as dense" if low <= 1 <= high else f"{low:.2f}-{high:.2f}x as fast as dense"
 
 
 def _held(report: Report, guard: Mapping[str, Any]) -> str:
