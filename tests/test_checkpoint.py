@@ -149,3 +149,23 @@ def test_a_checkpoint_with_a_sentence_of_another_version_is_read_as_any_other() 
 def test_safe_load_accepts_a_pruned_checkpoint(tmp_path: Path) -> None:
     ckpt, _ = torch_safe_load(save(pruned("yolo11n"), tmp_path / "best.pt"), safe_only=True)
     assert checkpoint.is_pruned(ckpt["model"].yaml)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({}, checkpoint.Training(arguments={"data": "a.yaml"})),
+        ({"epoch": -1}, checkpoint.Training(True, None, {"data": "a.yaml"})),
+        ({"epoch": 4, "train_metrics": {"fitness": 0.5}}, checkpoint.Training(False, 0.5, {"data": "a.yaml"})),
+        ({"epoch": -1, "train_metrics": {"fitness": None}}, checkpoint.Training(True, None, {"data": "a.yaml"})),
+        ({"epoch": None, "train_metrics": None, "train_args": None}, checkpoint.Training()),
+    ],
+)
+def test_a_checkpoint_tells_of_its_training(tmp_path: Path, content: dict[str, object], told: object) -> None:
+    torch.save({"model": build("tiny"), "train_args": {"data": "a.yaml"}, **content}, tmp_path / "a.pt")
+    assert checkpoint.training_of(tmp_path / "a.pt") == told
+
+
+def test_what_is_no_checkpoint_tells_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_text("no")
+    assert checkpoint.training_of(tmp_path / "a.pt") == checkpoint.training_of("gone.pt") == checkpoint.Training()

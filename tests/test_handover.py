@@ -46,6 +46,19 @@ def test_the_guard_says_where_its_bar_is_low(
 
 
 @pytest.mark.parametrize(
+    ("ratio", "error", "told"),
+    [
+        (2.0, 0.0, "2.00x as fast as dense"),
+        (2.0, 0.04, "1.92-2.08x as fast as dense"),
+        (1.03, 0.04, "about as fast as dense"),
+        (0.5, 0.04, "0.48-0.52x as fast as dense"),
+    ],
+)
+def test_a_prediction_for_a_device_comes_with_how_wrong_others_were(ratio: float, error: float, told: str) -> None:
+    assert handover._predicted(ratio, error) == told
+
+
+@pytest.mark.parametrize(
     ("speedup", "told"),
     [
         (Speedup(1.24, 1.27, 1.3, 0.99, True), "onnx: 1.27x (1.24-1.30) as fast as dense"),

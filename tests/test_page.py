@@ -112,6 +112,32 @@ def test_no_fitness_is_compared_with_a_dense_model_in_the_middle_of_its_training
     assert "not finished" not in finished and "low bar" not in finished and "\N{MINUS SIGN}0.5" in finished
 
 
+def test_the_page_says_what_the_dense_model_was() -> None:
+    def said(**changes: Any) -> str:
+        report = full_report()
+        return page.dense_before({**report, "dense": {**report["dense"], **changes}})
+
+    assert said() == "The dense model was trained before this run, which gave it 2 epochs more."
+    assert said(epochs=0) == said(epochs=None) == "The dense model is the one that this began with."
+    assert said(finished=False) == "The dense model was not finished (2 epochs of this run)."
+    assert said(finished=None) == "The dense model may not have been finished (this report does not say)."
+    assert said(fitness=None) == page.dense_before({**full_report(), "cuts": []}) == ""
+    assert said() in Tags(page.render(full_report(), ARGUMENTS, "a")).text
+
+
+def test_fitness_is_compared_with_what_the_run_began_with_where_that_was_better() -> None:
+    report = full_report()
+    report["dense"]["fitness_at_start"] = 0.6
+    assert page.headline(report, ARGUMENTS).endswith("mAP50-95 60.0 → 58.1")
+    tags = Tags(page.render(report, ARGUMENTS, "a"))
+    told = " ".join(tags.text.split())
+    assert tags.figures['["dense", "fitness_at_start"]'] == (0.6, "60.0") and "\N{MINUS SIGN}1.9" in told
+    assert "The weights that the run began with came to 60.0, more than dense just before the first cut" in told
+    report["dense"]["fitness_at_start"] = 0.5
+    assert page.headline(report, ARGUMENTS).endswith("mAP50-95 58.6 → 58.1")
+    assert "came to" not in Tags(page.render({**report, "guard": None}, ARGUMENTS, "a")).text
+
+
 def test_the_page_makes_nothing_of_times_that_did_not_settle() -> None:
     def note(speedup: Speedup | None) -> str:
         report = full_report()
@@ -173,11 +199,12 @@ def test_a_report_of_an_earlier_version_makes_a_page() -> None:
     for stage in (report["dense"], report["final"], *report["cuts"]):
         del stage["latency"]
     for stage in (report["dense"], report["final"]):
-        del stage["speedup"], stage["epochs"], stage["finished"]
+        del stage["speedup"], stage["epochs"], stage["finished"], stage["fitness_at_start"]
     for export in report["exports"]:
         del export["precision"]
     text = page.render(report, {}, "a", unseen="gone")
-    assert "2.1x fewer MACs, fitness 58.6 → 58.1" in text and "No pictures: gone" in text
+    assert "2.1x fewer MACs, fitness 58.1 (the dense model may not have been finished)" in text
+    assert "No pictures: gone" in text and "→ 58.1" not in text
     assert "may not have been finished" in text and "\N{MINUS SIGN}0.5" not in text
 
 

@@ -33,6 +33,20 @@ def test_the_table_gives_each_figure_with_its_change(report: Report) -> None:
     ]
 
 
+def test_fitness_is_compared_with_what_the_run_began_with_where_that_was_better(report: Report) -> None:
+    plain = report.table()
+    report.dense.fitness_at_start = 0.4
+    assert report.table() == plain
+    report.dense.fitness_at_start = 0.6
+    assert report.table().splitlines() == [
+        "         epoch  MACs           params         file              fitness cut      fitness recovered",
+        "start           1G             2M             4.00 MB                            0.6000",
+        "dense           1G             2M             4.00 MB                            0.5000 (-16.7%)",
+        "cut 1/1  3      500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)  0.1000 (-83.3%)  0.4500 (-25.0%)",
+        "final           500M (-50.0%)  900k (-55.0%)  2.00 MB (-50.0%)                   0.4500 (-25.0%)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("epochs", "finished", "why"),
     [
@@ -74,6 +88,8 @@ def test_latencies_are_compared_only_where_the_machine_let_them_settle(report: R
     assert latencies() == bare
     report.final.speedup = Speedup(1.9, 2.0, 2.1, 0.99, settled=True)
     assert latencies() == [*predicted, "30.00 ms (+50.0%)"]
+    report.final.speedup = Speedup(0.97, 1.01, 1.03, 0.99, settled=True)
+    assert latencies() == bare  # one may be as fast as the other
 
 
 @pytest.mark.parametrize(

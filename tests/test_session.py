@@ -278,6 +278,7 @@ def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run
     assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing)] == [1, 0]
     dense = [report_of(trainer)["dense"] for trainer in (learning, knowing)]
     assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0)]
+    assert dense[0]["fitness_at_start"] is None and dense[1]["fitness_at_start"] == dense[0]["fitness"]
     too_short = run(prune=soon(0.3, steps=3, start=None, end=None), epochs=9)  # 3, 4 and 4
     assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
 
