@@ -298,12 +298,19 @@ def errors(checkpoint: Path, runtime: str) -> list[float]:
 
 
 def rows_of(model: str, imgsz: int) -> dict[str, dict[str, Any]]:
-    """Return cut -> MACs kept, fitness, and runtime -> speed-up, of one measurement; nothing if it is not there."""
+    """Return cut -> MACs kept, fitness, and runtime -> speed-up, of one measurement; nothing if it is not there.
+
+    A runtime in which the quartiles of dense and cut overlap is left out.
+    """
     found: dict[str, dict[str, Any]] = {}
     for file in (RESULTS / f"{model}-{imgsz}-{part}.json" for part in PARTS):
-        for row in json.loads(file.read_text())["rows"] if file.exists() else ():
+        rows = json.loads(file.read_text())["rows"] if file.exists() else []
+        dense = {row["runtime"]: row["seconds"] for row in rows if row["cut"] == "dense"}
+        for row in rows:
             cell = found.setdefault(row["cut"], {"macs": row["macs"], "fitness": row["fitness"]})
-            cell[row["runtime"]] = row["speedup"]
+            (low, _, high), (least, _, most) = row["seconds"], dense[row["runtime"]]
+            if row["cut"] == "dense" or high < least or most < low:
+                cell[row["runtime"]] = row["speedup"]
     return found
 
 
@@ -313,7 +320,7 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def speedups(cell: Mapping[str, Any]) -> list[str]:
-    """Return the speed-ups in all runtimes as text; nothing for one that was not timed."""
+    """Return the speed-ups in all runtimes as text; nothing for one that is left out or was not timed."""
     return [f"{cell[runtime]:.2f}x" if runtime in cell else "" for runtime in RUNTIMES]
 
 
