@@ -21,6 +21,8 @@ from accuracy import Case, Run, result
 from training import data_yaml, parser_of, rows_of, train, write
 from validation import ENVIRONMENT
 
+from yolo_prune.report.size_curve import Curve
+
 RESULTS = Path(__file__).parent / "results" / "curve.json"
 CASES = (Case("yolov8n", "bccd"), Case("yolo11n", "bccd"))
 KEPT = (40, 20)
@@ -56,7 +58,7 @@ def curve(case: Case, shared: Path, runs: Path) -> dict[str, Any]:
     given = (f"model={case.start(runs)}", f"data={data_yaml(shared, case.data)}", f"imgsz={case.imgsz}", "workers=0")
     subprocess.run([command, "curve", *given, f"out={folder}"], check=True, env=ENVIRONMENT)
     found: dict[str, Any] = json.loads((folder / "curve.json").read_text())
-    return {name: value for name, value in found.items() if name not in {"model", "data", "advice"}}
+    return {name: value for name, value in found.items() if name not in {"model", "data", "knee", "advice"}}
 
 
 def table() -> str:
@@ -66,14 +68,14 @@ def table() -> str:
     for case in CASES:
         if str(case) not in rows:
             continue
-        made = rows[str(case)]
-        for point in (made["dense"], *made["points"]):
-            kept = round(100 * point["macs"] / made["dense"]["macs"])
+        made = Curve.from_dict({**rows[str(case)], "model": "", "data": ""})
+        for point in (made.dense, *made.points):
+            kept = round(100 * point.macs / made.dense.macs)
             run = Run(case, "dense" if kept == 100 else "ours", kept)
             trained = rows.get(run.name) or result(run)
             score = f"{trained['plain_process']['metrics'][case.metric]:.3f}" if trained else ""
-            knee = "knee" if point["target"] and point["target"] == made["knee"] else ""
-            lines.append(f"| {case.model} | {100 - kept} % | {point['fitness']:.3f} | {score} | {knee} |")
+            knee = "knee" * (point is made.knee)
+            lines.append(f"| {case.model} | {100 - kept} % | {point.fitness:.3f} | {score} | {knee} |")
     return "\n".join(lines)
 
 

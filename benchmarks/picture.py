@@ -19,7 +19,7 @@ from typing import NamedTuple
 from accuracy import Case, Run, score
 from training import write
 
-from yolo_prune.report.page import Axis
+from yolo_prune.report.drawing import Axis
 
 TIMES = Path(__file__).parent / "results" / "accuracy_latency.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "accuracy-latency.svg"

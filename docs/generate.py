@@ -101,6 +101,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "ablation": table("accuracy_tables", "ablation"),
     "training_time": table("accuracy_tables", "time_table"),
     "without_training": table("without_training"),
+    "curve": table("curve"),
     "cut_cost": table("cut_cost"),
     "devices": table("devices"),
     "file_sizes": table("file_sizes"),

@@ -36,6 +36,7 @@ from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.importance import scores
 from yolo_prune.report import page
 from yolo_prune.report import records as report
+from yolo_prune.size_curve import read_sizes
 
 REPOSITORY = Path(__file__).parent.parent
 README, MAP, DOCS = REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "docs"
@@ -216,6 +217,9 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = SimpleNamespace(table=str)
     monkeypatch.setattr(cli_commands, "sensitivity", lambda model, **values: check_host(values) or (measured, Path()))
     monkeypatch.setattr(cli_commands, "bench", lambda models, **values: bench.Bench((64, 64), 1))
+    monkeypatch.setattr(cli_commands, "curve", lambda model, **values: read_sizes(values.get("sizes", "0.5")))
+    compared = SimpleNamespace(table=str, folder=Path())
+    monkeypatch.setattr(cli_commands, "compare", lambda runs, **values: compared)
     for made in ("make_sample_kit", "make_comparison_kit"):
         monkeypatch.setattr(cli_commands, made, lambda *of, **how: None)
     for looked in ("network_of", "trace", "image_size", "file_size"):

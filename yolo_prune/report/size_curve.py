@@ -17,6 +17,9 @@ SCHEMA = 1
 FLAT, STRAIGHT = 0.02, 0.05
 """Share of the dense fitness that the smallest size may lose without a knee, and share of that loss by which a knee
 lies above a straight line."""
+NEAR = 0.1
+"""Of two sizes that are so near to each other above that line, relative to the farther one, the larger is the knee:
+fitness without training is noisy."""
 
 
 @dataclass
@@ -81,8 +84,9 @@ class Curve:
     def knee(self) -> CurvePoint | None:
         """The size at which the curve bends: it lies farthest above the line from the dense network to the smallest.
 
-        That is the rule of Satopaa et al. 2011, "Finding a Kneedle in a Haystack", section 3. There is none where the
-        smallest size loses less than `FLAT` of the dense fitness, or where the curve is about straight (`STRAIGHT`).
+        That is the rule of Satopaa et al. 2011, "Finding a Kneedle in a Haystack", section 3; of several that lie about
+        as far (`NEAR`) it is the largest. There is none where the smallest size loses less than `FLAT` of the dense
+        fitness, or where the curve is about straight (`STRAIGHT`).
         """
         known = [p for p in (self.dense, *self.points) if p.fitness is not None]
         if len(known) < 3 or known[0] is not self.dense:
@@ -92,8 +96,8 @@ class Curve:
         if self.is_flat or x0 <= x1:
             return None
         above = [y - (y1 + lost * (x - x1) / (x0 - x1)) for x, y in inner]
-        best = max(range(len(inner)), key=lambda i: above[i])
-        return known[1 + best] if above[best] > STRAIGHT * lost else None
+        best = next(i for i, distance in enumerate(above) if distance >= (1 - NEAR) * max(above) or max(above) <= 0)
+        return known[1 + best] if max(above) > STRAIGHT * lost else None
 
     @property
     def is_flat(self) -> bool:
