@@ -18,8 +18,11 @@ from reports import full_report
 
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import ConfigError
-from yolo_prune.report import drawing, page
+from yolo_prune.report import compare_page, curve_page, drawing, page
 from yolo_prune.report.predictions import Sample
+from yolo_prune.report.records import Stage
+from yolo_prune.report.runs import Comparison, FinishedRun
+from yolo_prune.report.size_curve import Curve, CurvePoint
 
 ARGUMENTS = {"task": "detect", "model": "yolo11n.pt", "data": "cells.yaml", "epochs": 8}
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
@@ -295,4 +298,39 @@ def test_a_browser_shows_it_without_requests_errors_or_scrolling(
     assert reason.evaluate("e => getComputedStyle(e).opacity") == "0"
     locked.focus()
     assert reason.evaluate("e => getComputedStyle(e).opacity") == "1"
+    tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("kind", ["curve", "compare"])
+def test_a_browser_shows_curves_and_comparisons_without_scrolling(
+    own_folder: Path, browser: Any, kind: str, width: int, scheme: str
+) -> None:
+    if kind == "curve":
+        dense, *points = (
+            CurvePoint("0.5" * (i > 0), (9 - i) * 10**8, 10**6, 2 * 10**6, 0.6 - i / 20, 0.02) for i in range(4)
+        )
+        curve = Curve("a" * 80, "b" * 80, "detect", [640, 640], "macs", dense, points, "0.99: " + "c" * 80)
+        text = curve_page.render(curve, "a" * 80)
+    else:
+        stages = [Stage(i * 10**8, 10**6, 2 * 10**6, i / 10, latency=0.02, finished=i > 2) for i in range(1, 5)]
+        runs = [FinishedRun(f"{'a' * 60}{i}", "0.5", 9, "b" * 80, 0, stages[i], stages[i - 1]) for i in range(1, 4)]
+        found = Comparison("c" * 80, "detect", [640, 640], runs, {"yolo11n": Stage(10**8, 10**6)}, {"d" * 80: "e" * 80})
+        text = compare_page.render(found, "a" * 80)
+    file = own_folder / "page.html"
+    file.write_text(text, encoding="utf-8")
+    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.goto(file.as_uri())
+    assert not complaints and tab.evaluate("document.documentElement.scrollWidth") == width
+    boxes = tab.eval_on_selector_all(
+        "svg", "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])"
+    )
+    assert len(boxes) >= 3 and all(0 <= left < right <= width for left, right in boxes)
+    texts = tab.eval_on_selector_all(
+        "svg text", "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])"
+    )
+    assert all(0 <= left < right <= width for left, right in texts)  # nothing is clipped
     tab.close()
