@@ -87,9 +87,10 @@ def test_the_demo_prunes_exports_and_tells_where_everything_is(python: Python, o
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path(demo.FOLDER, "train")
+    assert (own_folder / demo.FOLDER / "dense" / "weights" / "best.pt").is_file()
     names = ["weights/best.onnx", "weights/best.pt", "pruning/report.html", "pruning/report.json"]
     paths = [folder / name for name in names]
     assert done.stdout.split("What is left behind:\n")[1].split() == [str(path) for path in paths]
     report = json.loads((own_folder / paths[3]).read_text())
-    assert report["config"]["target"] == 0.3
+    assert report["config"]["target"] == 0.3 and report["dense"]["finished"]
     assert report["exports"][0]["ok"]

@@ -325,12 +325,8 @@ def test_a_browser_shows_curves_and_comparisons_without_scrolling(
     tab.on("console", lambda message: complaints.append(message.text))
     tab.goto(file.as_uri())
     assert not complaints and tab.evaluate("document.documentElement.scrollWidth") == width
-    boxes = tab.eval_on_selector_all(
-        "svg", "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])"
-    )
+    edges = "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])"
+    boxes, texts = (tab.eval_on_selector_all(what, edges) for what in ("svg", "svg text"))
     assert len(boxes) >= 3 and all(0 <= left < right <= width for left, right in boxes)
-    texts = tab.eval_on_selector_all(
-        "svg text", "all => all.map(e => e.getBoundingClientRect()).map(b => [b.left, b.right])"
-    )
     assert all(0 <= left < right <= width for left, right in texts)  # nothing is clipped
     tab.close()
