@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import IMGSZ, build, labelled_batches, narrow_yaml, tiny_yaml
+from nets import IMGSZ, build, labelled_batches, narrow_yaml, per_value, tiny_yaml
 from ultralytics import YOLO
 
-from yolo_prune import curve, prune_model
+from yolo_prune import curve, prune_model, size_curve
 from yolo_prune.cli import main as cli
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.cost.budget import Goal
@@ -122,6 +122,7 @@ def test_the_knee_is_the_last_size_before_the_fall() -> None:
     straight, convex, flat = made(0.6, 0.5, 0.4, 0.3), made(0.6, 0.2, 0.1, 0.05), made(0.6, 0.61, 0.595, 0.59)
     assert straight.knee is convex.knee is flat.knee is made(0.6, None, None).knee is made(0.6, 0.1).knee is None
     assert "what is lost grows evenly" in straight.advice and "no fitness" in made(0.6, None).advice
+    assert "learned nothing" in made(0.0, 0.0, 0.0).advice and made(0.0, 0.0, 0.0).knee is None
     assert "even 0.3 loses next to nothing; next: yolo train" in flat.advice
 
 
@@ -230,3 +231,18 @@ def test_the_command_line_draws_a_curve_and_says_what_is_out_of_reach(
     )
     assert Path("here/curve/curve.html").is_file() and written["model"].endswith("start.pt")
     assert not list(Path("here").glob("curve?"))  # nothing beside it
+
+
+@pytest.mark.slow
+def test_a_curve_can_be_of_time(own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = {"runtime": "onnx", "version": "1", "device": "a device", "threads": 2}
+    monkeypatch.setattr(size_curve, "latency_of", lambda network, graph, *_: replace(per_value(graph), where=where))
+    yolo = YOLO(tiny_yaml(own_folder))
+    short: dict[str, Any] = {"imgsz": 64, "batch": 4, "workers": 0, "calibration": 4, "out": "time"}
+    found = curve(yolo, tiny_data, sizes="1.5x, 1.2x", **short)
+    assert [point.target for point in found.points] == ["1.2x", "1.5x"]  # the largest network first
+    dense = found.dense.latency or 0.0
+    assert all(0 < (p.latency or 0) <= dense / ratio for p, ratio in zip(found.points, (1.2, 1.5), strict=True))
+    assert found.timed == where and found.quantity == "latency"
+    text = Path("time/curve.html").read_text()
+    assert text.count("<svg") == 4 and "a device, 2 threads" in text

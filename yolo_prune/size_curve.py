@@ -57,7 +57,7 @@ def curve(
     data: str | Path,
     *,
     imgsz: int | None = None,
-    sizes: Sequence[float | str] = SIZES,
+    sizes: str | Sequence[float | str] = SIZES,
     latency: str | None = None,
     runtime: str | None = None,
     out: str | Path | None = None,

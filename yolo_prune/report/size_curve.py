@@ -93,7 +93,7 @@ class Curve:
             return None
         (x0, y0), *inner, (x1, y1) = ((p.amount(self.quantity), p.fitness or 0.0) for p in known)
         lost = y0 - y1
-        if self.is_flat or x0 <= x1:
+        if self.is_flat or not y0 or x0 <= x1:
             return None
         above = [y - (y1 + lost * (x - x1) / (x0 - x1)) for x, y in inner]
         best = next(i for i, distance in enumerate(above) if distance >= (1 - NEAR) * max(above) or max(above) <= 0)
@@ -103,13 +103,15 @@ class Curve:
     def is_flat(self) -> bool:
         """Whether the smallest size loses next to nothing."""
         known = [p.fitness for p in (self.dense, *self.points) if p.fitness is not None]
-        return len(known) > 1 and known[0] - known[-1] <= FLAT * known[0]
+        return len(known) > 1 and known[0] > 0 and known[0] - known[-1] <= FLAT * known[0]
 
     @property
     def advice(self) -> str:
         """What to type next, and why, in a line."""
         if not self.points or self.dense.fitness is None or self.points[-1].fitness is None:
             return "no fitness was measured, so there is no knee"
+        if not self.dense.fitness:
+            return "the model has learned nothing of this data set, so there is no knee"
         if self.knee:
             return f"the knee is at {self.knee.target}; next: {self.command(self.knee.target)}"
         if self.is_flat:
