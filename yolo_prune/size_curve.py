@@ -92,7 +92,8 @@ def curve(
     config = PruneConfig.from_dict({**given, "latency": latency, "runtime": runtime})
     size = image_size(unfused(model), imgsz)
     if out is not None:
-        options |= {"project": str(Path(out).parent), "name": Path(out).name, "exist_ok": True}
+        folder = Path(out).resolve()  # Ultralytics reads a relative one below its own folder of runs
+        options |= {"project": str(folder.parent), "name": folder.name, "exist_ok": True}
     arguments = {"name": "curve", **options, "data": str(data), "imgsz": size}
     with verbosity(config.verbose), never_training(model, arguments) as trainer, borrowed_memory(), preserved_rng():
         found = _measure(trainer, config, targets, str(model.ckpt_path or model.model_name))
