@@ -25,7 +25,7 @@ FOLDER = "yolo-prune-demo"
 SHAPES = ("circle", "square", "triangle")
 PRUNE = {"prune": "0.5", "prune_export": "onnx"}
 TRAIN: dict[str, Any] = {
-    "epochs": 26,
+    "epochs": 28,
     "imgsz": 128,
     "batch": 8,
     "optimizer": "AdamW",
@@ -39,7 +39,7 @@ TRAIN: dict[str, Any] = {
     "seed": 0,
 }
 """Arguments for a tiny data set and a slow machine; ``yolo-prune demo epochs=60`` overrides any of them."""
-PRUNED: dict[str, Any] = {"epochs": 10, "lr0": 0.0005}
+PRUNED: dict[str, Any] = {"epochs": 12, "lr0": 0.0005}
 """Those that are others in the second training, which starts from a model that has learned."""
 
 
