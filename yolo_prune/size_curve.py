@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 SIZES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Shares of the multiply-adds that go."""
-OPTIONS = tuple(name for name in BY_DATA if name not in {"target", "runtime", "latency", "benchmark", "export"})
+_OTHERS = {"target", "runtime", "latency", "benchmark", "export", "drop_levels", "keep_classes"}
+OPTIONS = tuple(name for name in BY_DATA if name not in _OTHERS)
 """Prune options that mean something here."""
 
 
