@@ -15,13 +15,35 @@ def full_report() -> dict[str, Any]:
     speedup = Speedup(1.77, 1.79, 1.82, 0.99, settled=True)
     return Report(
         imgsz=[640, 640],
-        dense=Stage(2_000_000_000, 3_000_000, 6_200_000, 0.586, "runs/a/weights/dense.pt", 0.0215, None, 2, True),
+        dense=Stage(
+            2_000_000_000,
+            3_000_000,
+            6_200_000,
+            0.586,
+            "runs/a/weights/dense.pt",
+            0.0215,
+            None,
+            2,
+            True,
+            sparsity=0.0,
+            compressed=5_900_000,
+        ),
         config={"target": 0.5, "steps": 2, "export": ["onnx"], "max_drop": 0.05},
         cuts=[
-            CutRecord(2, 1_500_000_000, 2_000_000, 4_100_000, 0.4, 0.57, "abc", locked, 12.3, 0.017),
-            CutRecord(4, 950_000_000, 1_400_000, 2_900_000, 0.51, 0.58, "def", locked, 11.9, 0.012),
+            CutRecord(2, 1_500_000_000, 2_000_000, 4_100_000, 0.4, 0.57, "abc", locked, 12.3, 0.017, 0.42),
+            CutRecord(4, 950_000_000, 1_400_000, 2_900_000, 0.51, 0.58, "def", locked, 11.9, 0.012, 0.45),
         ],
-        final=Stage(950_000_000, 1_400_000, 2_880_000, 0.581, "runs/a/weights/best.pt", 0.012, speedup),
+        final=Stage(
+            950_000_000,
+            1_400_000,
+            2_880_000,
+            0.581,
+            "runs/a/weights/best.pt",
+            0.012,
+            speedup,
+            sparsity=0.45,
+            compressed=1_900_000,
+        ),
         scales={"yolo11n": scale},
         timed={"runtime": "onnx", "version": "1.32.0", "device": "Some CPU", "threads": 2},
         exports=[
@@ -49,4 +71,8 @@ def full_report() -> dict[str, Any]:
         },
         samples=["images/cells 1.jpg"],
         maps=[48, 104, 200],
+        zeros={
+            "model.0.conv": {"weights": 432, "zeros": 21, "inputs": 27, "outputs": 16, "two_of_four": False},
+            "model.1.conv": {"weights": 3456, "zeros": 1728, "inputs": 144, "outputs": 24, "two_of_four": True},
+        },
     ).to_dict()

@@ -341,6 +341,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (typed(bn_recalibration="True"), "bn_recalibration was removed in 0.2.0", "leave it out"),
         (knobs(allocation="search"), "allocation=search was removed in 0.2.0", "use global"),
         (knobs(sparsity="growing"), "sparsity=growing was removed in 0.2.0", "use group_lasso"),
+        (knobs(sparsity="60%"), "sparsity='60%' is not one of none, bn_scale, group_lasso", "prune='60% sparsity'"),
         (knobs(lr_after_cut="rewarm"), "lr_after_cut=rewarm was removed in 0.2.0", "use keep"),
         (knobs(reconstruction=16), "reconstruction=16 is not", "True or False"),
         (knobs(per_cost=None), "per_cost=None is not a bool", "use True or False"),

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from yolo_prune.deploy.coreml import disagreement, inspect
+from yolo_prune.deploy.coreml import disagreement, inspect, store_sparsely
+from yolo_prune.deploy.formats import file_size
 
 SAYS: dict[str, Any] = {
     "input": {"name": "image", "type": "RGB", "shape": [64, 96], "scale": 1 / 255},
@@ -63,3 +64,30 @@ def test_a_package_tells_its_input_outputs_classes_and_weights(own_folder: Path,
     assert [output["shape"] for output in found["outputs"]] == [[1, 8, 32, 48]]
     assert found["classes"] == 2
     assert 4 * (8 * 27 + 8) <= found["weight_bytes"] < 2000
+
+
+def test_weights_of_which_most_are_zero_are_stored_as_what_is_not(own_folder: Path) -> None:
+    ct = pytest.importorskip("coremltools", reason='coremltools is missing: pip install ".[coreml]"')
+    network = torch.nn.Sequential(*(torch.nn.Conv2d(64, 64, 3, 1, 1) for _ in range(3))).eval()
+    with torch.no_grad():
+        for layer in network[:2]:
+            layer.weight.flatten()[: 3 * layer.weight.numel() // 4] = 0
+    traced = torch.jit.trace(network, torch.zeros(1, 64, 8, 8))
+    package = ct.convert(
+        traced,
+        inputs=[ct.TensorType("image", shape=(1, 64, 8, 8))],
+        skip_model_load=True,
+        compute_precision=ct.precision.FLOAT32,
+        convert_to="mlprogram",
+    )
+    package.user_defined_metadata["names"] = "{0: 'a'}"
+    path = own_folder / "best.mlpackage"
+    package.save(str(path))
+    weights, dense = network[0].weight.numel(), file_size(path)
+    assert store_sparsely(path) == 2
+    saved = 2 * (
+        weights * 4 * 3 / 4 - weights / 8
+    )  # three quarters of the values go, a bit for each comes, and the file has a head
+    assert dense - file_size(path) == pytest.approx(saved, rel=0.05)
+    again = ct.models.MLModel(str(path), skip_model_load=True)
+    assert again.user_defined_metadata["names"] == "{0: 'a'}"

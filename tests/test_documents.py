@@ -220,6 +220,8 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_commands, "curve", lambda model, **values: read_sizes(values.get("sizes", "0.5")))
     compared = SimpleNamespace(table=str, folder=Path())
     monkeypatch.setattr(cli_commands, "compare", lambda runs, **values: compared)
+    looked_at = SimpleNamespace(text=lambda with_layers: "", save=str)
+    monkeypatch.setattr(cli_commands, "inspect_checkpoint", lambda path, imgsz: looked_at)
     for made in ("make_sample_kit", "make_comparison_kit"):
         monkeypatch.setattr(cli_commands, made, lambda *of, **how: None)
     for looked in ("network_of", "trace", "image_size", "file_size"):

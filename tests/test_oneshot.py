@@ -135,6 +135,14 @@ def test_a_dry_run_tells_what_would_be_cut_and_changes_nothing(
     assert [path.name for path in own_folder.iterdir()] == ["dense.pt"]
 
 
+def test_a_dry_run_tells_how_many_weights_would_be_zero(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    YOLO(tiny_yaml(own_folder)).save("dense.pt")
+    before = Path("dense.pt").read_bytes()
+    assert cli.main(["plan", "model=dense.pt", "prune=60% sparsity", f"imgsz={IMGSZ}"]) == 0
+    assert "zeros 0.0% -> 60.0% of 335k weights, in 28 layers" in capsys.readouterr().out
+    assert Path("dense.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("target", "timed", "quantities"),
     [

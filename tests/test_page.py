@@ -82,19 +82,19 @@ def test_the_headline_says_what_was_measured_and_leaves_out_the_rest() -> None:
         return page.headline({**full_report(), **changes}, ARGUMENTS)
 
     report = full_report()
-    assert said() == "2.1x fewer MACs, 1.8x faster in ONNX Runtime, mAP50-95 58.6 → 58.1"
-    assert said(timed=None) == "2.1x fewer MACs, mAP50-95 58.6 → 58.1"
+    assert said() == "2.1x fewer MACs, 45% zeros, 1.8x faster in ONNX Runtime, mAP50-95 58.6 → 58.1"
+    assert said(timed=None) == "2.1x fewer MACs, 45% zeros, mAP50-95 58.6 → 58.1"
 
     def timed(low: float, value: float | None, high: float, share: float = 0.99) -> str:
         speedup = asdict(Speedup(low, value, high, share, settled=value is not None))
-        return said(final={**report["final"], "speedup": speedup}).split(", ")[1]
+        return said(final={**report["final"], "speedup": speedup}).split(", ")[2]
 
     assert timed(1.24, 1.27, 1.34) == "1.24\N{EN DASH}1.34x faster in ONNX Runtime"
     assert timed(0.7, 0.71, 0.72) == "1.4x slower in ONNX Runtime"
     assert timed(0.98, 1.0, 1.02) == "as fast in ONNX Runtime"
     assert timed(2.5, None, 2.6, 0.5) == timed(1.2, None, 1.4) == "mAP50-95 58.6 → 58.1"
-    assert said(final={**report["final"], "speedup": None}) == "2.1x fewer MACs, mAP50-95 58.6 → 58.1"
-    assert said(dense={**report["dense"], "fitness": None}) == "2.1x fewer MACs, 1.8x faster in ONNX Runtime"
+    assert said(final={**report["final"], "speedup": None}) == "2.1x fewer MACs, 45% zeros, mAP50-95 58.6 → 58.1"
+    assert said(dense={**report["dense"], "fitness": None}) == "2.1x fewer MACs, 45% zeros, 1.8x faster in ONNX Runtime"
     assert said(cuts=[]) == "Nothing was cut"
     assert said(final=None) == "Not finished yet, 2 cuts made"
     assert page.headline(report, {}).endswith("fitness 58.6 → 58.1")
@@ -206,7 +206,7 @@ def test_a_report_of_an_earlier_version_makes_a_page() -> None:
     for export in report["exports"]:
         del export["precision"]
     text = page.render(report, {}, "a", unseen="gone")
-    assert "2.1x fewer MACs, fitness 58.1 (the dense model may not have been finished)" in text
+    assert "2.1x fewer MACs, 45% zeros, fitness 58.1 (the dense model may not have been finished)" in text
     assert "No pictures: gone" in text and "→ 58.1" not in text
     assert "may not have been finished" in text and "\N{MINUS SIGN}0.5" not in text
 

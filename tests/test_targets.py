@@ -7,7 +7,7 @@ from fuzz import PLAIN
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from yolo_prune.config.targets import QUANTITIES, RAM, Target, canonical, in_units, read_targets
+from yolo_prune.config.targets import QUANTITIES, RAM, SPARSITY, TWO_OF_FOUR, Target, canonical, in_units, read_targets
 from yolo_prune.errors import ConfigError
 
 MACS, PARAMS, BYTES, LATENCY = QUANTITIES
@@ -47,6 +47,11 @@ MACS, PARAMS, BYTES, LATENCY = QUANTITIES
         ("256 kB ram:8", Target("ram:8", most=2.56e5)),
         ("1 MiB RAM", Target("ram", most=2**20)),
         ("40% of ram:16", Target("ram:16", removed=0.4)),
+        ("60% sparsity", Target(SPARSITY, removed=0.6)),
+        ("60 % of zeros", Target(SPARSITY, removed=0.6)),
+        ("60% sparse", Target(SPARSITY, removed=0.6)),
+        ("2:4", Target(TWO_OF_FOUR, removed=0.5)),
+        (" 2 : 4", Target(TWO_OF_FOUR, removed=0.5)),
     ],
 )
 def test_every_form_is_read(given: Any, target: Target) -> None:
@@ -60,7 +65,7 @@ def test_several_must_all_hold(given: Any) -> None:
     assert set(read_targets(given)) == {Target(MACS, removed=0.5), Target(BYTES, most=2e6)}
 
 
-@pytest.mark.parametrize("given", [0, 0.0, "0", "0%", "0% params", "1x"])
+@pytest.mark.parametrize("given", [0, 0.0, "0", "0%", "0% params", "1x", "0% sparsity"])
 def test_what_removes_nothing_is_no_target(given: Any) -> None:
     assert read_targets(given) == () and canonical(()) == 0.0
 
@@ -77,6 +82,8 @@ def test_what_removes_nothing_is_no_target(given: Any) -> None:
         "2 MiB",
         "50 % of params",
         "50% params, 8ms",
+        "40%, 60% sparsity",
+        "40%, 2:4",
     ],
 )
 def test_a_target_is_said_back_as_it_was_typed(typed: str) -> None:
@@ -97,14 +104,19 @@ def test_targets_of_the_same_meaning_are_equal_however_they_were_typed() -> None
 
 
 TARGETS = st.one_of(
-    st.builds(Target, st.sampled_from((*QUANTITIES, *RAM)), removed=st.floats(0.01, 0.99)),
+    st.builds(Target, st.sampled_from((*QUANTITIES, *RAM, SPARSITY)), removed=st.floats(0.01, 0.99)),
     st.builds(Target, st.sampled_from((*QUANTITIES, *RAM)), most=st.floats(1e-3, 1e9)),
+    st.just(Target(TWO_OF_FOUR, removed=0.5)),
 )
+
+
+def is_one_way_to_zeros(targets: list[Target]) -> bool:
+    return not {target.quantity for target in targets}.issuperset({SPARSITY, TWO_OF_FOUR})
 
 
 @settings(deadline=None)
 @example([Target(MACS, most=999999999.9999999)])
-@given(st.lists(TARGETS, max_size=4, unique=True))
+@given(st.lists(TARGETS, max_size=4, unique=True).filter(is_one_way_to_zeros))
 def test_the_canonical_form_reads_as_the_same_targets(targets: list[Target]) -> None:
     form = canonical(targets)
     again = read_targets(form)
@@ -127,6 +139,21 @@ def test_any_input_gives_targets_that_read_as_they_are_written_or_a_config_error
     assert canonical(read_targets(canonical(targets))) == canonical(targets)
     assert read_targets(canonical(targets)) == targets
     assert all(0 <= target.limit(7.0) < float("inf") for target in targets)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("1:4", r"target=1:4: of patterns of zeros only 2:4 is faster anywhere; give 2:4, or a share such as 75% spar"),
+        ("60% sparsity, 2:4", r"asks for zeros in two ways: 2:4 makes half .* give either 2:4 or a share"),
+        (124, r"target=124 is not a share .*\(YAML reads 2:4 without quotes as 124: write '2:4'\)"),
+        ("100% sparsity", r"target=100% sparsity is not a share to remove in 0 <= target < 1"),
+        ("0.6 sparsity", r"target=0\.6 sparsity: 'sparsity' is no unit; give .*60% sparsity or 2:4"),
+    ],
+)
+def test_zeros_that_nobody_can_make_are_refused_with_the_way_out(wrong: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_targets(wrong)
 
 
 def test_a_text_of_many_digits_is_refused_at_once() -> None:

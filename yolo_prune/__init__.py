@@ -35,6 +35,7 @@ _HOME = {
     "apply_plan": "oneshot",
     "compare": "deploy.compare",
     "curve": "size_curve",
+    "inspect_checkpoint": "deploy.inspection",
     "prune_model": "oneshot",
     "register_block": "blocks",
     "verify_cut": "planning.verification",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from yolo_prune.callback import PruneCallback
     from yolo_prune.config.settings import PruneConfig
     from yolo_prune.deploy.compare import compare
+    from yolo_prune.deploy.inspection import inspect_checkpoint
     from yolo_prune.errors import (
         CheckpointError,
         ConfigError,

@@ -25,6 +25,7 @@ from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import image_size
 from yolo_prune.graph.trace import trace
+from yolo_prune.graph.zeros import share_of_zeros, sparse_layers
 from yolo_prune.host.checkpoint import mark
 from yolo_prune.host.trainer import calibration_batches, never_training, save_checkpoint
 from yolo_prune.importance.objective import copy_of
@@ -33,6 +34,7 @@ from yolo_prune.planning.allocation import units_of
 from yolo_prune.planning.calibration import CalibrationData, ranking_factory
 from yolo_prune.planning.planner import plan_traced, request_for
 from yolo_prune.planning.sensitivity import Sensitivity, scan
+from yolo_prune.planning.zeros import plan_zeros, set_zeros
 from yolo_prune.report.records import Given, Report
 from yolo_prune.surgery.slicing import UndoLog, cut, network_of
 from yolo_prune.training.finish import reid_hint
@@ -40,7 +42,7 @@ from yolo_prune.training.reduction import describe_levels, reduce
 from yolo_prune.training.session import Session
 from yolo_prune.training.setup import Prepared
 from yolo_prune.utils.console import log, verbosity
-from yolo_prune.utils.text import aligned
+from yolo_prune.utils.text import aligned, count
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,10 @@ def prune_model(
         request = request_for(network, graph, config, latency, sizes, given.amounts if given else None)
         plan = plan_traced(network, graph, config, request).plan
         apply_plan(plan, network)
+        if zeros := plan_zeros(network, config):
+            set_zeros(undo, network, zeros)
+            mark(network, zeros=True)
+            log(f"{share_of_zeros(sparse_layers(network, config.is_ignored)):.1%} of the weights are zero")
         torch.compiler.reset()  # what was compiled for the old widths
         if hint := reid_hint(network):
             log(hint)
@@ -227,6 +233,11 @@ def dry_run(
         rest = sizes[q] - cost.amount(q)  # which no width changes
         before, after = (rest + cost.amount(q, of) for of in (None, units))
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
+    if zeros := plan_zeros(network, config):
+        layers = sparse_layers(network, config.is_ignored)
+        weights, zero = sum(of.weight.numel() for of in layers.values()), sum(of.count for of in zeros.values())
+        before, after = share_of_zeros(layers), zero / weights
+        amounts.append(f"zeros {before:.1%} -> {after:.1%} of {count(weights)} weights, in {len(zeros)} layers")
     locked = [f"  {entry['layer']}: {entry['why']}" for entry in plan.locked]
     if given and given.levels:
         told = (f"{in_units(q, given.amounts[q])} -> {in_units(q, cost.dense(q))}" for q in (MACS, PARAMS))

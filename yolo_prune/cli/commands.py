@@ -14,6 +14,7 @@ from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.deploy.bench import bench
 from yolo_prune.deploy.compare import compare
 from yolo_prune.deploy.formats import file_size
+from yolo_prune.deploy.inspection import inspect_checkpoint
 from yolo_prune.deploy.kit import check_form, make_comparison_kit, make_sample_kit
 from yolo_prune.device.command import is_command
 from yolo_prune.errors import ConfigError
@@ -131,6 +132,31 @@ def compare_command(runs: Sequence[str], arguments: Mapping[str, str]) -> None:
         raise ConfigError(f"{wrong[0]} is no argument of compare. Valid: out, verbose.")
     found = compare(runs, out=arguments.get("out"), verbose=smart_value(arguments.get("verbose", "True")) is True)
     print(f"{found.table()}\n{found.folder}")
+
+
+def inspect_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
+    """Run ``yolo-prune inspect`` and print what checkpoints are.
+
+    Args:
+        models: Checkpoints.
+        arguments: ``imgsz``, ``layers`` (a row for each) and ``save``, a JSON file for one checkpoint, as text.
+
+    Raises:
+        ConfigError: If one is wrong.
+    """
+    values = {name: smart_value(text) for name, text in arguments.items()}
+    save, layers, imgsz = values.pop("save", None), values.pop("layers", False), values.pop("imgsz", None)
+    if values:
+        raise ConfigError(f"{next(iter(values))} is no argument of inspect. Valid: imgsz, layers, save.")
+    if not isinstance(layers, bool):
+        raise ConfigError(f"layers={arguments['layers']} is not a bool; use True or False.")
+    if save and len(models) > 1:
+        raise ConfigError(f"save={save} takes the figures of one checkpoint; inspect them one by one.")
+    for model in models:
+        found = inspect_checkpoint(model, imgsz)
+        print(found.text(with_layers=layers))
+        if save:
+            found.save(Path(save))
 
 
 def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:

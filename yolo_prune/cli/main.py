@@ -131,6 +131,16 @@ def kit(arguments: list[str]) -> None:
     kit_command(models, values)
 
 
+def inspect(arguments: list[str]) -> None:
+    """Print what checkpoints are, and what was done to them."""
+    models, values = _models(arguments)
+    if not models:
+        raise ConfigError("inspect without a checkpoint: say which, e.g. yolo-prune inspect best.pt.")
+    from yolo_prune.cli.commands import inspect_command  # loads ultralytics
+
+    inspect_command(models, values)
+
+
 def report(arguments: list[str]) -> None:
     """Write the page of a run anew."""
     if len(arguments) != 1:
@@ -215,6 +225,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "kit": kit,
     "sensitivity": sensitivity,
     "curve": curve,
+    "inspect": inspect,
     "report": report,
     "compare": compare,
     "demo": demo,

@@ -136,6 +136,18 @@ USAGES = {
         },
         more="Each size is what 'yolo-prune prune' would make of it; nothing is saved but the figures.",
     ),
+    "inspect": Usage(
+        "what a checkpoint is, how many of its weights are zero, and what was cut when",
+        "FILE [FILE ...] [key=value ...]",
+        "best.pt",
+        {
+            "best.pt": "a checkpoint of Ultralytics, pruned or not",
+            **_IMGSZ,
+            "layers=True": "a row for each layer whose weights may be zero, too",
+            "save=inspect.json": "a file to write the figures of one checkpoint to as well",
+        },
+        more="Nothing runs, and no data is needed.",
+    ),
     "report": Usage(
         "write pruning/report.html of a finished run anew",
         "FOLDER",

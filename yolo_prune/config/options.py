@@ -36,11 +36,13 @@ class Options:
         0.5,
         rules.target(),
         "share to remove, of the MACs (0.5, 50%) or of params, size or latency (50% params), or limit to keep "
-        "(3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x); several must all hold; 0 cuts "
-        "nothing",
+        "(3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x), or zeros among the weights (60% "
+        "sparsity, 2:4); several must all hold; 0 cuts nothing",
     )
     importance: str = _option(
-        "reconstruction", rules.choice(*IMPORTANCES), f"criterion that ranks channels: {', '.join(IMPORTANCES)}"
+        "reconstruction",
+        rules.choice(*IMPORTANCES),
+        f"criterion that ranks channels: {', '.join(IMPORTANCES)}; with the last zeros are solved, else by magnitude",
     )
     allocation: str = _option(
         "global",
@@ -93,10 +95,12 @@ class Options:
         "largest share of channels that one group may lose over the run, 0 < x < 1",
     )
     layer_limits: dict[str, float] = _option(  # noqa: RUF009  # it declares a factory
-        {}, rules.shares(), "the same by name pattern of layers, e.g. model.22.*:0.5,model.0.*:0.2"
+        {},
+        rules.shares(),
+        "the same by name pattern of layers, e.g. model.22.*:0.5,model.0.*:0.2; also the largest share of zeros there",
     )
     ignored_layers: tuple[str, ...] = _option(
-        (), rules.names(), "layers that keep their width, as name patterns, e.g. model.0.*"
+        (), rules.names(), "layers that keep their width, and all their weights, as name patterns, e.g. model.0.*"
     )
     drop_levels: tuple[int, ...] = _option(
         (),
@@ -143,8 +147,12 @@ class Options:
     )
     sparsity: str = _option(
         "none",
-        rules.choice(*SPARSITIES, removed={"growing": "use group_lasso, or none, which costs no accuracy"}),
-        f"regularise until the first cut: {', '.join(SPARSITIES)}",
+        rules.choice(
+            *SPARSITIES,
+            removed={"growing": "use group_lasso, or none, which costs no accuracy"},
+            else_="Zeros among the weights are a target: prune='60% sparsity'.",
+        ),
+        f"regularise until the first cut: {', '.join(SPARSITIES)}; no zeros come of it, those are a target",
     )
     sparsity_strength: float = _option(
         1e-4, rules.number(lambda x: x > 0, "is not > 0; try 1e-4."), "weight of that penalty, > 0"

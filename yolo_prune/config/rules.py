@@ -42,13 +42,14 @@ def target() -> Rule:
     return Rule(lambda name, value, help: canonical(read_targets(value)), lambda name, text, default: text)
 
 
-def choice(*allowed: str, removed: Mapping[str, str] | None = None, parts: str = "") -> Rule:
+def choice(*allowed: str, removed: Mapping[str, str] | None = None, parts: str = "", else_: str = "") -> Rule:
     """One of several words.
 
     Args:
         *allowed: The words.
         removed: Words of earlier versions -> what to use instead.
         parts: What may end a word, and more follow.
+        else_: What others may have meant.
     """
 
     def check(name: str, value: Any, help: str) -> Any:
@@ -57,7 +58,7 @@ def choice(*allowed: str, removed: Mapping[str, str] | None = None, parts: str =
         word = value.partition(parts)[0] if parts and isinstance(value, str) else value
         if word not in allowed:
             near = difflib.get_close_matches(short_repr(value), allowed, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            hint = f" Did you mean {near[0]}?" if near else else_ and f" {else_}"
             raise ConfigError(f"{name}={short_repr(value)} is not one of {', '.join(allowed)}.{hint}")
         return value
 

@@ -15,7 +15,7 @@ from yolo_prune.config import rules
 from yolo_prune.config.choices import REMOVED, SPAN, SPAN_OF_NEW_CLASSES, without_removed
 from yolo_prune.config.options import Options
 from yolo_prune.config.rules import Rule
-from yolo_prune.config.targets import LATENCY, Target, read_targets
+from yolo_prune.config.targets import LATENCY, TWO_OF_FOUR, ZEROS, Target, read_targets
 from yolo_prune.config.text import CLI_PREFIX, as_text, check_matches, known_name, read_yaml
 from yolo_prune.errors import ConfigError, short_repr
 
@@ -64,6 +64,22 @@ class PruneConfig(Options):
     def targets(self) -> tuple[Target, ...]:
         """Targets that the final network has to meet; none where nothing is cut."""
         return read_targets(self.target)
+
+    @property
+    def zeros(self) -> Target | None:
+        """The target for zeros among the weights, of several the strictest, or None."""
+        asked = [target for target in self.targets if target.quantity in ZEROS]
+        return max(asked, key=lambda target: target.removed or 0.0, default=None)
+
+    @property
+    def asks_two_of_four(self) -> bool:
+        """Whether the zeros are to be two of every four input channels."""
+        return self.zeros is not None and self.zeros.quantity == TWO_OF_FOUR
+
+    @property
+    def cuts_channels(self) -> bool:
+        """Whether a target is of something that channels cost."""
+        return any(target.quantity not in ZEROS for target in self.targets)
 
     @property
     def is_timed(self) -> bool:
@@ -175,6 +191,10 @@ class PruneConfig(Options):
         """Return the largest share of its channels that a layer may lose; the first pattern that matches decides."""
         limits = (share for p, share in self.layer_limits.items() if fnmatch.fnmatchcase(layer, p))
         return next(limits, self.max_pruning_ratio)
+
+    def limit_of_zeros(self, layer: str) -> float:
+        """Return the largest share of a layer's weights that may be zero, as `limit` does; 1 where no pattern says."""
+        return next((share for p, share in self.layer_limits.items() if fnmatch.fnmatchcase(layer, p)), 1.0)
 
     def check_patterns(self, layers: Iterable[str]) -> None:
         """Raise a ConfigError if a pattern of ``ignored_layers`` or ``layer_limits`` matches none of these layers."""

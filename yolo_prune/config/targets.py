@@ -7,6 +7,8 @@
     8 ms, 2x            so long for one image at most; twice as fast as the dense network; also ``2x as fast``
     1.5 MB litert:8     so large at most as an export of that format and precision; also ``40% onnx:16``
     256 kB ram:8        so much memory at most for feature maps, in INT8; FP16 and FP32 are ``ram:16`` and ``ram``
+    60% sparsity        so many weights are zero, single ones; ``40%, 60% sparsity``: channels first, then zeros
+    2:4                 two of four neighbouring input channels have a weight of zero, in layers that are wide enough
 
 Fractions and percentages say what goes, everything else says what may stay. A target is said back as it was typed.
 """
@@ -24,6 +26,8 @@ MACS, PARAMS, BYTES, LATENCY = QUANTITIES = ("macs", "params", "bytes", "latency
 """Multiply-adds for one image, parameters, bytes of the checkpoint file, seconds for one image."""
 RAM = {"ram": 4, "ram:16": 2, "ram:8": 1}
 """Quantity of the bytes of feature maps that an inference holds at its largest moment -> bytes of a value."""
+SPARSITY, TWO_OF_FOUR = ZEROS = ("sparsity", "2:4")
+"""Weights that are zero: a share of them, or two of every four along the input channels."""
 FILE = "file "
 """Begins the quantity of the bytes of an export, before its format: ``file litert:8``."""
 _NAMES = {
@@ -31,6 +35,7 @@ _NAMES = {
     PARAMS: ("params", "param", "parameters"),
     BYTES: ("size", "file", "bytes"),
     LATENCY: ("latency", "time"),
+    SPARSITY: ("sparsity", "zeros", "sparse"),
 }
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _UNITS: dict[str, tuple[str, float]] = {
@@ -45,11 +50,14 @@ _UNITS: dict[str, tuple[str, float]] = {
 }
 _SPEED_UPS = ("x", "x faster", "x as fast")
 _TERM = re.compile(r"\s*(?P<number>[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?)\s*(?P<unit>([^\d\s].*?)?)\s*", re.IGNORECASE)
+_PATTERN = re.compile(r"\s*\d+\s*:\s*\d+\s*")
+_BASE_60 = 124
+"""What YAML 1.1 makes of a ``2:4`` without quotes."""
 _FORM = re.compile(r"[a-z]\w*(:\w+)?")
 """Ultralytics' name of an export format, with a precision or without."""
 EXAMPLES = (
-    "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms or 2x; several, "
-    "separated by commas, must all hold"
+    "0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x, 60% sparsity "
+    "or 2:4; several, separated by commas, must all hold"
 )
 
 
@@ -58,8 +66,9 @@ class Target:
     """One quantity and how much of it may stay.
 
     Attributes:
-        quantity: One of `QUANTITIES` or `RAM`, or of a file.
-        removed: Share of the dense network's that goes, 0 <= removed < 1, or None for an absolute target.
+        quantity: One of `QUANTITIES`, `RAM` or `ZEROS`, or of a file.
+        removed: Share of the dense network's that goes, 0 <= removed < 1, or None for an absolute target. Of `ZEROS`,
+            share of the weights that are zero.
         most: What may stay, in multiply-adds, parameters, bytes or seconds, or None for a share.
         text: What was typed; empty for one that nobody typed.
     """
@@ -81,6 +90,8 @@ class Target:
     def __str__(self) -> str:
         if self.text:
             return self.text
+        if self.quantity == TWO_OF_FOUR:
+            return self.quantity
         if self.removed is not None:
             name = self.form or (self.quantity if self.quantity in RAM else _NAMES[self.quantity][0])
             return f"{100 * self.removed:.12g}% {name}"
@@ -97,7 +108,8 @@ def read_targets(value: Any) -> tuple[Target, ...]:
         At most one target per quantity and form; none where nothing is to go.
 
     Raises:
-        ConfigError: If it is none of these, a share is not in 0 <= x < 1, or an amount is not above 0.
+        ConfigError: If it is none of these, a share is not in 0 <= x < 1, an amount is not above 0, or zeros are asked
+            for in two ways.
     """
     terms: Sequence[Any] = value.split(",") if isinstance(value, str) else value
     if not isinstance(terms, (list, tuple)):
@@ -105,6 +117,11 @@ def read_targets(value: Any) -> tuple[Target, ...]:
     if not terms:
         raise ConfigError(f"target={short_repr(value)} says nothing; give {EXAMPLES}.")
     targets = [_read(term) for term in terms]
+    if {target.quantity for target in targets if target.removed}.issuperset(ZEROS):
+        raise ConfigError(
+            f"target={short_repr(value)} asks for zeros in two ways: 2:4 makes half of the weights of its layers zero; "
+            "give either 2:4 or a share such as 60% sparsity."
+        )
     return tuple(dict.fromkeys(t for t in targets if t.removed != 0))
 
 
@@ -146,6 +163,13 @@ def _read(term: Any) -> Target:
 
 
 def _parse(text: str) -> Target:
+    if _PATTERN.fullmatch(text):
+        if "".join(text.split()) == TWO_OF_FOUR:
+            return Target(TWO_OF_FOUR, removed=0.5)
+        raise ConfigError(
+            f"target={text}: of patterns of zeros only 2:4 is faster anywhere; give 2:4, or a share such as 75% "
+            "sparsity."
+        )
     match = _TERM.fullmatch(text)
     if not match:
         raise ConfigError(f"target={text} is not a number with a unit; give {EXAMPLES}.")
@@ -180,9 +204,10 @@ def _share(text: str, share: float, name: str) -> Target:
             f"{', '.join(names[0] for names in _NAMES.values())}."
         )
     if not 0 <= share < 1:
+        quotes = f" (YAML reads 2:4 without quotes as {_BASE_60}: write '2:4')" * (share == _BASE_60)
         raise ConfigError(
             f"target={text} is not a share to remove in 0 <= target < 1; 0.5 and 50% remove half of the MACs, 0 cuts "
-            "nothing; an amount that may stay needs its unit, e.g. 3.2 GMACs, 1.2M params, 2 MB, 8 ms."
+            f"nothing; an amount that may stay needs its unit, e.g. 3.2 GMACs, 1.2M params, 2 MB, 8 ms{quotes}."
         )
     return Target(quantity, removed=share)
 

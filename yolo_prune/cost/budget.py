@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolo_prune.config.targets import BYTES, Target
+from yolo_prune.config.targets import BYTES, ZEROS, Target
 from yolo_prune.cost.model import CostModel
 
 NOTES = 24_000
@@ -40,7 +40,8 @@ class Goal:
         """Read targets for a network.
 
         Args:
-            targets: What the user asked for; of several for one quantity the strictest counts.
+            targets: What the user asked for; of several for one quantity the strictest counts. Zeros cost what other
+                weights do.
             cost: The network's cost model.
             network: The network, of which a checkpoint will be written.
             files: Quantity -> bytes of the dense network's export, for targets in such.
@@ -50,7 +51,7 @@ class Goal:
             UnsupportedError: If a target is a latency and the graph has none that were measured.
         """
         amounts: dict[str, tuple[float, float]] = {}
-        for target in targets:
+        for target in (target for target in targets if target.quantity not in ZEROS):
             dense, beside = cost.dense(target.quantity), 0
             if target.quantity == BYTES:
                 beside = file_bytes(network) - cost.bytes()  # what a checkpoint holds beside its tensors

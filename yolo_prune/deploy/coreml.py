@@ -35,6 +35,23 @@ def inspect(path: Path) -> dict[str, Any]:
     }
 
 
+def store_sparsely(path: Path) -> int:
+    """Let an ``.mlpackage`` hold weights of which most are zero as a mask and what is not zero.
+
+    Returns:
+        How many weights are held so: those of more than half zeros and 2048 values at least, as coremltools has it.
+    """
+    from coremltools.models import MLModel
+    from coremltools.optimize import coreml
+
+    model = MLModel(str(path), skip_model_load=True)
+    config = coreml.OptimizationConfig(global_config=coreml.OpThresholdPrunerConfig())
+    sparse = coreml.prune_weights(model, config)
+    sparse.save(str(path))
+    (block,) = sparse.get_spec().mlProgram.functions["main"].block_specializations.values()
+    return sum(op.type == "constexpr_sparse_to_dense" for op in block.operations)
+
+
 def disagreement(
     inspected: dict[str, Any], imgsz: Sequence[int], classes: int, outputs: Sequence[Sequence[int]]
 ) -> str | None:

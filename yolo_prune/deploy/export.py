@@ -18,7 +18,7 @@ from ultralytics.engine.exporter import (
 )
 from ultralytics.utils import checks
 
-from yolo_prune.deploy.coreml import disagreement, inspect
+from yolo_prune.deploy.coreml import disagreement, inspect, store_sparsely
 from yolo_prune.deploy.formats import (
     file_size,
     format_table,
@@ -88,6 +88,8 @@ def _export(original: ExportedCheckpoint, name: str, quantize: int | str | None)
         if original.is_quantized:
             record.precision = "8"
         path = _make(original, name, record.precision, quantize)
+        if name == "coreml" and original.has_zeros and record.precision in ("32", "16"):
+            store_sparsely(path)
         record.path, record.bytes = str(path), file_size(path)
         if name in APPLE and sys.platform != "darwin":
             record.ok, record.reason = True, f"made, but {APPLE[name]} runs on macOS only: not compared"

@@ -17,6 +17,7 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules import SemanticSegment
 
 from yolo_prune.graph.layers import is_quantized
+from yolo_prune.host.checkpoint import has_zeros
 from yolo_prune.report.records import ExportRecord
 from yolo_prune.utils.console import progress_bar
 
@@ -56,6 +57,11 @@ class ExportedCheckpoint:
     def is_quantized(self) -> bool:
         """Whether it was trained with INT8 quantizers, which every export of it keeps."""
         return is_quantized(self._backend.model)
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether weights of it are zero on purpose."""
+        return has_zeros(getattr(self._backend.model, "yaml", None))
 
     @property
     def classes(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from ultralytics.nn.modules.block import DFL
 from ultralytics.nn.modules.conv import DWConvTranspose2d
 
 from yolo_prune.blocks import NORMS, adapter_for, channel_dim, channel_parameters, inherited, norm_width
@@ -64,6 +65,11 @@ def widths(layer: AnyLayer) -> dict[str, int]:
 def is_quantized(network: nn.Module) -> bool:
     """Whether layers of a network have the quantizers of INT8 training; Ultralytics tells by the same name."""
     return any(type(module).__name__ == "TensorQuantizer" for module in network.modules())
+
+
+def is_constant(model: nn.Module, path: str) -> bool:
+    """Whether a layer's weights are constants, which no training changes."""
+    return isinstance(model.get_submodule(path.rpartition(".")[0]), DFL)
 
 
 def is_grouped(layer: Any) -> bool:

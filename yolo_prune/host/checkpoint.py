@@ -29,16 +29,17 @@ from yolo_prune.utils.files import atomic_write
 
 SCHEMA = 1
 KEY = "yolo_prune"
-"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "run"}``.
+"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "zeros", "run"}``.
 
-``widths`` are those of a pruned network, ``run`` is the state of a pruning run.
+``widths`` are those of a pruned network, ``zeros`` says that weights of its layers are zero on purpose, ``run`` is the
+state of a pruning run.
 """
 
 INSTALL = "install the yolo_prune plugin (whoever made this checkpoint has it)"
 """Where to get the plugin: a checkpoint outlives addresses, and no package index is promised to have it."""
 
 SENTENCE = (
-    "This network was pruned by yolo_prune, and a plain train() would rebuild it dense. Way out: "
+    "This network was pruned by yolo_prune, and a plain train() would make it dense again. Way out: "
     f"{INSTALL}, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
 )
 
@@ -101,6 +102,11 @@ def is_marked(yaml: Any) -> bool:
     return isinstance(yaml, Mapping) and KEY in yaml
 
 
+def has_zeros(yaml: Any) -> bool:
+    """Whether a ``model.yaml`` belongs to a network of which weights are zero on purpose."""
+    return is_marked(yaml) and bool(_record(yaml).get("zeros"))
+
+
 def run_record(yaml: Any) -> dict[str, Any] | None:
     """Return the record of a pruning run in a ``model.yaml``, to continue after an interruption, or None."""
     return _record(yaml).get("run") if is_marked(yaml) else None
@@ -117,14 +123,15 @@ def _record(yaml: Mapping[str, Any]) -> Mapping[str, Any]:
     return record
 
 
-def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def marked(model: nn.Module, run: Mapping[str, Any] | None = None, zeros: bool | None = None) -> dict[str, Any]:
     """Return ``model.yaml`` with the record of a pruned network as it is now.
 
     Args:
         model: The network, with its present widths.
         run: State of the pruning run, to continue after an interruption.
+        zeros: Whether weights of its layers are zero on purpose; by default what its ``model.yaml`` says.
     """
-    yaml = unmarked(model.yaml)
+    is_sparse, yaml = has_zeros(model.yaml) if zeros is None else zeros, unmarked(model.yaml)
     decided = outline(model)
     record: dict[str, Any] = {}
     for path, layer in named_layers(model):
@@ -135,12 +142,13 @@ def marked(model: nn.Module, run: Mapping[str, Any] | None = None) -> dict[str, 
             sides.pop("in" if "in" in sides else "out")
         if not (decided.head and path.startswith(f"{decided.head}.")):
             record[path] = sides
-    return _with_record(yaml, SENTENCE, {"widths": record, **({"run": dict(run)} if run else {})})
+    zero = {"zeros": True} if is_sparse else {}
+    return _with_record(yaml, SENTENCE, {"widths": record, **zero, **({"run": dict(run)} if run else {})})
 
 
-def mark(model: nn.Module) -> None:
-    """Write the record of a pruned network into its ``model.yaml``."""
-    model.yaml = marked(model)
+def mark(model: nn.Module, zeros: bool | None = None) -> None:
+    """Write the record of a pruned network into its ``model.yaml``; ``zeros`` as for `marked`."""
+    model.yaml = marked(model, zeros=zeros)
 
 
 @contextmanager
@@ -175,8 +183,8 @@ def _is_rebuilt_alike(network: nn.Module) -> bool:
 
 def with_run(yaml: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return a ``model.yaml`` with the state of a pruning run noted."""
-    widths = {"widths": yaml[KEY]["widths"]} if is_pruned(yaml) else {}
-    return _with_record(unmarked(yaml), SENTENCE if widths else RUN_SENTENCE, {**widths, "run": dict(run)})
+    kept = {name: yaml[KEY][name] for name in ("widths", "zeros") if name in yaml[KEY]} if is_pruned(yaml) else {}
+    return _with_record(unmarked(yaml), SENTENCE if kept else RUN_SENTENCE, {**kept, "run": dict(run)})
 
 
 def unmarked(yaml: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +241,7 @@ def rebuild(
     if weights is not None:
         model.load(weights)
     if is_pruned(cfg):
-        model.yaml = marked(model, run_record(cfg))
+        model.yaml = marked(model, run_record(cfg), has_zeros(cfg))
     elif run := run_record(cfg):
         model.yaml = with_run(model.yaml, run)
     return model

@@ -49,14 +49,14 @@ class Elimination:
         self._consumers: dict[str, _Consumer] = {}
         self._lost_outputs: dict[str, torch.Tensor] = {}
         layers, head = dict(named_layers(model)), f"model.{len(model.model) - 1}."
-        head_weight = _head_weight(model.model[-1])
+        weight_of_head = head_weight(model.model[-1])
         with progress_bar("weighing channels", len(graph.layers)) as step:
             for path, layer in graph.layers.items():
                 step()
                 seen = statistics.get(path)
                 if seen is None:
                     continue
-                fisher = seen.fisher() * (head_weight if path.startswith(head) else 1)
+                fisher = seen.fisher() * (weight_of_head if path.startswith(head) else 1)
                 self._lost_outputs[path] = fisher.diagonal() * seen.variance()
                 weight = getattr(layers[path], "weight", None)
                 if layer.groups == 1 and weight is not None and seen.products is not None:
@@ -122,7 +122,7 @@ class Elimination:
         return np.where(self._alive[g], errors, np.inf)
 
 
-def _head_weight(head: nn.Module) -> float:
+def head_weight(head: nn.Module) -> float:
     """Return how much errors in a head count, compared with those before it."""
     if getattr(head, "one2one_cv2", None) is not None:
         return HEAD_WEIGHT_END_TO_END

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ultralytics.nn.modules.block import DFL
+
+from yolo_prune.graph.layers import is_constant
 
 
 def is_solvable(model: nn.Module, path: str, layer: object) -> bool:
@@ -13,8 +14,7 @@ def is_solvable(model: nn.Module, path: str, layer: object) -> bool:
     if isinstance(layer, nn.ConvTranspose2d):
         apart = layer.kernel_size == layer.stride and not any((*layer.padding, *layer.output_padding))
         return apart and layer.groups == 1
-    is_constant = isinstance(model.get_submodule(path.rpartition(".")[0]), DFL)
-    return isinstance(layer, (nn.Conv2d, nn.Linear)) and not is_constant
+    return isinstance(layer, (nn.Conv2d, nn.Linear)) and not is_constant(model, path)
 
 
 def kernel_taps(layer: nn.Module) -> int:

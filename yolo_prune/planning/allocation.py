@@ -20,6 +20,7 @@ from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.groups import Bundle, ChannelGraph
+from yolo_prune.graph.zeros import INPUTS_OF_FOUR
 from yolo_prune.plan import PrunePlan
 
 MOVES = 64
@@ -120,7 +121,7 @@ class PlanRequest:
             budget=budget,
             allocation=config.allocation,
             per_cost=config.per_cost,
-            round_to=config.round_to,
+            round_to=config.round_to or (INPUTS_OF_FOUR if config.asks_two_of_four else None),
             limits=config.limit,
             dense_widths=dense_widths,
             latency=latency,

@@ -23,6 +23,7 @@ from yolo_prune.report import pictures
 from yolo_prune.report.drawing import FORMATS, fill, metric_of, runtime_name
 from yolo_prune.report.predictions import Sample, side_by_side
 from yolo_prune.report.records import CutRecord, ExportRecord, Report, Stage
+from yolo_prune.report.zeros import at_runtimes
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.run_folder import RunFolder
 from yolo_prune.utils.text import epochs
@@ -119,6 +120,7 @@ def render(
         dense_before=dense_before(report),
         speedup=_speedup(report),
         dense_name=pictures.dense_name(report),
+        at_runtimes=at_runtimes(report["zeros"], (report["final"] or {}).get("checkpoint") or "best.pt"),
     )
 
 
@@ -130,8 +132,10 @@ def headline(report: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
     if not report["cuts"]:
         return "Nothing was cut"
     parts = []
-    if dense["macs"] and final["macs"]:
+    if dense["macs"] and final["macs"] and final["macs"] != dense["macs"]:
         parts.append(f"{dense['macs'] / final['macs']:.1f}x fewer MACs")
+    if final["sparsity"] is not None:
+        parts.append(f"{final['sparsity']:.0%} zeros")
     speedup = _speedup(report)
     if timed and speedup and speedup.settled:
         parts.append(f"{_faster(speedup)} in {runtime_name(timed['runtime'])}")
@@ -197,7 +201,7 @@ def dense_before(report: Mapping[str, Any]) -> str:
 
 def _comparable(report: Mapping[str, Any]) -> set[str]:
     """Return the figures of a stage whose change from dense to final says something."""
-    found = {"macs", "params", "bytes"}
+    found = {"macs", "params", "bytes", "compressed"}
     if not _dense(report).unfinished:
         found.add("fitness")
     if (speedup := _speedup(report)) and speedup.is_told:

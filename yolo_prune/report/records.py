@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
 from yolo_prune.config.targets import MACS, PARAMS
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import listed
+from yolo_prune.report.versions import versions
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned, change, count, epochs, megabytes, milliseconds, score
 
@@ -36,6 +35,8 @@ class Stage:
             for others, and in reports of earlier versions, where nobody knows.
         fitness_at_start: Fitness of the weights that the run began with, where their checkpoint tells it of the same
             data set and image size; None for others. Some epochs later the dense network may be worse.
+        sparsity: Share of zeros among the weights that may be zero, where that was asked for, or None.
+        compressed: Bytes of the checkpoint file after zlib's best compression, likewise.
     """
 
     macs: int | None = None
@@ -48,6 +49,8 @@ class Stage:
     epochs: int | None = None
     finished: bool | None = None
     fitness_at_start: float | None = None
+    sparsity: float | None = None
+    compressed: int | None = None
 
     @property
     def reference(self) -> float | None:
@@ -105,10 +108,11 @@ class CutRecord:
         seconds: Wall time of the cut, with recalibration and validation.
         latency: Predicted seconds for one image, or None without a latency target; in the end relative to the measured
             time of the dense network.
+        sparsity: Share of zeros among the weights that may be zero, where that was asked for, or None.
     """
 
     epoch: int
-    macs: int
+    macs: int | None
     params: int
     bytes: int
     fitness_cut: float | None
@@ -117,6 +121,7 @@ class CutRecord:
     locked: list[dict[str, str]]
     seconds: float
     latency: float | None = None
+    sparsity: float | None = None
 
 
 @dataclass
@@ -205,6 +210,8 @@ class Report:
         maps: Channels of the maps that a detection head reads in the final network, else nothing. Trackers that take
             the features of objects from them need multiples of the smallest (option ``reid``).
         given: The network before levels and classes of it were removed, or None where none were.
+        zeros: Where zeros were asked for: layer path -> its ``weights``, how many ``zeros`` are among them in the final
+            network, its ``inputs`` (channels times taps) and ``outputs``, and whether it has ``two_of_four``.
     """
 
     NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs", "given")
@@ -225,6 +232,7 @@ class Report:
     samples: list[str] = field(default_factory=list)
     maps: list[int] = field(default_factory=list)
     given: Given | None = None
+    zeros: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -259,8 +267,8 @@ class Report:
         """
         dense = self.dense
         sizes = [count(dense.macs), count(dense.params), megabytes(dense.bytes)]
-        sizes += [milliseconds(dense.latency)] * self._is_timed
-        latency = ("latency",) * self._is_timed
+        sizes += [_share(dense.sparsity)] * self._has_zeros + [milliseconds(dense.latency)] * self._is_timed
+        latency = (*("zeros",) * self._has_zeros, *("latency",) * self._is_timed)
         rows: list[tuple[str, ...]] = [
             ("", "epoch", "MACs", "params", "file", *latency, "fitness cut", "fitness recovered"),
             *self._given(len(sizes)),
@@ -290,12 +298,17 @@ class Report:
     def _is_timed(self) -> bool:
         return self.dense.latency is not None
 
+    @property
+    def _has_zeros(self) -> bool:
+        return any(cut.sparsity is not None for cut in self.cuts)
+
     def _sizes(self, stage: Stage | CutRecord) -> list[str]:
-        """Return the costs of a stage, with the change from the dense model; latency only where it was asked for."""
+        """Return the costs of a stage, with the change from the dense model; zeros and latency where asked for."""
         sizes = [
             count(stage.macs) + change(stage.macs, self.dense.macs),
             count(stage.params) + change(stage.params, self.dense.params),
             megabytes(stage.bytes) + change(stage.bytes, self.dense.bytes),
+            *[_share(stage.sparsity)] * self._has_zeros,
         ]
         of = self.final if isinstance(stage, CutRecord) else stage  # those of cuts are predicted until it is timed
         is_told = self.timed is None or (of and of.speedup and of.speedup.is_told)
@@ -318,27 +331,8 @@ class Report:
         return aligned(rows)
 
 
+def _share(sparsity: float | None) -> str:
+    return "" if sparsity is None else f"{sparsity:.1%}"
+
+
 _UNFAIR = "dense {}, so no fitness is compared with its; a run as long without pruning would be a fair comparison"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what took part."""
-    found = {"python": platform.python_version()}
-    for package in (
-        "yolo-prune",
-        "ultralytics",
-        "torch",
-        "torch-pruning",
-        "onnx",
-        "onnxruntime",
-        "openvino",
-        "ncnn",
-        "ai-edge-litert",
-        "coremltools",
-        "nvidia-modelopt",
-    ):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

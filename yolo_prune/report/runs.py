@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.device.stopwatch import Speedup
-from yolo_prune.report.records import Stage, versions
+from yolo_prune.report.records import Stage
+from yolo_prune.report.versions import versions
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned, count, megabytes, milliseconds, score
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
-from yolo_prune.report.records import versions
+from yolo_prune.report.versions import versions
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned, change, count, megabytes, milliseconds, score
 

@@ -12,8 +12,10 @@ the running mean of the BatchNorm behind it. Least squares makes less variance t
 follows, and its scale takes up the difference: evaluation makes what it made, and training, which normalises by what it
 sees, starts from that instead of blowing it up.
 
-In the same pass a BatchNorm may be recalibrated: its statistics alone become those with which it makes, in mean and
-variance of each channel, what it made before. That is for weights that have not been solved.
+In the same pass single weights become zero, where that is asked for: which of them is chosen once the layer has been
+solved, and what is left is solved around the zeros (see `zeros`). A BatchNorm may be recalibrated: its statistics alone
+become those with which it makes, in mean and variance of each channel, what it made before. That is for weights that
+have not been solved.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from yolo_prune.plan import PrunePlan
 from yolo_prune.surgery.least_squares import Moments, least_squares
 from yolo_prune.surgery.lockstep import Lockstep
 from yolo_prune.surgery.slicing import UndoLog
+from yolo_prune.surgery.zeros import LayerZeros, solve_around, sweep
 from yolo_prune.utils.console import progress_bar
 
 HELD_OUT_EVERY = 4
@@ -53,6 +56,7 @@ def reconstruct(
     weights: bool = True,
     norms: bool = False,
     frozen: Sequence[str] = (),
+    zeros: Mapping[str, LayerZeros] | None = None,
 ) -> None:
     """Let every layer of a cut network make, as well as it can, what it made before.
 
@@ -66,8 +70,11 @@ def reconstruct(
         weights: Whether to solve for weights and offsets.
         norms: Without it: whether BatchNorms make the mean and variance that they made before.
         frozen: Parts of names of layers that stay as they are, unless the cut has made them narrower.
+        zeros: Layers whose weights are to be zero, or are and stay so; the masks of those that have none are chosen
+            and noted.
     """
-    if not plan.layers or not (weights or norms):
+    zeros = zeros or {}
+    if not (plan.layers or zeros) or not (weights or norms):
         return
     layers = dict(named_layers(model))
     paths = [path for path, seen in dense.items() if seen.positions]
@@ -80,13 +87,16 @@ def reconstruct(
         for path in paths:
             layer = layers[path]
             norm = _norm_behind(model, path)
-            is_free = path in plan.layers or not any(part in path for part in frozen)
+            is_free = path in plan.layers or path in zeros or not any(part in path for part in frozen)
             if is_free and (weights or norm is not None):
                 made = targets[path] if targets else dense[path].targets
                 positions = {batch: drawn for batch, drawn in dense[path].positions.items() if batch < len(images)}
                 samples = _samples(passes, layer, path, positions, made, plan)
                 if samples is not None:
-                    _match(undo, layer, norm, *samples) if not weights else _solve(undo, layer, norm, *samples)
+                    if weights:
+                        _solve(undo, layer, norm, *samples, zeros.get(path))
+                    else:
+                        _match(undo, layer, norm, *samples)
             passes.done(path)
             step()
 
@@ -136,7 +146,12 @@ def _samples(
 
 
 def _solve(
-    undo: UndoLog, layer: nn.Module, norm: nn.BatchNorm2d | None, fitted: Moments, held_out: Moments | None
+    undo: UndoLog,
+    layer: nn.Module,
+    norm: nn.BatchNorm2d | None,
+    fitted: Moments,
+    held_out: Moments | None,
+    zeros: LayerZeros | None = None,
 ) -> None:
     """Overwrite a layer's weights, and its offset in its bias or the norm behind it, with the best for the targets."""
     bias = getattr(layer, "bias", None)
@@ -151,9 +166,12 @@ def _solve(
         x, y = torch.zeros_like(whole.x), offset.reshape(whole.y.shape)
     for moments in (whole, fitted, held_out) if held_out else (whole,):  # alone, what is fitted is the whole
         moments.centre(x, y)
-    new = least_squares(whole, fitted, held_out, start)
+    if zeros is None:
+        new = least_squares(whole, fitted, held_out, start)
+    else:
+        new = _with_zeros(layer, zeros, whole, fitted, held_out, start)
     if new is not start:
-        undo.overwrite(layer.weight, _weight(layer, new).to(layer.weight))
+        undo.overwrite(layer.weight, as_weight(layer, new).to(layer.weight))
     made = _made(new, x)
     if is_centred and bias is not None:
         undo.overwrite(bias, (y - made).flatten().to(bias))
@@ -161,6 +179,43 @@ def _solve(
     if norm is not None:
         mean = norm.running_mean.double() + _per_channel(layer, made - y)
         _set_norm(undo, norm, mean, _growth(layer, whole, new), is_rescaled=True)
+
+
+def _with_zeros(
+    layer: nn.Module,
+    zeros: LayerZeros,
+    whole: Moments,
+    fitted: Moments,
+    held_out: Moments | None,
+    start: torch.Tensor,
+) -> torch.Tensor:
+    """Return the best weights with the zeros that a layer is to have; choose them where they have not been yet."""
+    held = as_matrix(layer, layer.weight.detach() == 0)
+    given = as_matrix(layer, zeros.mask.to(start.device)) if zeros.is_chosen and zeros.mask is not None else None
+    if given is not None:
+        held &= given
+    if held.any():
+        start = solve_around(whole, fitted, held_out, start.masked_fill(held, 0), held)
+    else:
+        start = least_squares(whole, fitted, held_out, start)
+    order = _by_tap(layer, start.shape[1]).to(start.device)
+    weight, mask = sweep(
+        start[0, order].T,
+        whole.xx[0][order][:, order],
+        zeros,
+        held[0, order].T,
+        None if given is None else given[0, order].T,
+    )
+    back = order.argsort()
+    start, mask = weight.T[back][None], mask.T[back][None]
+    zeros.mask, zeros.is_chosen = as_weight(layer, mask), True
+    return solve_around(whole, fitted, held_out, start, mask)
+
+
+def _by_tap(layer: nn.Module, inputs: int) -> torch.Tensor:
+    """Return the order of a layer's unfolded inputs in which those of a tap are neighbours."""
+    taps = kernel_taps(layer) if isinstance(layer, nn.Conv2d) else 1
+    return torch.arange(inputs).unflatten(0, (-1, taps)).T.flatten()
 
 
 def _match(
@@ -227,15 +282,19 @@ def _norm_behind(model: nn.Module, path: str) -> nn.BatchNorm2d | None:
 
 def _matrix(layer: nn.Module) -> torch.Tensor:
     """Return a layer's weights in double precision, shape (groups, inputs, outputs)."""
-    weight = layer.weight.detach().double()
+    return as_matrix(layer, layer.weight.detach().double())
+
+
+def as_matrix(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """Return values of a layer's weights as (groups, inputs, outputs)."""
     if isinstance(layer, nn.ConvTranspose2d):
         return weight.flatten(1)[None]
     groups = layer.groups if is_grouped(layer) else 1
     return weight.flatten(1).unflatten(0, (groups, -1)).transpose(1, 2)
 
 
-def _weight(layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
-    """Return weights of shape (groups, inputs, outputs) as the layer holds them."""
+def as_weight(layer: nn.Module, matrix: torch.Tensor) -> torch.Tensor:
+    """Return values of shape (groups, inputs, outputs) as the layer holds its weights."""
     flat = matrix[0] if isinstance(layer, nn.ConvTranspose2d) else matrix.transpose(1, 2).flatten(0, 1)
     return flat.reshape(layer.weight.shape)
 

@@ -16,16 +16,18 @@ from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench import time_result
 from yolo_prune.deploy.export import export_all
 from yolo_prune.deploy.file_sizes import file_sizes
+from yolo_prune.deploy.formats import compressed_size
 from yolo_prune.deploy.latency_profile import USUAL
 from yolo_prune.device.command import is_command
 from yolo_prune.errors import ExportError, PruneError, TargetError, UnsupportedError, listed
 from yolo_prune.graph.groups import are_multiples
 from yolo_prune.graph.layers import named_layers, widths
 from yolo_prune.graph.trace import trace
+from yolo_prune.graph.zeros import share_of_zeros, sparse_layers, zeros_of
 from yolo_prune.host import qat
 from yolo_prune.host.checkpoint import is_marked, is_pruned, unmark_file
 from yolo_prune.host.trainer import validation_files, validation_images
-from yolo_prune.report import page
+from yolo_prune.report import page, zeros
 from yolo_prune.report.records import Report, Stage
 from yolo_prune.utils.console import log
 from yolo_prune.utils.run_folder import RunFolder
@@ -53,10 +55,10 @@ def hand_over(
     best = trainer.best if trainer.best.exists() else trainer.last
     network = qat.load_plain(best)
     folder = RunFolder(trainer.save_dir).path
-    has_changed = _complete(trainer, report, network, best, bool(unfinished))
+    has_changed = _complete(trainer, config, report, network, best, bool(unfinished))
     path = report.save(folder)  # what follows can take minutes, and a run can be killed
     timed, untimed = "", None
-    is_comparable = bool(config.latency) or not report.quantization
+    is_comparable = config.cuts_channels and (bool(config.latency) or not report.quantization)  # zeros take as long
     if report.cuts and is_comparable and (report.dense.latency or config.benchmark):
         timed, untimed = _time(config, report, best, RunFolder(trainer.save_dir))
         report.save(folder)
@@ -66,6 +68,8 @@ def hand_over(
     if report.guard:
         summary.append(_held(report, report.guard))
     summary.append(reid_hint(network) if report.cuts else "")
+    if report.zeros:
+        summary += zeros.lines(report.zeros, str(best))
     failed = None
     if config.export:
         failed = _export(trainer, config, report, best)
@@ -79,7 +83,14 @@ def hand_over(
     return unfinished or _too_large(config, report, network) or untimed or failed
 
 
-def _complete(trainer: BaseTrainer, report: Report, network: nn.Module, best: Path, is_unfinished: bool) -> bool:
+def _complete(
+    trainer: BaseTrainer,
+    config: PruneConfig,
+    report: Report,
+    network: nn.Module,
+    best: Path,
+    is_unfinished: bool,
+) -> bool:
     """Write what came out into the report, and make checkpoints plain again where nothing was cut.
 
     Returns:
@@ -89,6 +100,14 @@ def _complete(trainer: BaseTrainer, report: Report, network: nn.Module, best: Pa
     report.final = final = _final_stage(network, best, trainer.args.imgsz)
     fitness = getattr(getattr(trainer.validator, "metrics", None), "fitness", None)
     final.fitness = None if fitness is None else float(fitness)
+    if config.zeros and report.cuts:
+        report.zeros = zeros_of(sparse_layers(network, config.is_ignored))
+        dense = Path(str(report.dense.checkpoint))
+        for stage, of, file in ((report.dense, qat.load_plain(dense), dense), (final, network, best)):
+            stage.sparsity, stage.compressed = (
+                share_of_zeros(sparse_layers(of, config.is_ignored)),
+                compressed_size(file),
+            )
     if not has_changed:
         report.dense = final
     if not report.cuts and is_marked(network.yaml) and not is_pruned(network.yaml):

@@ -54,7 +54,7 @@ class Guard:
         """Note that a cut holds."""
         self.held = max(self.held, fraction)
 
-    def reject(self, fraction: float, epoch: int, macs: int, fitness: float | None) -> float | None:
+    def reject(self, fraction: float, epoch: int, macs: int | None, fitness: float | None) -> float | None:
         """Note that a cut does not hold.
 
         Returns:

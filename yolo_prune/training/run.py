@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from yolo_prune.graph.trace import trace
-from yolo_prune.host import ddp
+from yolo_prune.host import checkpoint, ddp
 from yolo_prune.host.distillation import student_of
 from yolo_prune.importance.gradients import Gradients
+from yolo_prune.training.zeros import HeldZeros
 from yolo_prune.utils.console import log, verbosity
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Run:
         latency: What has been measured of the dense network, for a latency target.
         gradients: Of the live network, from the run's own steps since the epoch began.
         sparsity: The penalty that acts until the first cut, or None.
+        zeros: What keeps weights at zero, where the run makes or has found some, or None.
         before_cut: The state to which ``max_drop`` would go back, or None.
         readers: Layers that only a training step runs -> the modules whose results they take; None if no step can be
             tried.
@@ -53,6 +55,7 @@ class Run:
     latency: LatencyModel | None = None
     gradients: Gradients = field(default_factory=Gradients)
     sparsity: Sparsity | None = None
+    zeros: HeldZeros | None = None
     before_cut: Snapshot | None = None
     readers: dict[str, str] | None = None
     resumed: dict[str, Any] | None = None
@@ -104,6 +107,20 @@ class Run:
     def figures(self) -> dict[str, float]:
         """Name -> value for the loggers of Ultralytics, the same names in every epoch of a run."""
         return {"prune/GMACs": (self.stage.macs or 0) / 1e9, "prune/params(M)": (self.stage.params or 0) / 1e6}
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether weights of the network are zero on purpose."""
+        is_made = self.config.zeros is not None and bool(self.report.cuts)
+        return is_made or checkpoint.has_zeros(self.model.yaml)
+
+    def hold_zeros(self) -> None:
+        """Let the weights that are zero now stay so, until this is asked anew."""
+        if self.has_zeros:
+            self.zeros = self.zeros or HeldZeros()
+            self.zeros.hold(self.trainer.optimizer, self.model, self.ema, self.config.is_ignored)
+        elif self.zeros:
+            self.zeros.release()  # the cut that made them was taken back
 
     def trace(self, network: nn.Module, readers: Mapping[str, str] | None = None) -> ChannelGraph:
         """Return the channel groups of a network of the run."""

@@ -27,7 +27,8 @@ def write_record(run: Run, undo: UndoLog) -> None:
     """Note where the run is in the ``model.yaml`` of its networks, which checkpoints are made of."""
     model, ema, trainer = run.model, run.ema, run.trainer
     if (run.report.cuts or run.progress.starts_pruned) and not run.report.quantization:
-        yaml = checkpoint.marked(ema, run.progress.to_dict())  # the live one may hold graphs of its last batch
+        # the live one may hold graphs of its last batch
+        yaml = checkpoint.marked(ema, run.progress.to_dict(), zeros=run.has_zeros)
     else:  # of a network in INT8, the widths are those of the last cut
         plain = model.yaml if run.report.quantization else checkpoint.unmarked(model.yaml)
         yaml = checkpoint.with_run(plain, run.progress.to_dict())

@@ -71,6 +71,7 @@ class Session:
             is_due = run.progress.quantizes and not run.progress.pending
             if is_due and run.epoch >= run.progress.float_epochs:
                 quantize_step(run)
+        run.hold_zeros()
         if waiting is not None:
             run.steps.resume(run.trainer, waiting)  # the batches above were none of the run's
 

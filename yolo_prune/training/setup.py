@@ -20,6 +20,7 @@ from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
+from yolo_prune.graph.layers import named_layers
 from yolo_prune.host import checkpoint, ddp, distillation, qat
 from yolo_prune.host.distillation import student_of
 from yolo_prune.host.distillation_losses import choose
@@ -27,6 +28,7 @@ from yolo_prune.host.patches import patch
 from yolo_prune.host.trainer import calibration_batches, forget_later_results, preserved_rng
 from yolo_prune.planning.allocation import PlanRequest, check_reachable
 from yolo_prune.planning.calibration import BY_GRADIENT, HELD_OUT, CalibrationData
+from yolo_prune.planning.zeros import zeros_to_make
 from yolo_prune.report.records import Given, Report, Stage
 from yolo_prune.surgery.classes import names_of
 from yolo_prune.surgery.slicing import check_optimizer
@@ -187,7 +189,40 @@ def start(run: Run, given: Prepared | None) -> None:
             f"lr_after_cut={config.lr_after_cut} bends Ultralytics' own learning-rate curve, and this run's "
             f"scheduler is a {type(trainer.scheduler).__name__}; use lr_after_cut=keep."
         )
-    graph = run.trace(model)
+    cost = _look_at_channels(run, prepared)
+    removed = max(progress.goal.removed, zeros_to_make(model, config))
+    progress.schedule = _schedule(config, trainer.epochs, removed, prepared.knows_classes)
+    if not progress.schedule and config.targets:
+        run.log(f"target={config.target} holds already: nothing is cut")
+    if prepared.quantizes:
+        progress.quantize_epoch = quantization_epoch(
+            epochs=trainer.epochs, at=config.quantize_at, cuts=progress.schedule
+        )
+    run.report.dense = Stage(
+        cost.macs() if cost else None,
+        cost.params() if cost else sum(p.numel() for p in model.parameters()),
+        latency=run.latency.dense if run.latency else None,
+        finished=given is None or prepared.is_finished,  # without, nothing is trained
+        fitness_at_start=prepared.fitness_at_start(trainer.args),
+    )
+    for network in {model, unwrap_model(trainer.model)}:
+        network.yaml = checkpoint.with_run(model.yaml, progress.to_dict())
+    if ddp.is_first():
+        run.folder.clear()
+        if run.latency:
+            run.latency.save(run.folder.latency)
+
+
+def _look_at_channels(run: Run, prepared: Prepared) -> CostModel | None:
+    """Set a run's goal, and return what its network costs; None where nobody knows, and only weights become zero."""
+    trainer, config, progress, model = run.trainer, run.config, run.progress, run.model
+    try:
+        graph = run.trace(model)
+    except UnsupportedError:
+        if config.cuts_channels or not config.zeros:
+            raise
+        config.check_patterns(path for path, _ in named_layers(model))
+        return None
     config.check_patterns(graph.layers)
     if config.allocation in HELD_OUT:
         with preserved_rng():
@@ -200,26 +235,7 @@ def start(run: Run, given: Prepared | None) -> None:
     progress.goal = Goal.of(config.targets, cost, model, files, prepared.given.amounts if prepared.given else None)
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
     check_reachable(graph, PlanRequest.of(config, progress.goal.at(1.0), progress.dense_widths, run.latency))
-    progress.schedule = _schedule(config, trainer.epochs, progress.goal.removed, prepared.knows_classes)
-    if not progress.schedule and config.targets:
-        run.log(f"target={config.target} holds already: nothing is cut")
-    if prepared.quantizes:
-        progress.quantize_epoch = quantization_epoch(
-            epochs=trainer.epochs, at=config.quantize_at, cuts=progress.schedule
-        )
-    run.report.dense = Stage(
-        cost.macs(),
-        cost.params(),
-        latency=run.latency.dense if run.latency else None,
-        finished=given is None or prepared.is_finished,  # without, nothing is trained
-        fitness_at_start=prepared.fitness_at_start(trainer.args),
-    )
-    for network in {model, unwrap_model(trainer.model)}:
-        network.yaml = checkpoint.with_run(model.yaml, progress.to_dict())
-    if ddp.is_first():
-        run.folder.clear()
-        if run.latency:
-            run.latency.save(run.folder.latency)
+    return cost
 
 
 def resume(run: Run) -> None:
@@ -266,6 +282,8 @@ def try_training_step(run: Run) -> None:
     Raises:
         UnsupportedError: If a training step of a cut network fails.
     """
+    if not run.progress.goal.amounts:
+        return  # zeros change no shape
     with preserved_rng():
         batch = calibration_batches(run.trainer, REHEARSED)[0]
         graph = run.trace(run.model)

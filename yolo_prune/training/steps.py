@@ -19,19 +19,23 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.cost.budget import file_bytes
 from yolo_prune.errors import CutError
+from yolo_prune.graph.zeros import share_of_zeros, sparse_layers
 from yolo_prune.host import ddp, distillation, qat
 from yolo_prune.host.distillation import wrapped_plan
 from yolo_prune.host.trainer import Randomness, calibration_batches, preserved_rng, save_checkpoint, validate
 from yolo_prune.importance.gradients import Gradients
 from yolo_prune.importance.statistics import sampled_outputs
+from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import PlanRequest
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.latency_fit import PlannedCut
 from yolo_prune.planning.planner import plan_traced
+from yolo_prune.planning.zeros import held_zeros, plan_zeros, set_zeros
 from yolo_prune.report.records import CutRecord, QuantizationRecord
 from yolo_prune.surgery.reconstruction import Targets, reconstruct
 from yolo_prune.surgery.rewinding import recall, remember, rewind
 from yolo_prune.surgery.slicing import UndoLog, cut
+from yolo_prune.surgery.zeros import LayerZeros
 from yolo_prune.training.latency_feedback import LatencyFeedback
 from yolo_prune.training.rehearsal import check_step
 from yolo_prune.training.run_files import note_dense, save_run
@@ -44,7 +48,6 @@ from yolo_prune.utils.text import count
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
-    from yolo_prune.plan import PrunePlan
     from yolo_prune.training.run import Run
 
 
@@ -80,16 +83,23 @@ def prune_step(run: Run, fraction: float) -> None:
             undo.set(run, "before_cut", Snapshot(trainer))
             after = progress.pending[1].epoch if len(progress.pending) > 1 else None
             undo.set(progress, "deadline", progress.guard.deadline(run.epoch, after, progress.float_epochs))
-        record = _apply(run, planned, undo, data)
+        record = _apply(run, planned, undo, data, fraction)
         record.seconds = round(time.time() - started, 2)
         _commit(run, planned.plan, record, undo, randomness)
     if run.sparsity:
         run.sparsity.detach()
         run.sparsity = None
+    changes = []
+    if progress.goal.amounts:
+        changes.append(
+            f"MACs {_from_to(planned.plan.macs)}, params {_from_to(planned.plan.params)}, {len(record.locked)} layers "
+            "locked"
+        )
+    if record.sparsity is not None:
+        changes.append(f"{record.sparsity:.1%} of the weights are zero")
     run.log(
-        f"cut {len(run.report.cuts)}/{len(progress.schedule)} at epoch {trainer.epoch}: "
-        f"MACs {_from_to(planned.plan.macs)}, params {_from_to(planned.plan.params)}, {len(record.locked)} layers "
-        f"locked, fitness {_score(record.fitness_cut)}, {record.seconds:.1f} s"
+        f"cut {len(run.report.cuts)}/{len(progress.schedule)} at epoch {trainer.epoch}: {', '.join(changes)}, "
+        f"fitness {_score(record.fitness_cut)}, {record.seconds:.1f} s"
     )
 
 
@@ -175,6 +185,9 @@ def reset_best(run: Run, undo: UndoLog) -> None:
 def _plan(run: Run, fraction: float, data: CalibrationData) -> PlannedCut:
     """Plan a cut of the EMA: what is saved is judged."""
     ema, progress = run.ema, run.progress
+    if not progress.goal.amounts:  # zeros alone
+        macs, params = ({"before": n, "after": n} for n in (run.stage.macs or 0, run.stage.params or 0))
+        return PlannedCut(PrunePlan({}, {}, macs, params, (run.imgsz, run.imgsz)))
     request = PlanRequest.of(run.config, progress.goal.at(fraction), progress.dense_widths, run.latency)
     graph = run.trace(ema, data.readers)
     is_here = run.config.is_timed and not run.config.latency
@@ -185,13 +198,13 @@ def _plan(run: Run, fraction: float, data: CalibrationData) -> PlannedCut:
         return plan_traced(ema, graph, run.config, request, data, feedback)
 
 
-def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData) -> CutRecord:
-    """Slice, reconstruct and validate."""
+def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData, fraction: float) -> CutRecord:
+    """Slice, let weights be zero, reconstruct and validate."""
     trainer, plan, ema = run.trainer, planned.plan, run.ema
     early = recall(ema, run.folder.early(len(run.report.cuts))) if run.config.rewind is not None else None
     wrapper = trainer.model
     with ddp.all_or_none("cutting"):
-        _slice(run, plan, undo, data, early)
+        _slice(run, plan, undo, data, early, fraction)
         if run.config.distill is True and not run.report.cuts:
             distillation.begin(undo, trainer, trainer.wdir / "dense.pt", run.config.distill_loss)
         if run.readers is not None:
@@ -205,7 +218,7 @@ def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData) 
     reset_best(run, undo)
     return CutRecord(
         epoch=trainer.epoch,
-        macs=plan.macs["after"],
+        macs=plan.macs["after"] or None,
         params=plan.params["after"],
         bytes=file_bytes(ema),
         fitness_cut=trainer.fitness,
@@ -214,28 +227,51 @@ def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData) 
         locked=plan.locked,
         seconds=0.0,
         latency=planned.latency,
+        sparsity=share_of_zeros(sparse_layers(ema, run.config.is_ignored)) if run.config.zeros else None,
     )
 
 
-def _slice(run: Run, plan: PrunePlan, undo: UndoLog, data: CalibrationData, early: torch.nn.Module | None) -> None:
+def _slice(
+    run: Run,
+    plan: PrunePlan,
+    undo: UndoLog,
+    data: CalibrationData,
+    early: torch.nn.Module | None,
+    fraction: float,
+) -> None:
     """Cut model, EMA and optimizer, and reconstruct what is left, or rewind it: early weights make what they made."""
-    trainer = run.trainer
+    trainer, config = run.trainer, run.config
     live, averaged = unwrap_model(trainer.model), trainer.ema.ema
     targets: dict[torch.nn.Module, Targets | None] = {}
     with progress_bar("solving", 3, share=SOLVING) as step:
-        if run.config.reconstruction and early is None and ddp.is_first():  # the others get what it makes
-            targets = {run.model: sampled_outputs(run.model, data.images, data.statistics), run.ema: None}
+        if config.reconstruction and early is None and ddp.is_first():  # the others get what it makes
+            made = sampled_outputs(run.model, data.images, data.statistics)
+            targets = {run.ema: None, run.model: made}  # what is saved chooses zeros
         step()
         undo.extend(cut(wrapped_plan(plan, live), [live, averaged], trainer.optimizer))
         undo.set(trainer.ema, "_pairs", None)  # it caches the old tensors
-        for network, made in targets.items():
+        zeros = _zeros(run, plan, data, fraction)
+        for network, outputs in targets.items():
             frozen = trainer.freeze_layer_names
-            reconstruct(undo, network, plan, data.statistics, data.images, targets=made, frozen=frozen)
+            reconstruct(undo, network, plan, data.statistics, data.images, targets=outputs, frozen=frozen, zeros=zeros)
             step()
     if early is not None:
         cut(plan, [early])
         rewind(undo, (run.model, run.ema), early)
         undo.set(trainer.optimizer, "state", defaultdict(dict))  # it belongs to other weights
+    for network in (run.ema, run.model):
+        set_zeros(undo, network, zeros)
+
+
+def _zeros(run: Run, plan: PrunePlan, data: CalibrationData, fraction: float) -> dict[str, LayerZeros]:
+    """Return the zeros that layers are to have after a cut of channels: those that they have, and new ones."""
+    if not ddp.is_first():
+        return {}
+    found = held_zeros(run.ema, run.config) if run.has_zeros else {}
+    if run.config.zeros:
+        statistics = data.statistics if run.config.importance == "reconstruction" else None
+        found |= plan_zeros(run.ema, run.config, fraction, statistics, plan)
+    return found
 
 
 def _commit(run: Run, plan: PrunePlan, record: CutRecord, undo: UndoLog, randomness: Randomness) -> None:
