@@ -3,8 +3,9 @@
 from yolo_prune.blocks import attention, convolutions, heads  # noqa: F401 (they register their adapters)
 from yolo_prune.blocks.channelwise import NORMS, channel_dim, channel_parameters, inherited, norm_width, simplify
 from yolo_prune.blocks.heads import map_readers
+from yolo_prune.blocks.inner import InnerBlock, inner_blocks, inner_lists, misfit, remove
 from yolo_prune.blocks.reading import is_read, shadow_of
-from yolo_prune.blocks.registry import BlockAdapter, adapter_for, followed, register_block
+from yolo_prune.blocks.registry import BlockAdapter, InnerBlocks, adapter_for, followed, register_block
 from yolo_prune.blocks.shadow import Call, ChannelSlice, Parts, Shadow, Unit, flat, mapped
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "BlockAdapter",
     "Call",
     "ChannelSlice",
+    "InnerBlock",
+    "InnerBlocks",
     "Parts",
     "Shadow",
     "Unit",
@@ -21,11 +24,15 @@ __all__ = [
     "flat",
     "followed",
     "inherited",
+    "inner_blocks",
+    "inner_lists",
     "is_read",
     "map_readers",
     "mapped",
+    "misfit",
     "norm_width",
     "register_block",
+    "remove",
     "shadow_of",
     "simplify",
 ]

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from ultralytics.nn.modules import block, transformer
 
-from yolo_prune.blocks.registry import BlockAdapter, register_block
+from yolo_prune.blocks.inner import side_by_side
+from yolo_prune.blocks.registry import BlockAdapter, InnerBlocks, register_block
 from yolo_prune.blocks.shadow import Shadow
 
 
@@ -92,6 +93,14 @@ def _trace_products(shadow: Shadow, path: str, module: nn.Module, keys: int, val
     module.forward = forward
 
 
+@register_block(block.ABlock)
+class _ABlock(BlockAdapter):
+    """Area attention and a feed-forward, each of which adds to its input."""
+
+    def is_residual(self, module: nn.Module) -> bool:
+        return True
+
+
 @register_block(block.A2C2f)
 class _A2C2f(BlockAdapter):
     """Area-attention blocks (YOLO12), with a learned scale per channel on the residual branch."""
@@ -108,6 +117,9 @@ class _A2C2f(BlockAdapter):
             return out if scale is None else x + scale(out)
 
         module.forward = forward
+
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        yield from side_by_side(module, "cv2.conv", module.cv1.conv.out_channels)
 
 
 @register_block(block.MaxSigmoidAttnBlock)

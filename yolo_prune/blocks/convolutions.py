@@ -5,6 +5,7 @@ Blocks that only call convolutions, concatenate and add need none: `reading` fin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,14 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 from ultralytics.nn.modules import block, conv
 
-from yolo_prune.blocks.registry import BlockAdapter, register_block
+from yolo_prune.blocks.inner import side_by_side, taken
+from yolo_prune.blocks.registry import BlockAdapter, InnerBlocks, register_block
 from yolo_prune.blocks.shadow import Shadow
 
 
-@register_block(
-    block.C2, block.C2f, block.C2fAttn, block.C2fCIB, block.C2fPSA, block.C2PSA, block.C3k2, block.PSA,
-    block.RepNCSPELAN4, block.ELAN1,
-)  # fmt: skip
+@register_block(block.C2fAttn, block.PSA, block.RepNCSPELAN4, block.ELAN1)
 class ChunkedBlock(BlockAdapter):
     """``cv1`` is chunked into two halves of equal width, which are free to keep different channels."""
 
@@ -35,8 +34,62 @@ class ChunkedBlock(BlockAdapter):
         return {"c": module.cv1.conv.out_channels // 2}  # `forward_split` reads it
 
 
+@register_block(block.C2, block.C2PSA)
+class _ChunkedChain(ChunkedBlock):
+    """One half goes through inner blocks."""
+
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        yield InnerBlocks("m")
+
+
+@register_block(block.C2f, block.C2fCIB, block.C2fPSA, block.C3k2)
+class _ChunkedList(ChunkedBlock):
+    """``cv2`` takes both halves and what each of the inner blocks makes."""
+
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        yield from side_by_side(module, "cv2.conv", module.cv1.conv.out_channels)
+
+
+@register_block(block.C3f)
+class _C3f(BlockAdapter):
+    """As `C2f`, with a convolution for each half."""
+
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        yield from side_by_side(module, "cv3.conv", module.cv1.conv.out_channels + module.cv2.conv.out_channels)
+
+
+@register_block(block.HGBlock)
+class _HGBlock(BlockAdapter):
+    """Convolutions one behind the other; ``sc`` takes the input and what each of them makes."""
+
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        yield InnerBlocks("m", "sc.conv", taken(module.m[0]), fewest=1)
+
+
+@register_block(block.BottleneckCSP, block.C1, block.C3, block.RepC3)
+class _Chain(BlockAdapter):
+    """Inner blocks one behind the other, beside a convolution of the same input."""
+
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        yield InnerBlocks("m")
+
+
+@register_block(block.ResNetLayer)
+class _ResNetLayer(BlockAdapter):
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        yield InnerBlocks("layer", fewest=1)
+
+
+@register_block(block.GhostBottleneck, block.ResNetBlock)
+class _Shortcut(BlockAdapter):
+    """Adds to its input. That of a ResNetBlock is never negative, so that cutting off what is changes nothing."""
+
+    def is_residual(self, module: nn.Module) -> bool:
+        return isinstance(module.shortcut, nn.Identity)
+
+
 @register_block(block.C3x)
-class _C3x(BlockAdapter):
+class _C3x(_Chain):
     def follow(self, module: nn.Module) -> dict[str, Any]:
         return {"c_": module.cv1.conv.out_channels}
 

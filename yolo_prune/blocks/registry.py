@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -12,6 +13,25 @@ from yolo_prune.errors import ConfigError
 
 if TYPE_CHECKING:
     from yolo_prune.blocks.shadow import Shadow
+
+
+@dataclass(frozen=True)
+class InnerBlocks:
+    """A ``ModuleList`` or ``Sequential`` of a block whose entries can be removed.
+
+    Attributes:
+        name: Path of the list inside the block.
+        reader: The layer inside the block that takes what the entries make side by side, or None for entries that
+            stand one behind the other, each in the place of which its input can go on. Side by side each entry takes
+            what the one before makes, so that the last one goes first.
+        leading: Inputs of that layer before those that the first entry makes.
+        fewest: Entries that stay.
+    """
+
+    name: str
+    reader: str | None = None
+    leading: int = 0
+    fewest: int = 0
 
 
 class BlockAdapter:
@@ -47,6 +67,14 @@ class BlockAdapter:
         Called after the layers have been cut and before the attributes are set to ``follow``.
         """
         return iter(())
+
+    def inner(self, module: nn.Module) -> Iterator[InnerBlocks]:
+        """Yield the lists of inner blocks of which some can be removed, read off the real block."""
+        return iter(())
+
+    def is_residual(self, module: nn.Module) -> bool:
+        """Return whether the block adds to what it takes, so that its input is the next best thing to its output."""
+        return bool(getattr(module, "add", False))
 
 
 _ADAPTERS: dict[type[nn.Module], BlockAdapter] = {}

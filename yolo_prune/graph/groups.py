@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from yolo_prune.blocks import InnerBlock
 
 FP16 = 2
 """Bytes of a number in half precision, as in a checkpoint."""
@@ -146,6 +150,7 @@ class ChannelGraph:
         other_macs: Multiply-adds for one image that belong neither to a layer nor to a product, and never change.
         other_params: Parameters that belong to no layer, such as embeddings and layer normalisations.
         other_bytes: Bytes of an FP16 checkpoint's tensors beside parameters and ``buffers_per_out``, such as counters.
+        blocks: Inner blocks that can be removed and leave the channel groups as they are, in the order of the network.
     """
 
     imgsz: tuple[int, int]
@@ -158,6 +163,7 @@ class ChannelGraph:
     other_macs: int = 0
     other_params: int = 0
     other_bytes: int = 0
+    blocks: tuple[InnerBlock, ...] = ()
 
     def locked(self) -> list[dict[str, str]]:
         """Return the locked layers, as the report's ``[{"layer", "why"}]``."""

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from yolo_prune.blocks import (
-    ChannelSlice,
-    map_readers,
-    shadow_of,
-)
+from yolo_prune.blocks import ChannelSlice, InnerBlock, inner_blocks, map_readers, shadow_of
 from yolo_prune.errors import UnsupportedError, listed
 from yolo_prune.graph.activations import activations
 from yolo_prune.graph.forward import ForwardRun, stock_forward, weightless_copy
@@ -23,6 +19,7 @@ from yolo_prune.graph.groups import FP16, ChannelGraph, Layer, Product, are_mult
 from yolo_prune.graph.image import height_and_width, image_channels
 from yolo_prune.graph.layers import AnyLayer, group_count, is_quantized, named_layers, widths
 from yolo_prune.utils.console import progress_bar
+from yolo_prune.utils.paths import is_inside
 
 
 def trace(
@@ -85,6 +82,7 @@ def trace(
         dict(shadow.locked_blocks),
         activations(run.recorder, layers, shadow.unused_when_deployed),
     )
+    held = {*(readers or {}), *(readers or {}).values(), *(path for path in layers if ignored and ignored(path))}
     in_layers = {id(p) for _, layer in named_layers(model) for p in _parameters(layer)}
     per_channel = sum(layer.buffers_per_out * layer.out for layer in layers.values())
     return replace(
@@ -92,6 +90,7 @@ def trace(
         other_macs=_other_macs(graph, run, shadow.unused_when_deployed),
         other_params=sum(p.numel() for p in model.parameters() if id(p) not in in_layers),
         other_bytes=sum(_bytes(b) for b in model.buffers()) - FP16 * per_channel,
+        blocks=_removable(model, run, graph.locked_blocks, held),
     )
 
 
@@ -128,6 +127,33 @@ def _maps(model: nn.Module) -> list[ChannelSlice]:
             f"{listed(readers.values())} channels, are not: start from a model whose maps are, or leave reid out."
         )
     return [(path, "in", range(width)) for path, width in readers.items()]
+
+
+def _removable(
+    model: nn.Module, run: ForwardRun, locked: Iterable[str], held: Collection[str]
+) -> tuple[InnerBlock, ...]:
+    """Return the inner blocks that can be removed, with no other effect on the channel groups.
+
+    Args:
+        model: The network.
+        run: Its stock forward pass: a block in whose place its input goes on makes a map of the same shape.
+        locked: Blocks that nobody knows, or of which nothing can be cut.
+        held: Paths of which nothing may be removed.
+    """
+
+    def may_go(block: InnerBlock) -> bool:
+        calls = run.calls.get(block.path, [])
+        if len(calls) != 1 or any(is_inside(block.path, {path}) for path in locked):
+            return False
+        if any(is_inside(path, {block.path}) for path in held):
+            return False
+        if any(m._forward_hooks or m._forward_pre_hooks for m in model.get_submodule(block.path).modules()):
+            return False  # somebody listens to it
+        (arguments, result), is_map = calls[0], len(calls[0][0]) == 1 and torch.is_tensor(calls[0][1])
+        return is_map and (block.reader is not None or (block.adds and arguments[0].shape == result.shape))
+
+    found = {path: block for path, block in inner_blocks(model).items() if may_go(block)}
+    return tuple(block for block in found.values() if found.keys() >= set(block.after))
 
 
 def _layers(model: nn.Module, positions: dict[str, int], idle: Iterable[str]) -> dict[str, Layer]:
