@@ -1,4 +1,4 @@
-"""A cut as plain data: which channels of which layers stay, and its JSON form."""
+"""A cut as plain data: which channels of which layers stay, which blocks go, and its JSON form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolo_prune.errors import PlanError, describe_error, short_repr
 from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.paths import is_inside, outermost
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,16 +22,18 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """Which channels each layer keeps.
+    """Which channels each layer keeps, and which inner blocks go.
 
     Attributes:
         layers: Layer path -> ``{"out": kept, "in": kept}``; only layers that lose channels. Indices are sorted and
-            refer to the network before this cut. A normalisation has only ``"out"``.
+            refer to the network before this cut. A normalisation has only ``"out"``. Layers of removed blocks are
+            missing.
         widths: Layer path -> ``{"out": n, "in": n}`` before the cut, for the same layers: what the plan fits.
         macs: Multiply-adds for one image before and after, ``{"before": …, "after": …}``.
         params: Parameters before and after.
         imgsz: Height and width in pixels for which ``macs`` was counted.
         locked: What could not be cut and why, ``[{"layer": …, "why": …}]``.
+        blocks: Paths of the inner blocks that are removed, such as ``model.4.m.1``, none inside another, sorted.
     """
 
     layers: dict[str, dict[str, list[int]]]
@@ -39,11 +42,13 @@ class PrunePlan:
     params: dict[str, int]
     imgsz: tuple[int, int]
     locked: list[dict[str, str]] = field(default_factory=list)
+    blocks: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:
         """Hash of what the plan does; equal plans have equal hashes on every machine and rank."""
-        text = json.dumps({"layers": self.layers, "widths": self.widths}, sort_keys=True, separators=(",", ":"))
+        does = {"layers": self.layers, "widths": self.widths, **({"blocks": self.blocks} if self.blocks else {})}
+        text = json.dumps(does, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def removed(self) -> dict[str, dict[str, list[int]]]:
@@ -64,9 +69,12 @@ class PrunePlan:
             widths.setdefault(path, later.widths[path])
             present = layers.get(path) or {side: list(range(n)) for side, n in widths[path].items()}
             layers[path] = {side: [present[side][i] for i in kept] for side, kept in sides.items()}
+        blocks = outermost((*self.blocks, *later.blocks))
+        layers = {path: sides for path, sides in layers.items() if not is_inside(path, blocks)}
+        widths = {path: widths[path] for path in layers}
         macs = {"before": self.macs["before"], "after": later.macs["after"]}
         params = {"before": self.params["before"], "after": later.params["after"]}
-        return PrunePlan(layers, widths, macs, params, self.imgsz, self.locked)
+        return PrunePlan(layers, widths, macs, params, self.imgsz, self.locked, blocks)
 
     def apply(self, model: nn.Module) -> None:
         """Cut a model in place: see `yolo_prune.apply_plan`."""
@@ -84,6 +92,7 @@ class PrunePlan:
             "params": self.params,
             "layers": self.layers,
             "widths": self.widths,
+            "blocks": list(self.blocks),
             "locked": self.locked,
         }
 
@@ -113,6 +122,7 @@ class PrunePlan:
                 params={k: _whole(data["params"][k]) for k in ("before", "after")},
                 imgsz=(_whole(data["imgsz"][0]), _whole(data["imgsz"][1])),
                 locked=[{"layer": str(x["layer"]), "why": str(x["why"])} for x in data.get("locked", [])],
+                blocks=_blocks(data.get("blocks", [])),
             )
         except PlanError:
             raise
@@ -152,6 +162,19 @@ class PrunePlan:
                 f"{path} cannot be read as a plan ({describe_error(e)}); give the path of a plan-<n>.json."
             ) from e
         return cls.from_dict(data)
+
+
+def _blocks(values: Any) -> tuple[str, ...]:
+    """Return the paths of removed blocks."""
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
+        raise PlanError(f"the plan is damaged: 'blocks' is no list of paths: {short_repr(values)}; make it anew.")
+    blocks = outermost(values)
+    if list(blocks) != list(values):
+        raise PlanError(
+            f"the plan is damaged: 'blocks' are not sorted, or one lies inside another: {short_repr(values)}; make it "
+            "anew."
+        )
+    return blocks
 
 
 def _indices(path: Any, side: Any, values: Any) -> list[int]:

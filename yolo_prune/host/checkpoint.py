@@ -8,7 +8,7 @@ of plain data beside it tells yolo_prune how to go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,20 +19,22 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import load_checkpoint, torch_safe_load
 
-from yolo_prune.blocks import followed
+from yolo_prune.blocks import followed, inner_lists, remove
 from yolo_prune.errors import CheckpointError, describe_error, short_repr
 from yolo_prune.graph.layers import named_layers, resized, widths
 from yolo_prune.graph.outline import outline
 from yolo_prune.host.trainer import preserved_rng
 from yolo_prune.surgery.slicing import UndoLog
 from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.paths import outermost
 
-SCHEMA = 1
+SCHEMA, READ = 2, (1, 2)
+"""Schema of the records that are written, and of those that are read; the first had no ``blocks``."""
 KEY = "yolo_prune"
-"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "zeros", "run"}``.
+"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "blocks", "zeros", "run"}``.
 
-``widths`` are those of a pruned network, ``zeros`` says that weights of its layers are zero on purpose, ``run`` is the
-state of a pruning run.
+``widths`` are those of a pruned network, ``blocks`` tells which entries its lists of inner blocks still have (list path
+-> names), ``zeros`` says that weights of its layers are zero on purpose, ``run`` is the state of a pruning run.
 """
 
 INSTALL = "install the yolo_prune plugin (whoever made this checkpoint has it)"
@@ -115,10 +117,10 @@ def run_record(yaml: Any) -> dict[str, Any] | None:
 def _record(yaml: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the record of a marked ``model.yaml``; raise a CheckpointError if it is not one of this version."""
     record = yaml[KEY]
-    if not isinstance(record, Mapping) or record.get("schema") != SCHEMA:
+    if not isinstance(record, Mapping) or record.get("schema") not in READ:
         raise CheckpointError(
             f"the checkpoint has a record {short_repr(record)} of yolo_prune, and this version reads those of schema "
-            f"{SCHEMA}; update yolo_prune."
+            f"{' and '.join(map(str, READ))}; update yolo_prune."
         )
     return record
 
@@ -142,8 +144,12 @@ def marked(model: nn.Module, run: Mapping[str, Any] | None = None, zeros: bool |
             sides.pop("in" if "in" in sides else "out")
         if not (decided.head and path.startswith(f"{decided.head}.")):
             record[path] = sides
-    zero = {"zeros": True} if is_sparse else {}
-    return _with_record(yaml, SENTENCE, {"widths": record, **zero, **({"run": dict(run)} if run else {})})
+    blocks = {
+        f"{path}.{inner.name}": [name for name, _ in module.get_submodule(inner.name).named_children()]
+        for path, module, inner in inner_lists(model)
+    }
+    others = {**({"zeros": True} if is_sparse else {}), **({"run": dict(run)} if run else {})}
+    return _with_record(yaml, SENTENCE, {"widths": record, "blocks": blocks, **others})
 
 
 def mark(model: nn.Module, zeros: bool | None = None) -> None:
@@ -183,7 +189,8 @@ def _is_rebuilt_alike(network: nn.Module) -> bool:
 
 def with_run(yaml: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return a ``model.yaml`` with the state of a pruning run noted."""
-    kept = {name: yaml[KEY][name] for name in ("widths", "zeros") if name in yaml[KEY]} if is_pruned(yaml) else {}
+    noted = ("widths", "blocks", "zeros")
+    kept = {name: yaml[KEY][name] for name in noted if name in yaml[KEY]} if is_pruned(yaml) else {}
     return _with_record(unmarked(yaml), SENTENCE if kept else RUN_SENTENCE, {**kept, "run": dict(run)})
 
 
@@ -232,6 +239,7 @@ def rebuild(
     model = get_model(cfg=unmarked(cfg), weights=None, **others)
     if is_pruned(cfg):
         try:
+            _shorten(model, cfg[KEY].get("blocks", {}))
             _narrow(model, cfg[KEY]["widths"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
             raise CheckpointError(
@@ -245,6 +253,16 @@ def rebuild(
     elif run := run_record(cfg):
         model.yaml = with_run(model.yaml, run)
     return model
+
+
+def _shorten(model: nn.Module, record: Mapping[str, Sequence[str]]) -> None:
+    """Remove inner blocks that the record does not have."""
+    gone = []
+    for path, module, inner in inner_lists(model):
+        container = f"{path}.{inner.name}"
+        entries = [name for name, _ in module.get_submodule(inner.name).named_children()]
+        gone += [f"{container}.{name}" for name in entries if name not in record.get(container, entries)]
+    remove(model, outermost(gone))
 
 
 def _narrow(model: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:

@@ -106,7 +106,8 @@ def wrapped_plan(plan: PrunePlan, model: nn.Module) -> PrunePlan:
             sides = {"out": projector[0].out_channels, "in": plan.widths[reader]["in"]}
             widths[f"projector.{level}.0"] = sides
             layers[f"projector.{level}.0"] = {"out": list(range(sides["out"])), "in": plan.layers[reader]["in"]}
-    return replace(plan, layers=layers, widths=widths)
+    blocks = tuple(f"student_model.{path}" for path in plan.blocks)
+    return replace(plan, layers=layers, widths=widths, blocks=blocks)
 
 
 def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path, loss: str) -> None:

@@ -6,7 +6,7 @@ kept, or if an attribute did not follow, some output would differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from yolo_prune.blocks import channel_dim, norm_width
+from yolo_prune.blocks import channel_dim, inner_blocks, norm_width
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.graph.image import image_channels
 from yolo_prune.graph.layers import is_grouped, named_layers
@@ -34,6 +34,8 @@ def verify_cut(
 
     Both are copies in double precision with the same random BatchNorms; the model itself is only read. Channels count
     as zero when everything that makes them is: an activation with f(0) != 0, such as a sigmoid, shows as a difference.
+    A block that is removed adds nothing to what it takes; one that could not add makes zeros, or is passed by where
+    another one stands behind it.
 
     Args:
         model: A ``YOLO`` or its network, with the widths that the plan was made for.
@@ -66,6 +68,7 @@ def verify_cut(
         zero_removed(dense, plan)
         pruned = deepcopy(dense)
         cut(plan, [pruned])
+        silence(dense, plan.blocks)
         image = torch.rand(1, image_channels(dense), height, width, dtype=torch.float64)
         differences = {}
         for mode in ("eval",) if dense.is_fused() else ("eval", "train"):
@@ -104,6 +107,27 @@ def zero_removed(model: nn.Module, plan: PrunePlan) -> None:
             elif isinstance(layer, nn.ConvTranspose2d) and values.ndim == 4 and not is_grouped(layer):
                 values = values.transpose(0, 1)
             values[gone] = 0
+
+
+def silence(model: nn.Module, blocks: Iterable[str]) -> None:
+    """Let inner blocks of a network do nothing, in place."""
+    known = inner_blocks(model)
+    for path in blocks:
+        container, _, name = path.rpartition(".")
+        makes_zeros = known[path].reader and not known[path].instead
+        stand_in = _Zeros(len(known[path].channels)) if makes_zeros else nn.Identity()
+        setattr(model.get_submodule(container), name, stand_in)
+
+
+class _Zeros(nn.Module):
+    """Makes zeros in so many channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.new_zeros(len(x), self.width, *x.shape[2:])
 
 
 def _makers(layer: nn.Module) -> Iterator[torch.Tensor]:

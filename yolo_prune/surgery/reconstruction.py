@@ -74,10 +74,10 @@ def reconstruct(
             and noted.
     """
     zeros = zeros or {}
-    if not (plan.layers or zeros) or not (weights or norms):
+    if not (plan.layers or plan.blocks or zeros) or not (weights or norms):
         return
     layers = dict(named_layers(model))
-    paths = [path for path, seen in dense.items() if seen.positions]
+    paths = [path for path, seen in dense.items() if seen.positions and path in layers]
     with (
         calibrating(model),
         torch.no_grad(),

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_prune.blocks import adapter_for, channel_dim, flat, followed, mapped
+from yolo_prune.blocks import adapter_for, channel_dim, flat, followed, inner_blocks, mapped, misfit, remove
 from yolo_prune.errors import CutError, PlanError, UnsupportedError, short_repr
 from yolo_prune.graph.layers import Slices, attributes, named_layers, tensors, widths
 
@@ -93,7 +93,7 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
 
     Parameters are replaced by new ones (graphs of earlier batches may still hold the old ones); ``requires_grad``,
     gradients, device, dtype and memory format follow. Optimizer groups keep their settings and order, momentum and
-    moments are sliced.
+    moments are sliced. Blocks that are removed leave their lists, and their parameters the optimizer.
 
     Args:
         plan: Made for networks of exactly these widths.
@@ -112,6 +112,7 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
     undo = UndoLog()
     try:
         edits = [list(_edits(model, plan)) for model in models]
+        weights = [_folded(model, plan) for model in models]
         replaced: dict[nn.Parameter, tuple[nn.Parameter, Slices]] = {}
         for model_edits in edits:
             for module, name, tensor, slices in model_edits:
@@ -120,10 +121,15 @@ def cut(plan: PrunePlan, models: Sequence[nn.Module], optimizer: torch.optim.Opt
                     undo.set(module._parameters, name, replaced[tensor][0])
                 else:
                     undo.set(module._buffers, name, _sliced(tensor, slices))
-        for model in models:
+        gone = _parameters_in(models[0], plan.blocks)
+        for model, folded in zip(models, weights, strict=True):
+            for path, weight in folded.items():
+                model.get_submodule(path).weight.data.copy_(weight)
+            remove(model, plan.blocks, undo.set)
             _set_widths(undo, model, plan)
         if optimizer is not None:
             _cut_optimizer(undo, optimizer, replaced)
+            _forget(undo, optimizer, gone)
     except BaseException as e:  # an interrupt, too, must not leave half a cut
         undo.undo()
         if not isinstance(e, Exception) or isinstance(e, UnsupportedError):
@@ -149,6 +155,22 @@ def check_fit(plan: PrunePlan, models: Sequence[nn.Module]) -> None:
                         f"the plan is damaged: {path} {side} keeps channel {kept[-1]} of {expected[side]}, counted "
                         "from 0; make it anew."
                     )
+        _check_blocks(plan, model)
+
+
+def _check_blocks(plan: PrunePlan, model: nn.Module) -> None:
+    """Raise a PlanError unless the blocks of a plan can be removed, with all that is read of them."""
+    if not plan.blocks:
+        return
+    if why := misfit(model, plan.blocks):
+        raise PlanError(
+            f"the plan is for another network: {why}; apply plans in order, to the network that they were made for."
+        )
+    known = inner_blocks(model)
+    for path in plan.blocks:
+        reader, channels = known[path].reader, known[path].channels
+        if reader and not set(channels).isdisjoint(plan.layers.get(reader, {}).get("in", channels)):
+            raise PlanError(f"the plan is damaged: it removes {path}, and {reader} goes on to read it; make it anew.")
 
 
 def network_of(model: Any) -> nn.Module:
@@ -241,6 +263,38 @@ def _cut_optimizer(
         )
         undo.set(optimizer.state, new, state)
         undo.delete(optimizer.state, old)
+
+
+def _folded(model: nn.Module, plan: PrunePlan) -> dict[str, torch.Tensor]:
+    """Return the weights of layers that go on to read, instead of a block, what that block added to.
+
+    Returns:
+        Layer path -> its new weights.
+    """
+    known = inner_blocks(model) if plan.blocks else {}
+    whole: dict[str, torch.Tensor] = {}
+    for block in sorted((known[path] for path in plan.blocks), key=lambda block: len(block.after)):  # the last first
+        if block.reader and block.instead:
+            if block.reader not in whole:
+                whole[block.reader] = model.get_submodule(block.reader).weight.detach().clone()
+            whole[block.reader][:, [*block.instead]] += whole[block.reader][:, [*block.channels]]
+    kept = {
+        path: {0: torch.tensor(plan.layers[path]["out"]), 1: torch.tensor(plan.layers[path]["in"])} for path in whole
+    }
+    return {path: _sliced(weight, kept[path]) for path, weight in whole.items()}
+
+
+def _parameters_in(model: nn.Module, blocks: Iterable[str]) -> set[nn.Parameter]:
+    return {p for path in blocks for p in model.get_submodule(path).parameters()}
+
+
+def _forget(undo: UndoLog, optimizer: torch.optim.Optimizer, gone: set[nn.Parameter]) -> None:
+    """Take parameters out of an optimizer."""
+    for group in optimizer.param_groups:
+        if not gone.isdisjoint(group["params"]):
+            undo.set(group, "params", [p for p in group["params"] if p not in gone])
+    for parameter in [p for p in optimizer.state if p in gone]:
+        undo.delete(optimizer.state, parameter)
 
 
 def _check_state(optimizer: torch.optim.Optimizer, state: Any, parameter: torch.Tensor) -> None:

@@ -113,8 +113,14 @@ class Snapshot:
 
 
 def _adopt(network: nn.Module, other: nn.Module) -> None:
-    """Let each module of a network hold what the same module of the other one holds."""
-    for module, source in zip(network.modules(), other.modules(), strict=True):
-        for name, value in source.__dict__.items():
-            if name not in ("_modules", "criterion") and "hook" not in name:
-                module.__dict__[name] = value
+    """Let each module of a network hold what the same module of the other one holds; blocks that are gone come back."""
+    children, sources = network._modules, other._modules
+    for name, value in other.__dict__.items():
+        if name not in ("_modules", "criterion") and "hook" not in name:
+            network.__dict__[name] = value
+    network.__dict__["_modules"] = {
+        name: children[name] if type(children.get(name)) is type(source) else source for name, source in sources.items()
+    }
+    for name, child in network._modules.items():
+        if child is not None and child is not sources[name]:
+            _adopt(child, sources[name])
