@@ -45,7 +45,10 @@ def made(checkpoint: Path) -> dict[str, Any]:
     network = load_checkpoint(checkpoint)[0].float()
     graph = trace(network, IMGSZ)
     cost, plans = CostModel(graph), sample_plans(graph, CUT)
-    predicted = [cost.amount("ram:8"), *(cost.amount("ram:8", units_of(graph, plan)) for plan in plans)]
+    predicted = [
+        cost.amount("ram:8"),
+        *(CostModel(graph, None, plan.blocks).amount("ram:8", units_of(graph, plan)) for plan in plans),
+    ]
     held = []
     for of in (network, *cut_networks(network, plans)):
         with tempfile.TemporaryDirectory() as folder:

@@ -182,5 +182,5 @@ def assert_same(a: Any, b: Any) -> None:
 
 def per_value(graph: ChannelGraph, *, fixed: float = 0.0, multiple: int = 8) -> LatencyModel:
     """Return the latencies of a machine on which a network takes as long as it makes values, and so long anyhow."""
-    model = LatencyModel(dense=0.0, weights=(0.0, 0.0, 0.0, 1e-8, 0.0, fixed), multiple=multiple)
+    model = LatencyModel(dense=0.0, weights=(0.0, 0.0, 0.0, 1e-8, 0.0, 0.0, fixed), multiple=multiple)
     return replace(model, dense=CostModel(graph, model).seconds())

@@ -16,7 +16,7 @@ from yolo_prune.cost.latency import FEATURES, LEAST, STAIRS, LatencyModel, Workl
 from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import PlanError
 
-WEIGHTS = (2e-11, 3e-11, 4e-10, 1e-9, 5e-10, 1e-3)
+WEIGHTS = (2e-11, 3e-11, 4e-10, 1e-9, 5e-10, 2e-5, 1e-3)
 MODEL = LatencyModel(1e-6, WEIGHTS, stairs=8, multiple=8, errors=(0.01, 0.02), network="abc", where={"threads": 2})
 
 

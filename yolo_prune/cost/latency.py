@@ -23,9 +23,9 @@ from yolo_prune.errors import PlanError, describe_error, short_repr
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.utils.files import atomic_write
 
-FEATURES = ("convolutions", "pointwise", "grouped", "made", "read", "fixed")
+FEATURES = ("convolutions", "pointwise", "grouped", "made", "read", "layers", "fixed")
 """Multiply-adds of convolutions with more than one tap; of others, and of products of activations; of grouped
-convolutions; values that layers make, and read; and 1."""
+convolutions; values that layers make, and read; layers, of which removed blocks have none; and 1."""
 STAIRS = (1, 8, 16, 32)
 """Channels that may be computed at once."""
 LEAST = 0.05
@@ -59,11 +59,12 @@ class Workload:
 
     def features(self, out: np.ndarray, inp: np.ndarray, stairs: int = 1) -> np.ndarray:
         """Return the amount of each of `FEATURES`, with widths rounded up to multiples of ``stairs``."""
+        layers = np.count_nonzero(self._positions * out)
         out, inp = (np.ceil(widths / stairs) * stairs for widths in (out, inp))
         macs = self._macs * out * np.where(self._is_grouped, self._per_group, inp)
         by_kind = self._kinds @ macs
         by_kind[1] += self._products @ out
-        return np.array([*by_kind, self._positions @ out, self._positions @ inp, 1.0])
+        return np.array([*by_kind, self._positions @ out, self._positions @ inp, layers, 1.0])
 
     def slopes(self, out: np.ndarray, inp: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return per layer the seconds of an output more, and of an input more, without stairs."""
@@ -124,7 +125,7 @@ class LatencyModel:
             data = json.loads(path.read_text(encoding="utf-8"))
             model = cls(
                 dense=float(data["dense"]),
-                weights=tuple(map(float, data["weights"])),
+                weights=_with_layers(tuple(map(float, data["weights"]))),
                 stairs=int(data["stairs"]),
                 multiple=int(data["multiple"]),
                 errors=tuple(map(float, data["errors"])),
@@ -145,6 +146,12 @@ class LatencyModel:
         amounts = (self.dense, *self.weights[:-1], abs(self.weights[-1]), *self.errors)
         if wrong := [amount for amount in amounts if not 0 <= amount < np.inf]:
             raise ValueError(f"{short_repr(wrong[0])} is no time")
+
+
+def _with_layers(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Return weights of `FEATURES`; earlier versions did not count layers."""
+    is_earlier = len(weights) == len(FEATURES) - 1
+    return (*weights[:-1], 0.0, weights[-1]) if is_earlier else weights
 
 
 def fit(work: Workload, dense: float, widths: Sequence[np.ndarray], seconds: Sequence[float]) -> LatencyModel:

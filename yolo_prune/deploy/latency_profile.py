@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 from ultralytics.utils import LOGGER
 
-from yolo_prune.cost.latency import LatencyModel, digest_of
+from yolo_prune.cost.latency import FEATURES, LatencyModel, digest_of
 from yolo_prune.deploy.kit_results import describe, read_latency
 from yolo_prune.deploy.network_files import export, read_form
 from yolo_prune.deploy.runtimes import check_runtime, described, file_runner, is_on_gpu
@@ -81,7 +81,7 @@ def measure(
     check_runtime(runtime)
     threads = threads or all_threads()
     where = {**described(runtime, threads), "imgsz": list(graph.imgsz)}
-    known = cache / f"latency-{_digest([where, digest_of(graph), SAMPLES])}.json"
+    known = cache / f"latency-{_digest([where, digest_of(graph), SAMPLES, FEATURES])}.json"
     if known.exists() and not is_command(runtime):  # what a command runs on may be another device by now
         with suppress(PlanError):
             return LatencyModel.load(known)
