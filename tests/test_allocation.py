@@ -8,7 +8,8 @@ from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.trace import trace
 from yolo_prune.importance.scores import importance_scores
-from yolo_prune.planning.allocation import ByScore, PlanRequest, check_reachable, make_plan, plan_of, units_of
+from yolo_prune.planning.allocation import PlanRequest, check_reachable, make_plan, plan_of, units_of
+from yolo_prune.planning.ranking import ByScore
 
 
 @pytest.mark.parametrize(

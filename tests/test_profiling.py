@@ -16,7 +16,8 @@ from yolo_prune.deploy.latency_profile import SAMPLES, compare_networks, measure
 from yolo_prune.deploy.samples import EVERY, MULTIPLES, cut_networks, random_plan, sample_plans, widths_of
 from yolo_prune.errors import TargetError, UnsupportedError
 from yolo_prune.graph.trace import trace
-from yolo_prune.planning.allocation import ByScore, PlanRequest, make_plan
+from yolo_prune.planning.allocation import PlanRequest, make_plan
+from yolo_prune.planning.ranking import ByScore
 
 
 @pytest.fixture

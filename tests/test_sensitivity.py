@@ -23,9 +23,10 @@ from yolo_prune.graph.trace import trace
 from yolo_prune.importance.objective import calibrating
 from yolo_prune.importance.scores import importance_scores
 from yolo_prune.importance.statistics import layer_statistics
-from yolo_prune.planning.allocation import ByScore, PlanRequest, make_plan, plan_of
+from yolo_prune.planning.allocation import PlanRequest, make_plan, plan_of
 from yolo_prune.planning.calibration import HELD_OUT, CalibrationData
 from yolo_prune.planning.planner import plan_cut
+from yolo_prune.planning.ranking import ByScore
 from yolo_prune.planning.sensitivity import HeldOutLoss, Measurement, Sensitivity, scan
 from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import cut

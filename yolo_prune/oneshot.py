@@ -73,7 +73,7 @@ def apply_plan(plan: PrunePlan, model: YOLO | nn.Module) -> None:
     """
     network = network_of(model)
     cut(plan, [network])
-    if plan.layers:
+    if plan.layers or plan.blocks:
         mark(network)
 
 
@@ -219,7 +219,7 @@ def dry_run(
                 batches = calibration_batches(trainer, config.calibration)
                 levels = describe_levels(network, size, batches)
                 plan = plan_traced(network, graph, config, request, CalibrationData(network, batches)).plan
-    cost, units = CostModel(graph, latency), units_of(graph, plan)
+    cost, left, units = CostModel(graph, latency), CostModel(graph, latency, plan.blocks), units_of(graph, plan)
     rows: list[tuple[str, ...]] = [("layer", "channels", "kept")]
     for path, sides in plan.layers.items():
         if (kept := len(sides["out"])) < (width := plan.widths[path]["out"]) and "in" in sides:
@@ -227,11 +227,11 @@ def dry_run(
     amounts = []
     memory = [target.quantity for target in config.targets if target.quantity in RAM] or [*RAM][:1]
     for q in dict.fromkeys((*(q for q in QUANTITIES if latency or q != LATENCY), *memory)):
-        before, after = cost.dense(q), cost.amount(q, units)
+        before, after = cost.dense(q), left.amount(q, units)
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     for q in dict.fromkeys(target.quantity for target in config.targets if target.form):
         rest = sizes[q] - cost.amount(q)  # which no width changes
-        before, after = (rest + cost.amount(q, of) for of in (None, units))
+        before, after = rest + cost.amount(q), rest + left.amount(q, units)
         amounts.append(f"{in_units(q, before)} -> {in_units(q, after)} ({after / before - 1:+.1%})")
     if zeros := plan_zeros(network, config):
         layers = sparse_layers(network, config.is_ignored)
@@ -242,7 +242,8 @@ def dry_run(
     if given and given.levels:
         told = (f"{in_units(q, given.amounts[q])} -> {in_units(q, cost.dense(q))}" for q in (MACS, PARAMS))
         amounts.insert(0, f"{given.told()}: {', '.join(told)}")
-    return "\n".join([aligned(rows), "locked:", *(locked or ["  nothing"]), *levels, *amounts])
+    blocks = [f"blocks removed: {', '.join(plan.blocks)}"] if plan.blocks else []
+    return "\n".join([aligned(rows), *blocks, "locked:", *(locked or ["  nothing"]), *levels, *amounts])
 
 
 def unfused(model: Any) -> nn.Module:

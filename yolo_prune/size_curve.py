@@ -30,7 +30,7 @@ from yolo_prune.host.trainer import (
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.oneshot import unfused
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planning.allocation import PlanRequest, units_of
+from yolo_prune.planning.allocation import PlanRequest, seconds_of
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.nested import nested_plans
 from yolo_prune.report import curve_page
@@ -185,7 +185,7 @@ def _points(
     latency: LatencyModel | None,
 ) -> Iterator[CurvePoint]:
     """Yield size by size what is left of the network."""
-    cost, plans = CostModel(graph, latency), nested_plans(graph, config, [*requests.values()], data)
+    plans = nested_plans(graph, config, [*requests.values()], data)
     for target in requests:
         started = time.time()
         planned = next(plans)
@@ -199,7 +199,7 @@ def _points(
             params=planned.plan.params["after"],
             bytes=file_bytes(network),
             fitness=fitness,
-            latency=cost.seconds(units_of(graph, planned.plan)) if latency else None,
+            latency=seconds_of(graph, planned.plan, latency) if latency else None,
             plan_sha256=planned.plan.sha256,
             seconds=round(time.time() - started, 2),
         )

@@ -67,7 +67,7 @@ USAGES = {
             **_IMGSZ,
             "batch=8 device=cpu ...": "any other argument of 'yolo train', where data is given",
         },
-        (*BY_WEIGHTS, "calibration", "reconstruction"),
+        (*BY_WEIGHTS, "depth", "calibration", "reconstruction"),
         f"Without data {' and '.join(f'{CLI_PREFIX}{name}={value}' for name, value in DATA_FREE.items())} are the "
         f"defaults, and nothing is calibrated or solved.\nWith {CLI_PREFIX}runtime given the latency is told, too.",
     ),

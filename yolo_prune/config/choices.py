@@ -26,7 +26,7 @@ BY_WEIGHTS = (
     *("drop_levels", "keep_classes"),
 )
 """The options that mean something without training and without data."""
-BY_DATA = (*BY_WEIGHTS, "calibration", "reconstruction", "benchmark", "export")
+BY_DATA = (*BY_WEIGHTS, "depth", "calibration", "reconstruction", "benchmark", "export")
 """The options that mean something without training."""
 DATA_FREE = {"importance": "l2", "allocation": "uniform"}
 """Defaults where there is no data to look at."""

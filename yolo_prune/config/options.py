@@ -73,6 +73,12 @@ class Options:
     schedule: str = _option(
         "cubic", rules.choice(*SCHEDULES), f"how the target is divided among the cuts: {', '.join(SCHEDULES)}"
     )
+    depth: bool | None = _option(
+        None,
+        rules.flag().or_none(),
+        "whether whole inner blocks may go as well, where that costs less than channels; by default if that can be "
+        "told: by reconstruction, with allocation=global",
+    )
     round_to: int | None = _option(
         None,
         rules.whole(1).or_none(),

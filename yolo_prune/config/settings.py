@@ -49,6 +49,13 @@ class PruneConfig(Options):
                 "before the first cut can come back."
             )
 
+        if self.depth and not self.removes_blocks:
+            raise ConfigError(
+                f"depth=True with importance={self.importance}, allocation={self.allocation} and "
+                f"per_cost={self.per_cost}: what a block costs is known with importance=reconstruction, "
+                "allocation=global and per_cost=True alone; leave depth out, or use these."
+            )
+
     def span(self, knows_classes: bool = True) -> tuple[float, float]:
         """Return first and last cut as fractions of the run.
 
@@ -195,6 +202,16 @@ class PruneConfig(Options):
     def limit_of_zeros(self, layer: str) -> float:
         """Return the largest share of a layer's weights that may be zero, as `limit` does; 1 where no pattern says."""
         return next((share for p, share in self.layer_limits.items() if fnmatch.fnmatchcase(layer, p)), 1.0)
+
+    @property
+    def removes_blocks(self) -> bool:
+        """Whether inner blocks may go: their price is known in terms of the default criterion alone."""
+        can_tell = self.importance == "reconstruction" and self.allocation == "global" and self.per_cost
+        return self.depth is not False and can_tell
+
+    def is_limited(self, layer: str) -> bool:
+        """Whether a pattern of ``layer_limits`` matches a layer, so that not all of it may go."""
+        return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.layer_limits)
 
     def check_patterns(self, layers: Iterable[str]) -> None:
         """Raise a ConfigError if a pattern of ``ignored_layers`` or ``layer_limits`` matches none of these layers."""

@@ -9,7 +9,7 @@ ships it, in FP16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from yolo_prune.cost.file_size import bytes_per
 from yolo_prune.cost.latency import LatencyModel, Workload
 from yolo_prune.errors import UnsupportedError
 from yolo_prune.graph.groups import FP16, Activations, ChannelGraph
+from yolo_prune.utils.paths import is_inside
 
 NEARLY = 32
 """Power by which moments count that hold less memory than the largest: one of 9/10 of it counts 1/30."""
@@ -58,6 +59,15 @@ class _Form:
         return slopes
 
 
+def unread_inputs(graph: ChannelGraph, blocks: Collection[str]) -> dict[str, list[int]]:
+    """Return layers with their inputs that nothing makes any more once inner blocks are gone."""
+    unread: dict[str, list[int]] = {}
+    for block in graph.blocks if blocks else ():
+        if block.reader and block.path in blocks and not is_inside(block.reader, blocks):
+            unread.setdefault(block.reader, []).extend(block.channels)
+    return unread
+
+
 class CostModel:
     """The cost of a network as a function of how many units of each channel group are kept.
 
@@ -67,20 +77,24 @@ class CostModel:
     Args:
         graph: The network's channel groups.
         latency: What has been measured of the network; without it there are no seconds.
+        without: Paths of inner blocks that are gone.
     """
 
-    def __init__(self, graph: ChannelGraph, latency: LatencyModel | None = None) -> None:
-        layers = list(graph.layers.values())
+    def __init__(self, graph: ChannelGraph, latency: LatencyModel | None = None, without: Collection[str] = ()) -> None:
+        layers, unread = list(graph.layers.values()), unread_inputs(graph, without)
+        stays = np.array([not is_inside(layer.path, without) for layer in layers], dtype=float)
         row = {layer.path: i for i, layer in enumerate(layers)}
         self.widths = np.array([g.width for g in graph.groups], dtype=np.int64)
         """Units of each group before the cut."""
         out, inp = (np.zeros((len(layers), len(graph.groups))) for _ in range(2))
         for g, group in enumerate(graph.groups):
             for (path, side), table in group.members.items():
-                (out if side == "out" else inp)[row[path], g] += table.shape[1]
+                gone = np.isin(table[0], unread[path]).sum() if side == "in" and path in unread else 0
+                (out if side == "out" else inp)[row[path], g] += (table.shape[1] - gone) * stays[row[path]]
         self._out, self._in = out, inp
-        self._fixed_out = np.array([layer.out for layer in layers]) - out @ self.widths
-        self._fixed_in = np.array([layer.inp for layer in layers]) - inp @ self.widths
+        self._fixed_out = stays * [layer.out for layer in layers] - out @ self.widths
+        reads_in = [layer.inp - len(unread.get(layer.path, ())) for layer in layers]
+        self._fixed_in = stays * reads_in - inp @ self.widths
         reads_all = np.array([layer.groups == 1 for layer in layers])
         per_group = np.array([layer.inp / layer.groups for layer in layers])  # a group is removed or kept whole
         reads, fixed_reads = inp * reads_all[:, None], np.where(reads_all, self._fixed_in, per_group)
@@ -99,7 +113,7 @@ class CostModel:
         ).T
         applied = np.array([layer.positions * layer.deployed for layer in layers])
         self._forms = {
-            MACS: form(kernel * applied, 0.0, *self._products(graph)),
+            MACS: form(kernel * applied, 0.0, *self._products(graph, without)),
             PARAMS: form(kernel, params, 0.0, graph.other_params),
             BYTES: form(FP16 * kernel, FP16 * (params + buffers), 0.0, FP16 * graph.other_params + graph.other_bytes),
         }
@@ -112,9 +126,15 @@ class CostModel:
         self._latency = latency
         self._work = Workload(graph) if latency else None
 
-    def _products(self, graph: ChannelGraph) -> tuple[np.ndarray, float]:
+    @property
+    def present(self) -> np.ndarray:
+        """Whether each group has channels outside of the blocks that are gone, shape (groups,)."""
+        present: np.ndarray = np.logical_or.reduce([*self._out, *self._in])
+        return present
+
+    def _products(self, graph: ChannelGraph, without: Collection[str]) -> tuple[np.ndarray, float]:
         per_unit, fixed = np.zeros(len(graph.groups)), float(graph.other_macs)
-        for product in graph.products:
+        for product in (p for p in graph.products if not is_inside(p.path, without)):
             fixed += product.macs_per_channel * len(product.indices)
             for g, group in enumerate(graph.groups):
                 table = group.members.get((product.layer, "out"))

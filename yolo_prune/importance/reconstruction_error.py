@@ -14,16 +14,18 @@ next unit is judged in the network that it would be removed from.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
+from yolo_prune.blocks import InnerBlock
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.layers import is_grouped, named_layers
 from yolo_prune.importance.statistics import LayerStatistics
 from yolo_prune.utils.console import progress_bar
+from yolo_prune.utils.paths import is_inside
 
 RIDGE = 1e-3
 """Added to the covariance's diagonal, relative to its mean: what few images show is not exact."""
@@ -36,7 +38,7 @@ layers can make up for nothing.
 
 
 class Elimination:
-    """Ranks units by reconstruction error, and changes its mind as they are removed (see `allocation.Ranking`).
+    """Ranks units by reconstruction error, and changes its mind as they are removed (see `ranking.Ranking`).
 
     Args:
         model: The network; it is only read.
@@ -65,6 +67,13 @@ class Elimination:
                     by_tap = by_output.flatten(2) if by_output.ndim > 2 else by_output[..., None]
                     positions = by_tap.shape[2] if transposed else 1  # each tap has its own
                     self._consumers[path] = _Consumer(by_tap, seen.covariance(), fisher / positions)
+        self._block_errors: dict[str, float] = {}
+        self._added = {block.path: self._layers_that_add(block) for block in graph.blocks if not block.reader}
+        self._priced_by: dict[str, set[str]] = defaultdict(set)
+        """Layer -> inner blocks whose errors depend on it."""
+        for block in graph.blocks:
+            for path in [block.reader] if block.reader else [path for path, _ in self._added[block.path]]:
+                self._priced_by[path].add(block.path)
         self._alive = [np.ones(group.width, dtype=bool) for group in graph.groups]
         self._removed: list[list[int]] = [[] for _ in graph.groups]
         bundle_of = {g: b for b, bundle in enumerate(graph.bundles) for g in bundle.groups}
@@ -90,6 +99,8 @@ class Elimination:
             self._removed[g] += units.tolist()
             for (path, side), table in self._graph.groups[g].members.items():
                 changed |= self._touching[path]
+                for block in self._priced_by[path]:
+                    self._block_errors.pop(block, None)
                 channels = table[units].ravel()
                 if side == "out" and path in self._lost_outputs:
                     self._lost_outputs[path][channels] = 0
@@ -98,12 +109,53 @@ class Elimination:
                     consumer.drop_outputs(channels) if side == "out" else consumer.drop_inputs(channels)
         return changed
 
+    def block_error(self, block: InnerBlock) -> float:
+        """Return by how much the loss grows if an inner block goes.
+
+        What a layer reads of it beside other inputs, these make up for. What it adds to its own input is lost without a
+        substitute: nobody knows how well the input alone would do.
+        """
+        if block.path not in self._block_errors:
+            if block.reader:
+                reader = self._consumers.get(block.reader)
+                error = np.inf if reader is None else reader.error_of(block.channels)
+            else:
+                added = self._added[block.path]
+                lost = (float(self._lost_outputs[path][channels].sum()) for path, channels in added)
+                error = sum(lost) if added else np.inf
+            self._block_errors[block.path] = float(error)
+        return self._block_errors[block.path]
+
+    def remove_block(self, block: InnerBlock) -> set[int]:
+        """Remove an inner block, and return the bundles whose errors change by that."""
+        changed: set[int] = set()
+        for path in self._graph.layers:
+            if is_inside(path, {block.path}):
+                changed |= self._touching[path]
+                self._consumers.pop(path, None)
+                self._lost_outputs.pop(path, None)
+        if block.reader:
+            self._consumers[block.reader].drop_inputs(np.array(block.channels))
+            changed |= self._touching[block.reader]
+        self._block_errors.clear()
+        return changed
+
     def order(self) -> list[np.ndarray]:
         """Return the units of each group, the most important first."""
         return [
             np.array([*np.flatnonzero(alive), *reversed(gone)], dtype=np.int64)
             for alive, gone in zip(self._alive, self._removed, strict=True)
         ]
+
+    def _layers_that_add(self, block: InnerBlock) -> list[tuple[str, np.ndarray]]:
+        """Return the layers in a block, with their outputs, that make what it adds to its input."""
+        found = []
+        for group in self._graph.groups:
+            makers = [path for path, side in group.members if side == "out" and path in self._lost_outputs]
+            inside = [path for path in makers if is_inside(path, {block.path})]
+            if len(inside) < len(makers):
+                found += [(path, group.members[path, "out"].ravel()) for path in inside]
+        return found
 
     def _unit_errors(self, g: int) -> np.ndarray:
         group = self._graph.groups[g]
@@ -160,6 +212,12 @@ class _Consumer:
             blocks = self._inverse.unflatten(0, (-1, n)).unflatten(2, (-1, n)).diagonal(dim1=0, dim2=2).movedim(2, 0)
             self._errors = (priced * torch.linalg.solve(blocks, weight)).sum((1, 2)).numpy()
         return self._errors
+
+    def error_of(self, channels: Sequence[int]) -> float:
+        """Return the error if several inputs are removed together."""
+        gone = (np.array(channels)[:, None] * self._rows + np.arange(self._rows)).ravel()
+        makes_up = torch.linalg.solve(self._inverse[gone][:, gone], self._weight[gone])
+        return float((self._priced[gone] * makes_up).sum())
 
     def drop_inputs(self, channels: np.ndarray) -> None:
         """Remove inputs; the weights of the others make up for them."""

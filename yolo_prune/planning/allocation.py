@@ -1,27 +1,30 @@
 """From channel groups, a ranking of their units and a budget to a plan.
 
 Two parts that know nothing of each other. A *ranking* says what the loss of the next units of a bundle of channel
-groups costs, and which units those are. An *allocation* says which bundle loses units next, until the network meets the
-target.
+groups costs, and which units those are. An *allocation* says which bundle loses units next, or which inner block goes
+as a whole, until the network meets the target.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import LATENCY, in_units
 from yolo_prune.cost.latency import LatencyModel
-from yolo_prune.cost.model import CostModel
+from yolo_prune.cost.model import CostModel, unread_inputs
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.groups import Bundle, ChannelGraph
 from yolo_prune.graph.zeros import INPUTS_OF_FOUR
 from yolo_prune.plan import PrunePlan
+from yolo_prune.planning.depth import BlockMoves, removable_blocks
+from yolo_prune.planning.ranking import Ranking
+from yolo_prune.utils.paths import is_inside, outermost
 
 MOVES = 64
 """A bundle goes from its full width to nothing in about so many moves, so that wide networks take no longer."""
@@ -37,51 +40,6 @@ Limits = Callable[[str], float]
 
 Rule = Callable[[int, int], "float | tuple[float, float]"]
 """(bundle, steps kept if it loses units now) -> the lower, the sooner."""
-
-
-class Ranking(Protocol):
-    """The order in which units of each group go."""
-
-    def error(self, bundle: int, steps: int) -> float:
-        """Return the increase of the loss if so many more steps of a bundle are removed."""
-
-    def remove(self, bundle: int, steps: int) -> Iterable[int]:
-        """Remove them, and return the bundles whose errors change by that."""
-
-    def order(self) -> list[np.ndarray]:
-        """Return the units of each group, the most important first."""
-
-
-class ByScore:
-    """A ranking by scores that do not change as units are removed.
-
-    Args:
-        graph: The network's channel groups.
-        scores: Per group, an array of shape (width,): higher is more important.
-    """
-
-    def __init__(self, graph: ChannelGraph, scores: Sequence[np.ndarray]) -> None:
-        self._order = [np.argsort(-s, kind="stable") for s in scores]
-        self._sums = []
-        """Per bundle, the summed scores of its least important 0, 1, 2, ... steps."""
-        for bundle in graph.bundles:
-            lanes = [scores[g][self._order[g]][::-1].reshape(bundle.steps, -1).mean(1) for g in bundle.groups]
-            self._sums.append(np.r_[0, np.cumsum(np.mean(lanes, axis=0))])
-        self._gone = [0] * len(graph.bundles)
-
-    def error(self, bundle: int, steps: int) -> float:
-        """Return the sum of the scores of the next steps, each the mean over its units."""
-        gone = self._gone[bundle]
-        return float(self._sums[bundle][gone + steps] - self._sums[bundle][gone])
-
-    def remove(self, bundle: int, steps: int) -> Iterable[int]:
-        """Count them as gone."""
-        self._gone[bundle] += steps
-        return (bundle,)
-
-    def order(self) -> list[np.ndarray]:
-        """Return the units of each group by descending score."""
-        return self._order
 
 
 @dataclass(frozen=True)
@@ -100,6 +58,8 @@ class PlanRequest:
         limits: Largest share of its dense width that each layer may lose.
         dense_widths: Output width of each layer before the run's first cut; those that are missing are as they are now.
         latency: What has been measured of the network, for a budget with a latency.
+        depth: Whether inner blocks may go where that costs less than the next channels.
+        held: Layer path -> whether the block that it is in stays.
     """
 
     budget: Budget
@@ -111,6 +71,8 @@ class PlanRequest:
     limits: Limits = lambda layer: 0.9
     dense_widths: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyModel | None = None
+    depth: bool = False
+    held: Callable[[str], bool] = lambda layer: False
 
     @classmethod
     def of(
@@ -125,48 +87,55 @@ class PlanRequest:
             limits=config.limit,
             dense_widths=dense_widths,
             latency=latency,
+            depth=config.removes_blocks,
+            held=config.is_limited,
         )
 
 
-def make_plan(graph: ChannelGraph, ranking: Ranking, request: PlanRequest) -> PrunePlan:
+def make_plan(graph: ChannelGraph, ranking: Ranking, request: PlanRequest, blocks: Collection[str] = ()) -> PrunePlan:
     """Choose the units that stay, so that the network lands on the target.
 
     Args:
         graph: The network's channel groups.
         ranking: The order of the units; it is used up.
         request: What to land on, and how.
+        blocks: Paths of inner blocks that go anyhow.
 
     Raises:
         TargetError: If the target lies below what the free channels allow; the message names what is locked.
     """
-    allocation = _Allocation(graph, check_reachable(graph, request), ranking, request)
+    allocation = _Allocation(graph, check_reachable(graph, request, blocks), ranking, request, blocks)
     rules: dict[str, Rule] = {
         "uniform": allocation.share,
         "global": allocation.price,
         "isomorphic": allocation.price_in_class,
         "tolerance": lambda b, steps: (request.tolerance or (lambda b, share: share))(b, allocation.share(b, steps)),
     }
-    allocation.shrink(request.budget, rules[request.allocation])
-    return plan_of(graph, allocation.steps, ranking.order())
+    allocation.shrink(request.budget, rules[request.allocation], request.depth)
+    return plan_of(graph, allocation.steps, ranking.order(), allocation.blocks.gone)
 
 
-def plan_of(graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.ndarray]) -> PrunePlan:
+def plan_of(
+    graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.ndarray], blocks: Collection[str] = ()
+) -> PrunePlan:
     """Return the plan that keeps so many steps of each bundle.
 
     Args:
         graph: The network's channel groups.
         kept_steps: Steps per bundle; a locked one keeps all.
         order: Per group its units, of which the first stay.
+        blocks: Paths of the inner blocks that go.
     """
-    cost, kept = CostModel(graph), _units(graph, kept_steps)
-    removed: dict[tuple[str, str], set[int]] = {}
+    gone = outermost(blocks)
+    cost, left, kept = CostModel(graph), CostModel(graph, without=gone), _units(graph, kept_steps)
+    removed = {(reader, "in"): set(channels) for reader, channels in unread_inputs(graph, gone).items()}
     for group, n, units in zip(graph.groups, kept, order, strict=True):
         for member, table in group.members.items():
             removed.setdefault(member, set()).update(table[units[n:]].ravel().tolist())
     layers: dict[str, dict[str, list[int]]] = {}
     widths: dict[str, dict[str, int]] = {}
     for path, layer in graph.layers.items():
-        if any(removed.get((path, side)) for side in layer.sides):
+        if any(removed.get((path, side)) for side in layer.sides) and not is_inside(path, gone):
             widths[path] = layer.sides
             layers[path] = {
                 side: [i for i in range(n) if i not in removed.get((path, side), ())] for side, n in layer.sides.items()
@@ -174,33 +143,47 @@ def plan_of(graph: ChannelGraph, kept_steps: Sequence[int], order: Sequence[np.n
     return PrunePlan(
         layers=layers,
         widths=widths,
-        macs={"before": cost.macs(), "after": cost.macs(kept)},
-        params={"before": cost.params(), "after": cost.params(kept)},
+        macs={"before": cost.macs(), "after": left.macs(kept)},
+        params={"before": cost.params(), "after": left.params(kept)},
         imgsz=graph.imgsz,
         locked=graph.locked(),
+        blocks=gone,
     )
 
 
 def units_of(graph: ChannelGraph, plan: PrunePlan) -> np.ndarray:
-    """Return how many units of each group a plan keeps."""
+    """Return how many units of each group a plan keeps; of a group that lies in a removed block, all of them."""
     kept = []
     for group in graph.groups:
-        (path, side), table = next(iter(group.members.items()))
+        members = [of for of in group.members.items() if not is_inside(of[0][0], plan.blocks)]
+        (path, side), table = next(iter(members or group.members.items()))
         stays = np.isin(table[:, 0], plan.layers[path][side]) if path in plan.layers else np.ones(group.width)
         kept.append(int(stays.sum()))
     return np.array(kept, dtype=np.int64)
 
 
-def check_reachable(graph: ChannelGraph, request: PlanRequest) -> list[np.ndarray]:
+def seconds_of(graph: ChannelGraph, plan: PrunePlan, latency: LatencyModel) -> float:
+    """Return the predicted seconds for one image of the network that a plan leaves."""
+    return CostModel(graph, latency, plan.blocks).seconds(units_of(graph, plan))
+
+
+def check_reachable(graph: ChannelGraph, request: PlanRequest, blocks: Collection[str] = ()) -> list[np.ndarray]:
     """Return the `width_options` of a request that the network can meet.
+
+    Args:
+        graph: The network's channel groups.
+        request: What to land on, and how.
+        blocks: Paths of inner blocks that go anyhow.
 
     Raises:
         TargetError: If the network costs more than the target even at the lowest of them.
     """
     options = width_options(graph, request)
     cost, lowest = CostModel(graph, request.latency), _units(graph, [o[0] for o in options])
+    may_go = removable_blocks(graph, request.held) if request.depth else ()
+    left = CostModel(graph, request.latency, {*blocks, *(block.path for block in may_go)})
     for quantity, most in request.budget.items():
-        if (least := cost.amount(quantity, lowest)) > most:
+        if (least := left.amount(quantity, lowest)) > most:
             raise TargetError(_unreachable(graph, quantity, cost.amount(quantity), least, most))
     return options
 
@@ -242,8 +225,16 @@ def _fast(widths: np.ndarray, dense: int, timed: LatencyModel | None) -> np.ndar
 class _Allocation:
     """How many steps each bundle keeps, from all to as few as the target asks."""
 
-    def __init__(self, graph: ChannelGraph, options: list[np.ndarray], ranking: Ranking, request: PlanRequest) -> None:
-        self._graph, self._cost, self._ranking = graph, CostModel(graph, request.latency), ranking
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        options: list[np.ndarray],
+        ranking: Ranking,
+        request: PlanRequest,
+        blocks: Collection[str] = (),
+    ) -> None:
+        self._graph, self._ranking = graph, ranking
+        self.blocks = BlockMoves(graph, request.latency, ranking, request.held, blocks)
         self._per_cost, self._cost_metric = request.per_cost, request.cost_metric
         self.steps = [int(o[-1]) for o in options]
         self._moves = [_moves(o.tolist()) for o in options]
@@ -255,19 +246,30 @@ class _Allocation:
         self._prices: dict[int, float] = {}
         self._savings = np.zeros(len(graph.groups))
 
-    def shrink(self, budget: Budget, rule: Rule) -> None:
-        """Move by move, let the bundle go that the rule names, until the budget holds."""
+    def shrink(self, budget: Budget, rule: Rule, depth: bool = False) -> None:
+        """Move by move, let the bundle go that the rule names, or a block that costs less, until the budget holds."""
         history: list[tuple[int, int]] = []
         while excess := self._excess(units := _units(self._graph, self.steps), budget):
             counted = {self._cost_metric: 1.0} if self._cost_metric else excess
-            savings = [self._cost.savings(q, units) / amount for q, amount in counted.items()]
+            savings = [self.blocks.cost.savings(q, units) / amount for q, amount in counted.items()]
             self._savings = np.sum(savings, axis=0)
             moves = {b: move[n] for b, (n, move) in enumerate(zip(self.steps, self._moves, strict=True)) if n in move}
-            bundle = min(moves, key=lambda b: rule(b, moves[b]))
-            history.append((bundle, self.steps[bundle]))
-            for changed in (bundle, *self._ranking.remove(bundle, self.steps[bundle] - moves[bundle])):
-                self._prices.pop(changed, None)
-            self.steps[bundle] = moves[bundle]
+            if self.blocks.gone:  # all that is left of some bundles is in them
+                present = self.blocks.cost.present
+                moves = {b: to for b, to in moves.items() if present[[*self._graph.bundles[b].groups]].any()}
+            bundle = min(moves, key=lambda b: rule(b, moves[b]), default=None)
+            price = math.inf if bundle is None else self.price(bundle, moves[bundle])
+            block = self.blocks.cheaper(units, counted, price) if depth else None
+            if block:
+                changed = self.blocks.remove(block)
+            elif bundle is None:
+                raise TargetError(_stuck(excess))
+            else:
+                history.append((bundle, self.steps[bundle]))
+                changed = (bundle, *self._ranking.remove(bundle, self.steps[bundle] - moves[bundle]))
+                self.steps[bundle] = moves[bundle]
+            for b in changed:
+                self._prices.pop(b, None)
         for bundle, before in reversed(history):  # the last moves may have gone further than needed
             more = [*self.steps[:bundle], before, *self.steps[bundle + 1 :]]
             if self.steps[bundle] < before and not self._excess(_units(self._graph, more), budget):
@@ -275,7 +277,7 @@ class _Allocation:
 
     def _excess(self, units: np.ndarray, budget: Budget) -> dict[str, float]:
         """Return how much of each quantity is beyond the budget; nothing where it holds."""
-        amounts = {q: self._cost.amount(q, units) for q in budget}
+        amounts = {q: self.blocks.cost.amount(q, units) for q in budget}
         return {q: amounts[q] - most for q, most in budget.items() if amounts[q] > most}
 
     def share(self, b: int, steps: int) -> float:
@@ -323,6 +325,14 @@ def _units(graph: ChannelGraph, kept_steps: Sequence[int]) -> np.ndarray:
         for g, per_step in zip(bundle.groups, bundle.per_step, strict=True):
             units[g] = int(steps) * per_step
     return np.array(units, dtype=np.int64)
+
+
+def _stuck(excess: Mapping[str, float]) -> str:
+    beyond = ", ".join(in_units(quantity, amount) for quantity, amount in excess.items())
+    return (
+        f"no more channels may go, and {beyond} would still have to: the images do not show what the inner blocks are "
+        "worth; ask for less, or give other images."
+    )
 
 
 def _unreachable(graph: ChannelGraph, quantity: str, now: float, least: float, most: float) -> str:

@@ -19,7 +19,7 @@ from yolo_prune.importance.reconstruction_error import Elimination
 from yolo_prune.importance.scores import importance_scores
 from yolo_prune.importance.statistics import LayerStatistics, layer_statistics
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planning.allocation import ByScore, Ranking
+from yolo_prune.planning.ranking import ByScore, Ranking
 from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import cut
 

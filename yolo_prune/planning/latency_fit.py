@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from yolo_prune.config.targets import LATENCY
-from yolo_prune.cost.model import CostModel
 from yolo_prune.errors import TargetError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planning.allocation import PlanRequest, units_of
+from yolo_prune.planning.allocation import PlanRequest, seconds_of
 from yolo_prune.surgery.slicing import cut
 from yolo_prune.utils.console import log
 
@@ -70,11 +69,10 @@ def fit_latency(
     """
     latency, asked = request.latency, request.budget[LATENCY]
     assert latency is not None
-    cost = CostModel(graph, latency)
     scale, too_slow, too_fast = 1.0, 0.0, math.inf
     tried: list[PlannedCut] = []
     while True:
-        tried.append(_timed(plan, cost.seconds(units_of(graph, plan)), network, measure))
+        tried.append(_timed(plan, seconds_of(graph, plan, latency), network, measure))
         measured_over_predicted = _over(tried[-1])
         missed = _missed(tried[-1], asked)
         is_bound_otherwise = missed < 0 and measured_over_predicted >= scale

@@ -19,12 +19,15 @@ from yolo_prune.config.targets import LATENCY, MACS
 from yolo_prune.cost.budget import Goal
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
+from yolo_prune.errors import TargetError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import trace
 from yolo_prune.plan import PrunePlan
-from yolo_prune.planning.allocation import Budget, ByScore, PlanRequest, check_reachable, make_plan, units_of
+from yolo_prune.planning.allocation import Budget, PlanRequest, check_reachable, make_plan, seconds_of
 from yolo_prune.planning.calibration import HELD_OUT, CalibrationData, ranking_factory
+from yolo_prune.planning.depth import removable_blocks
 from yolo_prune.planning.latency_fit import Measure, PlannedCut, fit_latency
+from yolo_prune.planning.ranking import ByScore
 from yolo_prune.planning.sensitivity import HeldOutLoss, scan
 from yolo_prune.utils.console import progress_bar
 
@@ -145,7 +148,7 @@ def _plan_iteratively(
             plans[-1], graph, data.model, request, lambda r: _plan_iteration(graph, config, r, data), measure
         )
     elif request.latency:
-        planned = PlannedCut(plans[-1], CostModel(graph, request.latency).seconds(units_of(graph, plans[-1])))
+        planned = PlannedCut(plans[-1], seconds_of(graph, plans[-1], request.latency))
     else:
         planned = PlannedCut(plans[-1])
     return replace(planned, plan=reduce(PrunePlan.then, [*plans[:-1], planned.plan]))
@@ -163,7 +166,11 @@ def stages_of(graph: ChannelGraph, config: PruneConfig, request: PlanRequest) ->
 def _macs_kept(graph: ChannelGraph, request: PlanRequest) -> float:
     """Return the share of the multiply-adds that stays about: half of the time can be a quarter of them."""
     anything = ByScore(graph, [np.zeros(group.width) for group in graph.groups])
-    plan = make_plan(graph, anything, replace(request, allocation="uniform"))
+    estimate = replace(request, allocation="uniform", depth=False)
+    try:
+        plan = make_plan(graph, anything, estimate)
+    except TargetError:  # out of reach of channels alone
+        plan = make_plan(graph, anything, estimate, {block.path for block in removable_blocks(graph, request.held)})
     return plan.macs["after"] / plan.macs["before"]
 
 

@@ -24,7 +24,8 @@ from torch import nn
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.importance.objective import calibrating, loss_of, trainable_copy, weigh_branches
 from yolo_prune.importance.statistics import LayerStatistics, layer_statistics
-from yolo_prune.planning.allocation import MOVES, Ranking, plan_of
+from yolo_prune.planning.allocation import MOVES, plan_of
+from yolo_prune.planning.ranking import Ranking
 from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import UndoLog, cut
 from yolo_prune.utils.console import progress_bar
