@@ -109,6 +109,7 @@ class CutRecord:
         latency: Predicted seconds for one image, or None without a latency target; in the end relative to the measured
             time of the dense network.
         sparsity: Share of zeros among the weights that may be zero, where that was asked for, or None.
+        blocks: Paths of the inner blocks that it removed.
     """
 
     epoch: int
@@ -122,6 +123,7 @@ class CutRecord:
     seconds: float
     latency: float | None = None
     sparsity: float | None = None
+    blocks: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -205,7 +207,8 @@ class Report:
         guard: State of ``max_drop``, where it was asked for.
         quantization: The step to INT8, or None.
         epochs: One per epoch that was validated, those of cuts that were taken back included.
-        layers: Layer path -> output width of its convolution or linear layer, ``{"before": dense, "after": final}``.
+        layers: Layer path -> output width of its convolution or linear layer, ``{"before": dense, "after": final}``; 0
+            where its block was removed.
         samples: A few validation images, which the page shows.
         maps: Channels of the maps that a detection head reads in the final network, else nothing. Trackers that take
             the features of objects from them need multiples of the smallest (option ``reid``).

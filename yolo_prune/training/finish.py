@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +30,7 @@ from yolo_prune.host.trainer import validation_files, validation_images
 from yolo_prune.report import page, zeros
 from yolo_prune.report.records import Report, Stage
 from yolo_prune.utils.console import log
+from yolo_prune.utils.paths import is_inside
 from yolo_prune.utils.run_folder import RunFolder
 from yolo_prune.utils.text import milliseconds
 
@@ -115,7 +116,8 @@ def _complete(
             if file.exists():
                 unmark_file(file)
     if report.cuts and report.dense.checkpoint:
-        report.layers = _widths(qat.load_plain(Path(report.dense.checkpoint)), network)
+        blocks = {path for record in report.cuts for path in record.blocks}
+        report.layers = _widths(qat.load_plain(Path(report.dense.checkpoint)), network, blocks)
     report.samples, report.maps = validation_files(trainer), [*map_readers(network).values()]
     return has_changed
 
@@ -228,13 +230,13 @@ def _too_large(config: PruneConfig, report: Report, network: nn.Module) -> Targe
     return None
 
 
-def _widths(dense: nn.Module, final: nn.Module) -> dict[str, dict[str, int]]:
-    """Return the report's ``layers``."""
+def _widths(dense: nn.Module, final: nn.Module, removed: Collection[str]) -> dict[str, dict[str, int]]:
+    """Return the report's ``layers``, of networks between which blocks were removed."""
     after = dict(named_layers(final))
     return {
-        path: {"before": sides["out"], "after": widths(after[path])["out"]}
+        path: {"before": sides["out"], "after": widths(after[path])["out"] if path in after else 0}
         for path, layer in named_layers(dense)
-        if "in" in (sides := widths(layer)) and path in after
+        if "in" in (sides := widths(layer)) and (path in after or is_inside(path, removed))
     }
 
 

@@ -95,6 +95,8 @@ def prune_step(run: Run, fraction: float) -> None:
             f"MACs {_from_to(planned.plan.macs)}, params {_from_to(planned.plan.params)}, {len(record.locked)} layers "
             "locked"
         )
+    if record.blocks:
+        changes.append(f"{len(record.blocks)} blocks removed")
     if record.sparsity is not None:
         changes.append(f"{record.sparsity:.1%} of the weights are zero")
     run.log(
@@ -228,6 +230,7 @@ def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData, 
         seconds=0.0,
         latency=planned.latency,
         sparsity=share_of_zeros(sparse_layers(ema, run.config.is_ignored)) if run.config.zeros else None,
+        blocks=list(plan.blocks),
     )
 
 
