@@ -102,6 +102,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "training_time": table("accuracy_tables", "time_table"),
     "without_training": table("without_training"),
     "curve": table("curve"),
+    "blocks": table("blocks"),
     "cut_cost": table("cut_cost"),
     "devices": table("devices"),
     "file_sizes": table("file_sizes"),
