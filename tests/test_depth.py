@@ -53,7 +53,7 @@ from yolo_prune.errors import ConfigError, PlanError, TargetError
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import trace
 from yolo_prune.host import checkpoint
-from yolo_prune.importance.reconstruction_error import Elimination
+from yolo_prune.importance.reconstruction_error import BLOCK_WEIGHT, Elimination
 from yolo_prune.importance.statistics import layer_statistics
 from yolo_prune.oneshot import dry_run
 from yolo_prune.plan import PrunePlan
@@ -471,4 +471,4 @@ def test_the_error_of_a_block_is_that_of_its_readers_inputs_together() -> None:
     for channel in entry.channels:
         one_by_one += reader.errors()[channel]
         reader.drop_inputs(np.array([channel]))
-    assert expected == pytest.approx(one_by_one, rel=1e-6)
+    assert expected == pytest.approx(BLOCK_WEIGHT * one_by_one, rel=1e-6, abs=0)

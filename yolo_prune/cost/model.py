@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -126,7 +127,7 @@ class CostModel:
         self._latency = latency
         self._work = Workload(graph) if latency else None
 
-    @property
+    @cached_property
     def present(self) -> np.ndarray:
         """Whether each group has channels outside of the blocks that are gone, shape (groups,)."""
         present: np.ndarray = np.logical_or.reduce([*self._out, *self._in])

@@ -36,6 +36,13 @@ Layers behind an error make up for a part of it once they are solved. Behind a h
 layers can make up for nothing.
 """
 
+BLOCK_WEIGHT = 0.1
+"""How much errors of whole blocks count, compared with those of channels.
+
+Layers behind make up for most of one large error, once they are solved. Those of channels are small, one at each layer,
+and cost more than their sum.
+"""
+
 
 class Elimination:
     """Ranks units by reconstruction error, and changes its mind as they are removed (see `ranking.Ranking`).
@@ -123,7 +130,7 @@ class Elimination:
                 added = self._added[block.path]
                 lost = (float(self._lost_outputs[path][channels].sum()) for path, channels in added)
                 error = sum(lost) if added else np.inf
-            self._block_errors[block.path] = float(error)
+            self._block_errors[block.path] = BLOCK_WEIGHT * float(error)
         return self._block_errors[block.path]
 
     def remove_block(self, block: InnerBlock) -> set[int]:
