@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from yolo_prune.device.stopwatch import Speedup
-from yolo_prune.report.records import CutRecord, EpochRecord, ExportRecord, QuantizationRecord, Report, Stage
+from yolo_prune.report.records import (
+    CutRecord,
+    EpochRecord,
+    ExportRecord,
+    QuantizationRecord,
+    Report,
+    SizeRecord,
+    Stage,
+)
 
 
 def full_report() -> dict[str, Any]:
@@ -56,6 +64,10 @@ def full_report() -> dict[str, Any]:
             "held": 0.7,
             "failures": [{"way": 1.0, "epoch": 3, "macs": 800_000_000, "fitness": 0.3}],
         },
+        sizes=[
+            SizeRecord(1_500_000_000, 2_000_000, 4_100_000, 0.57, "runs/a/weights/best-0.25.pt", size="0.25", cut=1),
+            SizeRecord(950_000_000, 1_400_000, 2_880_000, 0.581, "runs/a/weights/best-0.5.pt", size="0.5", cut=2),
+        ],
         quantization=QuantizationRecord(6, 0.58, 0.55, 0.577, 8.0),
         epochs=[
             EpochRecord(epoch, macs, fitness)

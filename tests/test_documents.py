@@ -139,7 +139,7 @@ def test_every_python_block_is_valid_and_its_names_and_knobs_exist(block: str) -
             knobs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords if isinstance(k.value, ast.Constant)}
             if node.func.id == "prune_model":
                 assert knobs.keys() <= {*BY_DATA, "data", "imgsz"}
-            elif node.func.id == "PruneCallback" and isinstance(node.args[0], ast.Constant):
+            elif node.func.id == "PruneCallback" and node.args and isinstance(node.args[0], ast.Constant):
                 target = node.args[0].value
                 assert str(target).endswith(".yaml") or PruneCallback(target, **knobs)
 
@@ -291,7 +291,8 @@ def test_every_prune_argument_in_prose_is_one(path: Path) -> None:
     for span in spans(path):
         given = dict(re.findall(r'(?:^|\s)(prune\w*)=(".*?"|[^\s…]+)', span)) if span.startswith("prune") else {}
         if given and given.get("prune", "0.5") != "True" and not given.get("prune", "").endswith(".yaml"):
-            PruneConfig.from_cli({"prune": "0.5"} | {name: value.strip('"') for name, value in given.items()})
+            usual = {} if "prune_sizes" in given else {"prune": "0.5"}
+            PruneConfig.from_cli(usual | {name: value.strip('"') for name, value in given.items()})
 
 
 # Names and links ---------------------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ def two_processes(jobs: list[dict[str, Any]], data: Path, folder: Path) -> list[
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
+AUTO = {"target": "auto", "max_drop": 0.9, "steps": 3, "start": None, "end": None}
+
+
 @pytest.fixture(scope="module")
 def seen(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes saw of several runs: job -> rank -> rows, and the folder of the runs."""
@@ -51,6 +54,8 @@ def seen(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         {"name": "lost", "model": last, "resume": True},
         {"name": "reduced", "model": yaml, "knobs": {"drop_levels": [4], "keep_classes": ["circle", "square"]}},
         {"name": "guarded", "model": yaml, "knobs": {"max_drop": 0.01}, "arguments": {"epochs": 6}},
+        {"name": "family", "model": yaml, "knobs": {"sizes": [0.3, 0.6], "start": 0.1}, "arguments": {"epochs": 6}},
+        {"name": "auto", "model": yaml, "knobs": AUTO, "arguments": {"epochs": 6}},
     ]
     by_rank = two_processes(jobs, tiny_data, folder)
     names = [job["name"] + ("-resumed" if job.get("resume") else "") for job in jobs]
@@ -101,6 +106,16 @@ def test_levels_and_classes_go_on_all_ranks(seen: dict[str, Any]) -> None:
 def test_the_guard_decides_for_all_ranks(seen: dict[str, Any]) -> None:
     first, second = seen["guarded"]
     assert [row[:3] for row in first] == [row[:3] for row in second]
+
+
+@pytest.mark.slow
+def test_all_ranks_make_the_same_sizes(seen: dict[str, Any]) -> None:
+    for name in ("family", "auto"):
+        first, second = seen[name]
+        assert [row[:3] for row in first] == [row[:3] for row in second]
+    report = json.loads((seen["folder"] / "runs" / "family" / "pruning" / "report.json").read_text())
+    assert [size["size"] for size in report["sizes"]] == ["0.3", "0.6"]
+    assert all(size["fitness"] is not None and Path(size["checkpoint"]).exists() for size in report["sizes"])
 
 
 def test_one_process_asks_nobody() -> None:

@@ -23,9 +23,9 @@ class PruneCallback:
     """Prunes inside a training run of stock Ultralytics.
 
     Args:
-        target: Share of the dense model's multiply-adds to remove, 0 <= target < 1; also a PruneConfig, a dict of
-            options or a YAML file. 0 cuts nothing, but lets a pruned checkpoint be trained on as it is. None takes the
-            configuration from the checkpoint that is resumed.
+        target: Share of the dense model's multiply-adds to remove, 0 <= target < 1; also ``auto``, a PruneConfig, a
+            dict of options or a YAML file. 0 cuts nothing, but lets a pruned checkpoint be trained on as it is. None
+            takes the configuration from the checkpoint that is resumed.
         **options: Any option of PruneConfig.
 
     Raises:
@@ -36,6 +36,11 @@ class PruneCallback:
         >>> PruneCallback(0.5, steps=3).attach(model)
         >>> model.train(data="coco8.yaml", epochs=60)
         >>> model.export(format="onnx")  # model is now the pruned best.pt
+
+        Several models from one run, `weights/best-0.3.pt` and so on; and as much as can go for 1 % of the accuracy:
+
+        >>> PruneCallback(sizes=[0.3, 0.5, 0.7]).attach(model)
+        >>> PruneCallback("auto", max_drop=0.01).attach(model)
 
         The same by hand:
 

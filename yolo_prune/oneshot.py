@@ -35,7 +35,8 @@ from yolo_prune.planning.calibration import CalibrationData, ranking_factory
 from yolo_prune.planning.planner import plan_traced, request_for
 from yolo_prune.planning.sensitivity import Sensitivity, scan
 from yolo_prune.planning.zeros import plan_zeros, set_zeros
-from yolo_prune.report.records import Given, Report
+from yolo_prune.report.given import Given
+from yolo_prune.report.records import Report
 from yolo_prune.surgery.slicing import UndoLog, cut, network_of
 from yolo_prune.training.finish import reid_hint
 from yolo_prune.training.reduction import describe_levels, reduce
@@ -122,6 +123,7 @@ def prune_model(
         kind = "a cut without training" if data is not None else "a cut without training and data"
         raise ConfigError(f"{', '.join(meaningless)}: no option of {kind}. Valid: {', '.join(allowed[1:])}.")
     config = PruneConfig.from_dict({**(DATA_FREE if data is None else {}), **PruneConfig.given(target), **options})
+    _check_one_target(config)
     network = unfused(model)
     imgsz = image_size(network, imgsz)
     undo = UndoLog()
@@ -202,6 +204,7 @@ def dry_run(
     """
     if data is None and arguments:
         raise ConfigError(f"{', '.join(arguments)}: says how to read data, and there is none; give data=… as well.")
+    _check_one_target(config)
     network = network_of(model)
     size, undo = image_size(network, imgsz), UndoLog()
     with verbosity(config.verbose), ExitStack() as stack:
@@ -269,6 +272,13 @@ def unfused(model: Any) -> nn.Module:
         "the network is fused: predict(), val() or fuse() has merged its BatchNorms into its convolutions, and what is "
         "left of a cut could not be trained. Load it anew, e.g. YOLO('best.pt'), and cut it before anything else."
     )
+
+
+def _check_one_target(config: PruneConfig) -> None:
+    """Raise a ConfigError if a cut without training is to find its target, or to hand over several models."""
+    if config.is_auto or len(config.sizes) > 1:
+        given = "target=auto" if config.is_auto else f"sizes={','.join(config.sizes)}"
+        raise ConfigError(f"{given} needs a training, which recovers and is judged; give one target, e.g. 0.3.")
 
 
 def is_fused(network: nn.Module) -> bool:

@@ -18,7 +18,7 @@ SPARSITIES = ("none", "bn_scale", "group_lasso")
 RUNTIMES = ("onnx", "openvino", "ncnn", "litert", "coreml", "pytorch", "tensorrt")
 PORTABLE = tuple(name for name in RUNTIMES if name != "pytorch")
 """Runtimes that a device can have without Ultralytics."""
-LEARNING_RATES = ("keep", "rewind")
+LEARNING_RATES = ("keep", "rewind", "anneal", "cycle")
 SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),
@@ -32,6 +32,10 @@ DATA_FREE = {"importance": "l2", "allocation": "uniform"}
 """Defaults where there is no data to look at."""
 SPAN, SPAN_OF_NEW_CLASSES = (0.1, 0.4), (0.3, 0.5)
 """First and last cut, as fractions of a run that starts from a model of the data's classes, or of others."""
+SPAN_OF_AUTO, SPAN_OF_NEW_CLASSES_AUTO = (0.0, 0.6), (0.3, 0.7)
+"""First and last attempt of ``target=auto``, the same."""
+USUAL_MAX_DROP = 0.01
+"""Of ``target=auto``."""
 REMOVED = {"bn_recalibration": (False, "reconstruction, which is on by default, matches what BatchNorms take")}
 """Options of earlier versions -> the value that did nothing, which files may still have, and what does its work."""
 

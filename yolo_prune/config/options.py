@@ -37,7 +37,13 @@ class Options:
         rules.target(),
         "share to remove, of the MACs (0.5, 50%) or of params, size or latency (50% params), or limit to keep "
         "(3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x), or zeros among the weights (60% "
-        "sparsity, 2:4); several must all hold; 0 cuts nothing",
+        "sparsity, 2:4); several must all hold; 0 cuts nothing; auto is as much as max_drop allows",
+    )
+    sizes: tuple[str, ...] = _option(
+        (),
+        rules.sizes(),
+        "targets of several models from one run, instead of one target, e.g. 0.3,0.5,0.7; each stays as "
+        "weights/best-0.3.pt and so on",
     )
     importance: str = _option(
         "reconstruction",
@@ -57,7 +63,7 @@ class Options:
     per_cost: bool = _option(
         True, rules.flag(), "divide a channel's importance by what it saves of the target (global, isomorphic)"
     )
-    steps: int = _option(3, rules.whole(1), "number of cuts, >= 1 (a one-shot schedule has one)")
+    steps: int = _option(3, rules.whole(1), "number of cuts to each size, >= 1 (a one-shot schedule has one)")
     start: float | None = _option(
         None,
         rules.number(lambda x: 0 <= x < 1, "is not a fraction of the run in 0 <= start < 1; try start=0.1.").or_none(),
@@ -133,15 +139,23 @@ class Options:
     reconstruction: bool = _option(
         True, rules.flag(), "refit the remaining weights to the dense outputs after each cut (least squares)"
     )
-    lr_after_cut: str = _option(
-        "keep",
-        rules.choice(*LEARNING_RATES, removed={"rewarm": "use keep, which recovers as much"}),
-        f"learning rate after a cut: {', '.join(LEARNING_RATES)}",
+    lr_after_cut: str | None = _option(
+        None,
+        rules.choice(*LEARNING_RATES, removed={"rewarm": "use keep, which recovers as much"}).or_none(),
+        f"learning rate after a cut: {', '.join(LEARNING_RATES)}; by default keep, or anneal with several sizes or "
+        "target=auto",
     )
     max_drop: float | None = _option(
         None,
         rules.number(lambda x: 0 <= x < 1, "is not a share in 0 <= max_drop < 1; 0.01 allows 1 %.").or_none(),
-        "largest loss of fitness, as a share of the dense one, e.g. 0.01; a cut that costs more is taken back",
+        "largest loss of fitness, as a share of the dense one, e.g. 0.01; a cut that costs more is taken back; by "
+        "default 0.01 with target=auto",
+    )
+    dense: str | None = _option(
+        None,
+        rules.path().or_none(),
+        "checkpoint of the dense model, trained to the end, whose fitness max_drop is a share of; by default the model "
+        "that the run starts from, or what it is before the first cut",
     )
     distill: bool | str = _option(
         False, rules.flag_or_path(), "learn from the dense model after the first cut, or from a given checkpoint"

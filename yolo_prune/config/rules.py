@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from yolo_prune.config.targets import canonical, read_targets
+from yolo_prune.config.sizes import read_sizes
+from yolo_prune.config.targets import AUTO, canonical, read_targets
 from yolo_prune.device.command import is_command, words_of
 from yolo_prune.errors import ConfigError, short_repr
 
@@ -38,8 +39,18 @@ class Rule:
 
 
 def target() -> Rule:
-    """A target: see `targets`."""
-    return Rule(lambda name, value, help: canonical(read_targets(value)), lambda name, text, default: text)
+    """A target: see `targets`; or `AUTO`."""
+
+    def check(name: str, value: Any, help: str) -> float | str:
+        is_auto = isinstance(value, str) and value.strip().lower() == AUTO
+        return AUTO if is_auto else canonical(read_targets(value))
+
+    return Rule(check, lambda name, text, default: text)
+
+
+def sizes() -> Rule:
+    """Several targets: see `sizes`."""
+    return Rule(lambda name, value, help: read_sizes(value), lambda name, text, default: read_sizes(text))
 
 
 def choice(*allowed: str, removed: Mapping[str, str] | None = None, parts: str = "", else_: str = "") -> Rule:

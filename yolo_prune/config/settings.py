@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from yolo_prune.config import rules
-from yolo_prune.config.choices import REMOVED, SPAN, SPAN_OF_NEW_CLASSES, without_removed
+from yolo_prune.config.choices import (
+    REMOVED,
+    SPAN,
+    SPAN_OF_AUTO,
+    SPAN_OF_NEW_CLASSES,
+    SPAN_OF_NEW_CLASSES_AUTO,
+    USUAL_MAX_DROP,
+    without_removed,
+)
 from yolo_prune.config.options import Options
 from yolo_prune.config.rules import Rule
-from yolo_prune.config.targets import LATENCY, TWO_OF_FOUR, ZEROS, Target, read_targets
+from yolo_prune.config.sizes import target_of
+from yolo_prune.config.targets import AUTO, LATENCY, MACS, TWO_OF_FOUR, ZEROS, Target, read_targets
 from yolo_prune.config.text import CLI_PREFIX, as_text, check_matches, known_name, read_yaml
 from yolo_prune.errors import ConfigError, short_repr
 
@@ -37,6 +46,10 @@ class PruneConfig(Options):
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
             object.__setattr__(self, name, _rule(option).check(name, getattr(self, name), HELP_TEXTS[name]))
+        if self.sizes:
+            self._settle_sizes()
+        if self.is_auto:
+            self._settle_auto()
         start, end = self.span()
         if self.schedule != "one-shot" and not start <= end < 1:
             raise ConfigError(
@@ -64,13 +77,29 @@ class PruneConfig(Options):
                 matters shows later, and the cuts come later, unless the user says when.
         """
         is_given = self.start is not None or self.end is not None
-        start, end = SPAN if knows_classes or is_given else SPAN_OF_NEW_CLASSES
+        usual, of_new = (SPAN_OF_AUTO, SPAN_OF_NEW_CLASSES_AUTO) if self.is_auto else (SPAN, SPAN_OF_NEW_CLASSES)
+        start, end = usual if knows_classes or is_given else of_new
         return start if self.start is None else self.start, end if self.end is None else self.end
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """Targets that the final network has to meet; none where nothing is cut."""
-        return read_targets(self.target)
+        """Targets that the final network, or those of the sizes, have to meet; none where nothing is cut.
+
+        Of ``target=auto`` it is what is made less: latency where a runtime or what a kit has measured is named.
+        """
+        if self.is_auto:
+            return (Target(LATENCY if self.runtime or self.latency else MACS, removed=1.0, text=AUTO),)
+        return tuple(target for size in self.sizes or (self.target,) for target in read_targets(size))
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the run finds its own target."""
+        return self.target == AUTO
+
+    @property
+    def learning_rate(self) -> str:
+        """What happens to the learning rate at a cut."""
+        return self.lr_after_cut or ("anneal" if len(self.sizes) > 1 or self.is_auto else "keep")
 
     @property
     def zeros(self) -> Target | None:
@@ -166,11 +195,17 @@ class PruneConfig(Options):
             elif argument != "prune":
                 name = known_name(name, HELP_TEXTS, CLI_PREFIX, argument)
                 options[name] = _parse(name, text)
-        if "prune" not in arguments:
+        if "prune" not in arguments and not options.get("sizes"):
             raise ConfigError(
                 f"{', '.join(arguments) or 'no argument'} without prune: say how much to remove, e.g. prune=0.5."
             )
-        return cls.from_dict({**(defaults or {}), **cls.given(rules.flag_or_text(arguments["prune"])), **options})
+        given = cls.given(rules.flag_or_text(arguments["prune"])) if "prune" in arguments else {}
+        if "target" in given and options.get("sizes"):
+            raise ConfigError(
+                f"prune={given['target']} with prune_sizes={','.join(arguments['prune_sizes'].split())}: sizes stand "
+                "instead of one target; leave out prune, or add it to them."
+            )
+        return cls.from_dict({**(defaults or {}), **given, **options})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all options as plain data: what YAML, JSON and ``from_dict`` take."""
@@ -188,7 +223,7 @@ class PruneConfig(Options):
             value = changed[option := name.removeprefix(CLI_PREFIX)]
             if _parse(option, text) != value:
                 raise ConfigError(f"{option}={value!r} cannot be passed on as {name}={text}; use plain names.")
-        return {"prune": str(self.target), **options}
+        return options if self.sizes else {"prune": str(self.target), **options}
 
     def replace(self, **options: Any) -> PruneConfig:
         """Return a configuration with other values for some options."""
@@ -212,6 +247,34 @@ class PruneConfig(Options):
     def is_limited(self, layer: str) -> bool:
         """Whether a pattern of ``layer_limits`` matches a layer, so that not all of it may go."""
         return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.layer_limits)
+
+    def _settle_sizes(self) -> None:
+        """Let the target be that of the smallest size.
+
+        Raises:
+            ConfigError: If another one was given.
+        """
+        smallest = target_of(self.sizes)
+        if self.target not in (OPTIONS["target"].default, smallest):
+            raise ConfigError(
+                f"target={self.target} with sizes={','.join(self.sizes)}: sizes stand instead of one target; leave out "
+                "the target, or add it to them."
+            )
+        object.__setattr__(self, "target", smallest)
+
+    def _settle_auto(self) -> None:
+        """Let ``target=auto`` have a ``max_drop``.
+
+        Raises:
+            ConfigError: If an option was given that says how far each cut goes.
+        """
+        for name in ("steps", "schedule"):
+            if getattr(self, name) != OPTIONS[name].default:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} with target=auto, which chooses its cuts; leave it out."
+                )
+        if self.max_drop is None:
+            object.__setattr__(self, "max_drop", USUAL_MAX_DROP)
 
     def check_patterns(self, layers: Iterable[str]) -> None:
         """Raise a ConfigError if a pattern of ``ignored_layers`` or ``layer_limits`` matches none of these layers."""

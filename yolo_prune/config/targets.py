@@ -28,6 +28,8 @@ RAM = {"ram": 4, "ram:16": 2, "ram:8": 1}
 """Quantity of the bytes of feature maps that an inference holds at its largest moment -> bytes of a value."""
 SPARSITY, TWO_OF_FOUR = ZEROS = ("sparsity", "2:4")
 """Weights that are zero: a share of them, or two of every four along the input channels."""
+AUTO = "auto"
+"""The target of a run that finds its own."""
 FILE = "file "
 """Begins the quantity of the bytes of an export, before its format: ``file litert:8``."""
 _NAMES = {

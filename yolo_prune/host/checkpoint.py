@@ -31,7 +31,7 @@ from yolo_prune.utils.paths import outermost
 SCHEMA, READ = 2, (1, 2)
 """Schema of the records that are written, and of those that are read; the first had no ``blocks``."""
 KEY = "yolo_prune"
-"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "blocks", "zeros", "run"}``.
+"""The record's key in ``model.yaml``: ``{"schema", "module", "widths": {path: {"out", "in"}}, "blocks", "zeros", …}``.
 
 ``widths`` are those of a pruned network, ``blocks`` tells which entries its lists of inner blocks still have (list path
 -> names), ``zeros`` says that weights of its layers are zero on purpose, ``run`` is the state of a pruning run.

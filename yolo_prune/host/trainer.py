@@ -214,6 +214,18 @@ def validate(trainer: BaseTrainer) -> tuple[dict[str, float], float | None]:
     return metrics, float(metrics.pop("fitness"))
 
 
+def validate_file(trainer: BaseTrainer, path: str) -> float | None:
+    """Return the fitness of a checkpoint on the run's validation images, as a run's end measures that of ``best.pt``.
+
+    On other ranks than 0 that is None.
+    """
+    with preserve_attributes(trainer, "loss_names"):  # which a run derives from its first batch
+        validator = trainer.get_validator()
+    validator.args.plots = validator.args.compile = False
+    metrics = validator(model=path)
+    return float(metrics["fitness"]) if metrics else None
+
+
 def calibration_batches(trainer: BaseTrainer, images: int | None) -> CompactBatches:
     """Return preprocessed batches of training images as they are validated: with labels, without augmentation.
 

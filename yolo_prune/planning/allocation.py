@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.config.targets import LATENCY, in_units
+from yolo_prune.config.targets import in_units
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel, unread_inputs
 from yolo_prune.errors import TargetError
@@ -24,13 +24,12 @@ from yolo_prune.graph.zeros import INPUTS_OF_FOUR
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.depth import BlockMoves, removable_blocks
 from yolo_prune.planning.ranking import Ranking
+from yolo_prune.planning.widths import width_options
 from yolo_prune.utils.paths import is_inside, outermost
 
 MOVES = 64
 """A bundle goes from its full width to nothing in about so many moves, so that wide networks take no longer."""
 
-HARDWARE = 8
-"""Multiple of the widths by default: what CPUs and GPUs compute at once, and still fine enough to choose from."""
 
 Budget = Mapping[str, float]
 """Quantity (`targets.QUANTITIES`) -> how much of it may stay; all of them must hold."""
@@ -54,7 +53,7 @@ class PlanRequest:
         per_cost: Whether what a unit is worth is divided by what it saves, or by its channels.
         cost_metric: The quantity of which savings count, or None for those of the budget that are still beyond it.
         tolerance: (bundle, share of its steps that is gone) -> how much that hurts; where it hurts least goes next.
-        round_to: Kept widths are multiples of this (default: see `HARDWARE`).
+        round_to: Kept widths are multiples of this (default: see `widths.HARDWARE`).
         limits: Largest share of its dense width that each layer may lose.
         dense_widths: Output width of each layer before the run's first cut; those that are missing are as they are now.
         latency: What has been measured of the network, for a budget with a latency.
@@ -179,47 +178,21 @@ def check_reachable(graph: ChannelGraph, request: PlanRequest, blocks: Collectio
         TargetError: If the network costs more than the target even at the lowest of them.
     """
     options = width_options(graph, request)
-    cost, lowest = CostModel(graph, request.latency), _units(graph, [o[0] for o in options])
-    may_go = removable_blocks(graph, request.held) if request.depth else ()
-    left = CostModel(graph, request.latency, {*blocks, *(block.path for block in may_go)})
-    for quantity, most in request.budget.items():
-        if (least := left.amount(quantity, lowest)) > most:
+    cost = CostModel(graph, request.latency)
+    for quantity, least in least_amounts(graph, request, options, blocks).items():
+        if least > (most := request.budget[quantity]):
             raise TargetError(_unreachable(graph, quantity, cost.amount(quantity), least, most))
     return options
 
 
-def width_options(graph: ChannelGraph, request: PlanRequest) -> list[np.ndarray]:
-    """Return per bundle the numbers of steps that may be kept, ascending; a locked bundle has one."""
-    timed = request.latency if LATENCY in request.budget else None
-    options = []
-    for bundle in graph.bundles:
-        layer = graph.layers[graph.groups[bundle.groups[0]].name]
-        dense = request.dense_widths.get(layer.path, layer.out) / layer.out
-        makers = [path for g in bundle.groups for path, side in graph.groups[g].members if side == "out"]
-        limit = min(map(request.limits, makers), default=0.0)
-        fewest = max(1, int(np.ceil(bundle.steps * dense * (1 - limit) - 1e-9)))
-        steps = np.arange(1, bundle.steps + 1)
-        widths = steps * bundle.units_per_step
-        round_to = request.round_to
-        is_fast = widths % round_to == 0 if round_to else _fast(widths, round(widths[-1] * dense), timed)
-        allowed = steps[(steps >= fewest) & is_fast]
-        everything = np.array([bundle.steps])
-        options.append(everything if bundle.locked else np.union1d(allowed, everything))
-    return options
-
-
-def _fast(widths: np.ndarray, dense: int, timed: LatencyModel | None) -> np.ndarray:
-    """Tell which widths of a layer hardware likes: multiples of `HARDWARE`, or of less if these are fewer than four.
-
-    For a latency they are multiples of what is fast in its runtime, and whole fractions of that: those in between save
-    less than is predicted.
-    """
-    fast: np.ndarray
-    if timed is None:
-        fast = widths % max(1, min(HARDWARE, 2 ** (max(dense, 1).bit_length() - 3))) == 0
-    else:
-        fast = (widths % timed.multiple == 0) | (timed.multiple % widths == 0)
-    return fast
+def least_amounts(
+    graph: ChannelGraph, request: PlanRequest, options: list[np.ndarray], blocks: Collection[str] = ()
+) -> dict[str, float]:
+    """Return the least of each quantity of a request's budget that its `width_options` and inner blocks allow."""
+    may_go = removable_blocks(graph, request.held) if request.depth else ()
+    left = CostModel(graph, request.latency, {*blocks, *(block.path for block in may_go)})
+    lowest = _units(graph, [o[0] for o in options])
+    return {quantity: left.amount(quantity, lowest) for quantity in request.budget}
 
 
 class _Allocation:

@@ -86,9 +86,10 @@ def over_macs(report: Mapping[str, Any]) -> list[Point]:
     """Return the way from dense to final: each cut, and what came back after it."""
     dense, final = report["dense"], report["final"]
     points = [Point(0, dense["macs"], dense["fitness"], "dense")]
+    sizes = {size["cut"]: f"size {size['size']}" for size in report.get("sizes", ())}
     for n, cut in enumerate(report["cuts"], 1):
         points.append(Point(cut["epoch"], cut["macs"], cut["fitness_cut"], f"cut {n}"))
-        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_recovered"]))
+        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_recovered"], sizes.get(n, "")))
     if final:
         points.append(Point(0, final["macs"], final["fitness"], "final"))
     return [p for p in points if p.macs is not None and p.fitness is not None]
@@ -129,8 +130,9 @@ def _draw_curve(report: Mapping[str, Any], path: Path, metric: str) -> None:
         _plot_epochs(axes, run)
         axes.set_title(f"{metric}, epoch by epoch", fontsize=12)
     right.plot([p.macs for p in macs], [p.fitness for p in macs], **_LINE)
-    for p in (p for p in macs if p.name.startswith("cut")):
-        right.annotate(p.name, (p.macs, p.fitness), (5, -12), textcoords="offset points", color="C1")
+    for p in (p for p in macs if p.name.startswith(("cut", "size"))):
+        color, place = ("C1", (5, -12)) if p.name.startswith("cut") else ("C0", (5, 5))
+        right.annotate(p.name, (p.macs, p.fitness), place, textcoords="offset points", color=color)
     right.xaxis.set_major_formatter(lambda amount, _: count(amount))
     right.set_title(f"{metric} against MACs", fontsize=12)
     for axes in (*left, right) if macs[0].name == "dense" else ():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from yolo_prune.config.targets import MACS, PARAMS
 from yolo_prune.device.stopwatch import Speedup
-from yolo_prune.errors import listed
+from yolo_prune.report.given import Given
 from yolo_prune.report.versions import versions
 from yolo_prune.utils.files import atomic_write
 from yolo_prune.utils.text import aligned, change, count, epochs, megabytes, milliseconds, score
@@ -68,28 +68,6 @@ class Stage:
         if self.finished is False:
             return f"was not finished ({epochs(self.epochs or 0)} of this run)"
         return "" if self.finished else "may not have been finished (this report does not say)"
-
-
-@dataclass
-class Given:
-    """A network as it was given, where levels or classes of it went before the first cut.
-
-    Attributes:
-        levels: Numbers of the detection levels that were removed.
-        classes: Names of the classes that were kept, or nothing where all were.
-        amounts: Quantity -> how much it had with all levels, and with the kept classes only: multiply-adds, parameters,
-            and what targets are of. Shares of targets are of these.
-    """
-
-    levels: list[int]
-    classes: list[str]
-    amounts: dict[str, float]
-
-    def told(self) -> str:
-        """Return what went, in words."""
-        parts = [f"without level{'s' * (len(self.levels) > 1)} {listed(self.levels)}"] if self.levels else []
-        parts += [f"{len(self.classes)} classes kept ({', '.join(self.classes[:10])})"] if self.classes else []
-        return ", ".join(parts)
 
 
 @dataclass
@@ -192,6 +170,21 @@ class ExportRecord:
 
 
 @dataclass
+class SizeRecord(Stage):
+    """One of several models that a run hands over, beside the figures of a `Stage`.
+
+    Attributes:
+        size: Its target, as it was typed.
+        cut: Number of the cut that landed on it, counted from 1.
+        exports: One per asked format; those of the last size are the run's.
+    """
+
+    size: str = ""
+    cut: int = 0
+    exports: list[ExportRecord] = field(default_factory=list)
+
+
+@dataclass
 class Report:
     """The contract of ``report.json``; each record describes its own fields.
 
@@ -205,6 +198,7 @@ class Report:
         timed: Where latencies were measured: runtime, its version, device and threads; None if they were not.
         exports: One per asked format.
         guard: State of ``max_drop``, where it was asked for.
+        sizes: Models that were handed over, the largest first, where several were asked for; the last is ``final``.
         quantization: The step to INT8, or None.
         epochs: One per epoch that was validated, those of cuts that were taken back included.
         layers: Layer path -> output width of its convolution or linear layer, ``{"before": dense, "after": final}``; 0
@@ -217,7 +211,7 @@ class Report:
             network, its ``inputs`` (channels times taps) and ``outputs``, and whether it has ``two_of_four``.
     """
 
-    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs", "given")
+    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs", "given", "sizes")
     """Fields that an interrupted run needs."""
 
     imgsz: list[int]
@@ -229,6 +223,7 @@ class Report:
     timed: dict[str, Any] | None = None
     exports: list[ExportRecord] = field(default_factory=list)
     guard: dict[str, Any] | None = None
+    sizes: list[SizeRecord] = field(default_factory=list)
     quantization: QuantizationRecord | None = None
     epochs: list[EpochRecord] = field(default_factory=list)
     layers: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -253,6 +248,7 @@ class Report:
             quantization=QuantizationRecord(**quantization) if quantization else None,
             epochs=[EpochRecord(**e) for e in data["epochs"]],
             given=Given(**given) if given else None,
+            sizes=[SizeRecord(**size) for size in data.get("sizes", ())],
         )
 
     def save(self, folder: Path) -> Path:
@@ -284,6 +280,7 @@ class Report:
         if q := self.quantization:
             fitness = (self._fitness(f) for f in (q.fitness_quantized, q.fitness_recovered))
             rows.append(("int8", str(q.epoch), *[""] * len(sizes), *fitness))
+        rows += [(size.size, "", *self._sizes(size), "", self._fitness(size.fitness)) for size in self.sizes[:-1]]
         if self.final:
             rows.append(("final", "", *self._sizes(self.final), "", self._fitness(self.final.fitness)))
         rows += [(name, "", *self._sizes(scale), "", "") for name, scale in self.scales.items()]

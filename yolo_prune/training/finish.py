@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from yolo_prune.blocks import map_readers
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.config.targets import BYTES, LATENCY, in_units
+from yolo_prune.config.targets import BYTES, LATENCY, Target, in_units, read_targets
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench import time_result
@@ -32,7 +32,7 @@ from yolo_prune.report.records import Report, Stage
 from yolo_prune.utils.console import log
 from yolo_prune.utils.paths import is_inside
 from yolo_prune.utils.run_folder import RunFolder
-from yolo_prune.utils.text import milliseconds
+from yolo_prune.utils.text import aligned, change, count, milliseconds, score
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,18 +62,23 @@ def hand_over(
     is_comparable = config.cuts_channels and (bool(config.latency) or not report.quantization)  # zeros take as long
     if report.cuts and is_comparable and (report.dense.latency or config.benchmark):
         timed, untimed = _time(config, report, best, RunFolder(trainer.save_dir))
+        for size in report.sizes:
+            size.latency = report.cuts[size.cut - 1].latency
         report.save(folder)
     summary = [f"done\n{report.table()}" if has_changed else "done", timed]
     if report.given:
         summary.append(report.given.told())
     if report.guard:
         summary.append(_held(report, report.guard))
+    if report.sizes:
+        summary.append(f"sizes: {', '.join(Path(str(size.checkpoint)).name for size in report.sizes)}")
     summary.append(reid_hint(network) if report.cuts else "")
     if report.zeros:
         summary += zeros.lines(report.zeros, str(best))
     failed = None
     if config.export:
         failed = _export(trainer, config, report, best)
+        failed = _export_sizes(trainer, config, report) or failed
         report.save(folder)
         summary.append(f"exports, compared with {best.name}:\n{report.export_table()}")
     try:
@@ -194,14 +199,39 @@ def _predicted(ratio: float, error: float) -> str:
 
 
 def _held(report: Report, guard: Mapping[str, Any]) -> str:
-    """Return a line on the outcome of ``max_drop``, or nothing."""
-    floor = guard["dense"] * (1 - guard["max_drop"])
+    """Return lines on the outcome of ``max_drop``, or nothing."""
+    floor, is_search = guard["dense"] * (1 - guard["max_drop"]), guard.get("is_search", False)
     told = f"max_drop={guard['max_drop']:g} asks for fitness {floor:.4f}"
-    if guard["failures"]:
+    if guard["failures"] or is_search:
         told += f": {'this is the smallest model that held' if report.cuts else 'no cut held, so this is dense'}"
-    if report.dense.finished is False:
-        return f"{told}; that is a low bar, since the dense model {report.dense.unfinished}"
-    return told if guard["failures"] else ""
+    if not guard.get("finished", report.dense.finished is not False):
+        told += f"; that is a low bar, since the dense model {report.dense.unfinished}"
+    elif not (guard["failures"] or is_search):
+        return ""
+    made = {size.size for size in report.sizes}
+    if missing := [size for size in report.config.get("sizes", ()) if size not in made]:
+        told += f"\nnot made, since no cut on the way there held: {', '.join(missing)}"
+    return f"{told}\n{_tried(report, guard)}" if is_search else told
+
+
+def _tried(report: Report, guard: Mapping[str, Any]) -> str:
+    """Return a table of the cuts that a search has tried."""
+    rows: list[tuple[str, ...]] = [("tried", "MACs", "fitness", "")]
+    for attempt in sorted([*guard["tried"], *guard["failures"]], key=lambda attempt: int(attempt["epoch"])):
+        macs = count(attempt["macs"]) + change(attempt["macs"], report.dense.macs)
+        outcome = "held" if attempt in guard["tried"] else "taken back"
+        rows.append((f"epoch {attempt['epoch']}", macs, score(attempt["fitness"]), outcome))
+    return aligned(rows)
+
+
+def _export_sizes(trainer: BaseTrainer, config: PruneConfig, report: Report) -> ExportError | None:
+    """Make the exports of all sizes but the last, which is the run's, and return what failed."""
+    reasons = []
+    for size in report.sizes[:-1]:
+        file = Path(str(size.checkpoint))
+        size.exports = export_all(file, config.export, validation_images(trainer), trainer.args.data)
+        reasons += [f"{file.name}, {e.format}: {e.reason}" for e in size.exports if not e.ok]
+    return ExportError("; ".join(reasons)) if reasons else None
 
 
 def _too_large(config: PruneConfig, report: Report, network: nn.Module) -> TargetError | None:
@@ -209,14 +239,23 @@ def _too_large(config: PruneConfig, report: Report, network: nn.Module) -> Targe
 
     Args:
         config: The options.
-        report: With the dense network's checkpoint, and the bytes of both checkpoints.
+        report: With the dense network's checkpoint, and the bytes of all checkpoints.
         network: The final one.
     """
     final = report.final
     if final is None or not report.cuts or report.guard:
         return None
-    found = [(t, report.dense.bytes or 0, final.bytes or 0) for t in config.targets if t.quantity == BYTES]
-    if files := [target for target in config.targets if target.form]:
+    if not report.sizes:
+        return _larger(config.targets, report, final, network)
+    sizes = ((size, qat.load_plain(Path(str(size.checkpoint)))) for size in report.sizes)
+    found = (_larger(read_targets(size.size), report, size, of) for size, of in sizes)
+    return next(filter(None, found), None)
+
+
+def _larger(targets: Sequence[Target], report: Report, stage: Stage, network: nn.Module) -> TargetError | None:
+    """Return an error if the file of a network is larger than targets ask for."""
+    found = [(t, report.dense.bytes or 0, stage.bytes or 0) for t in targets if t.quantity == BYTES]
+    if files := [target for target in targets if target.form]:
         size = (report.imgsz[0], report.imgsz[1])
         dense = file_sizes(qat.load_plain(Path(str(report.dense.checkpoint))), files, size)
         now = file_sizes(network, files, size)
@@ -224,9 +263,9 @@ def _too_large(config: PruneConfig, report: Report, network: nn.Module) -> Targe
     for target, before, after in found:
         if after > target.limit(before):
             asked, has = (in_units(target.quantity, of, digits=4) for of in (target.limit(before), after))
-            return TargetError(f"{final.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
+            return TargetError(f"{stage.checkpoint} has {has}, {asked} were asked for: ask for a little less.")
         if target.form:
-            log(f"exported, {final.checkpoint} has {in_units(target.quantity, after)}; {target} was asked for")
+            log(f"exported, {stage.checkpoint} has {in_units(target.quantity, after)}; {target} was asked for")
     return None
 
 

@@ -3,6 +3,9 @@
 After a cut the network has its recovery epochs to come back to the floor. If it does not, the run goes back to the
 state before that cut and tries half of the step, twice at most; then it stops cutting, and the epochs that are left
 recover.
+
+A run that finds its own target (``target=auto``) goes on from what holds: the next cut is in the middle between that
+and the least that has failed, or the least that can be reached.
 """
 
 from __future__ import annotations
@@ -12,6 +15,10 @@ from typing import Any
 
 ATTEMPTS = 2
 """Smaller steps that are tried after the first one that was too large."""
+FIRST = 0.5
+"""Of the way to the least that can be reached: what a search tries first."""
+TOLERANCE = 0.02
+"""Of the way to the least that can be reached: a search ends where the next cut would be nearer to the last."""
 
 
 @dataclass
@@ -24,12 +31,18 @@ class Guard:
         held: Fraction of the target that is known to hold.
         failures: Cuts that were taken back, in order: the fraction of the target that was tried (``way``), the epoch,
             the multiply-adds, and the fitness reached.
+        finished: Whether the dense fitness is that of a model that was trained to the end.
+        is_search: Whether the run finds its own target.
+        tried: Of such a run the cuts that held, as ``failures``.
     """
 
     max_drop: float
     dense: float
     held: float = 0.0
     failures: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = True
+    is_search: bool = False
+    tried: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def floor(self) -> float:
@@ -50,17 +63,50 @@ class Guard:
         """
         return next_epoch if next_epoch is not None else epoch + max(1, (epochs - epoch + 1) // 2)
 
-    def accept(self, fraction: float) -> None:
-        """Note that a cut holds."""
+    def is_clear(self, fitness: float | None) -> bool:
+        """Whether a fitness is allowed with half of the drop to spare, so that a search need not wait for more."""
+        return fitness is not None and fitness >= self.dense * (1 - self.max_drop / 2)
+
+    @property
+    def ceiling(self) -> float:
+        """The least fraction that has failed, or that of the least that can be reached."""
+        return min((float(failure["way"]) for failure in self.failures), default=1.0)
+
+    @property
+    def following(self) -> float | None:
+        """The fraction that a search tries next, or None where it has ended."""
+        middle = (self.held + self.ceiling) / 2
+        return middle if middle - self.held >= TOLERANCE else None
+
+    def accept(
+        self, fraction: float, epoch: int = 0, macs: int | None = 0, fitness: float | None = None
+    ) -> float | None:
+        """Note that a cut holds; arguments as for `reject`.
+
+        Returns:
+            The fraction that a search tries next, or None.
+        """
         self.held = max(self.held, fraction)
+        if not self.is_search:
+            return None
+        self.tried.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness})
+        return self.following
 
     def reject(self, fraction: float, epoch: int, macs: int | None, fitness: float | None) -> float | None:
         """Note that a cut does not hold.
+
+        Args:
+            fraction: Of the target, that was tried.
+            epoch: Of the cut.
+            macs: Multiply-adds after it.
+            fitness: What the network came to.
 
         Returns:
             The fraction of the target to try instead, or None to stop cutting.
         """
         self.failures.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness})
+        if self.is_search:
+            return self.following
         return self.held + (fraction - self.held) / 2 if len(self.failures) <= ATTEMPTS else None
 
     def to_dict(self) -> dict[str, Any]:

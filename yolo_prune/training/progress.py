@@ -11,7 +11,22 @@ from yolo_prune.cost.budget import Goal
 from yolo_prune.errors import CheckpointError, describe_error
 from yolo_prune.report.records import Report
 from yolo_prune.training.guard import Guard
-from yolo_prune.training.schedule import ScheduledCut
+from yolo_prune.training.schedule import ScheduledCut, attempts
+
+
+@dataclass(frozen=True)
+class Size:
+    """One of several models that a run hands over.
+
+    Attributes:
+        name: Its target, as it was typed.
+        fraction: Of the way from the dense model to the smallest, on which it lies, 0 < fraction <= 1.
+        goal: What it is to cost.
+    """
+
+    name: str
+    fraction: float
+    goal: Goal
 
 
 @dataclass
@@ -23,24 +38,72 @@ class Progress:
         report: What has happened.
         epochs: Length of the run that the schedule was made for.
         goal: What the network is to cost in the end.
+        sizes: Models that are handed over, the largest first; none where there is one, ``best.pt``.
         dense_widths: Output width of each layer before the first cut.
         schedule: All cuts, those that are made and those to come.
         quantize_epoch: When the run turns to INT8, or None.
         guard: What has held and failed, from the first cut of a run with ``max_drop`` on.
         deadline: The epoch before which the latest cut is judged, or None.
         starts_pruned: Whether the network had the record of a pruned one before the first cut.
+        reference: Fitness of the dense model where it was measured before the first epoch, or None.
     """
 
     config: PruneConfig
     report: Report
     epochs: int
     goal: Goal = field(default_factory=lambda: Goal({}))
+    sizes: list[Size] = field(default_factory=list)
     dense_widths: dict[str, int] = field(default_factory=dict)
     schedule: list[ScheduledCut] = field(default_factory=list)
     quantize_epoch: int | None = None
     guard: Guard | None = None
     deadline: int | None = None
     starts_pruned: bool = False
+    reference: float | None = None
+
+    def budget(self, fraction: float) -> dict[str, float]:
+        """Return what may stay at a fraction of the way; between sizes it is on the way to the next one."""
+        size = next((size for size in self.sizes if fraction <= size.fraction), None)
+        return size.goal.at(fraction / size.fraction) if size else self.goal.at(fraction)
+
+    @property
+    def fraction(self) -> float:
+        """How far on the way the latest cut went; 0 before the first."""
+        made = len(self.report.cuts)
+        return self.schedule[made - 1].fraction if made else 0.0
+
+    @property
+    def landed(self) -> Size | None:
+        """The size that the latest cut landed on, or None."""
+        return next((size for size in self.sizes if size.fraction == self.fraction), None)
+
+    def lands(self, fraction: float) -> bool:
+        """Whether a model that is handed over lies at a fraction of the way."""
+        return fraction == 1.0 or any(size.fraction == fraction for size in self.sizes)
+
+    def due(self, now: int) -> list[ScheduledCut]:
+        """Return the cuts whose time has come, to be made as one: with ``time=`` a run may pass several in one epoch.
+
+        No size is passed: what goes beyond it waits for the next epoch.
+        """
+        passed = [scheduled for scheduled in self.pending if scheduled.epoch <= now]
+        first = next((i for i, scheduled in enumerate(passed) if self.lands(scheduled.fraction)), len(passed))
+        return passed[: first + 1]
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """The first epoch of what the size that comes next has of the run, and the epoch after its last."""
+        ends = [i for i, scheduled in enumerate(self.schedule) if self.lands(scheduled.fraction)]
+        now = max(len(self.report.cuts) - 1, 0)
+        begins = [0, *(self.schedule[i + 1].epoch for i in ends if i + 1 < len(self.schedule)), self.epochs]
+        number = sum(i < now for i in ends)
+        return begins[number], begins[number + 1]
+
+    @property
+    def attempts(self) -> tuple[int, int, int]:
+        """When a run that finds its own target makes its first and, at latest, its last attempt, and their length."""
+        start, end = self.config.span(self.report.dense.finished is not False)
+        return attempts(epochs=self.float_epochs, start=start, end=end)
 
     @property
     def is_active(self) -> bool:
@@ -75,12 +138,14 @@ class Progress:
             "report": {k: v for k, v in self.report.to_dict().items() if k in Report.NOTED},
             "epochs": self.epochs,
             "goal": self.goal.to_dict(),
+            "sizes": [[size.name, size.fraction, size.goal.to_dict()] for size in self.sizes],
             "dense_widths": self.dense_widths,
             "schedule": [[cut.epoch, cut.fraction] for cut in self.schedule],
             "quantize_epoch": self.quantize_epoch,
             "guard": self.guard.to_dict() if self.guard else None,
             "deadline": self.deadline,
             "starts_pruned": self.starts_pruned,
+            "reference": self.reference,
         }
 
     @classmethod
@@ -96,12 +161,14 @@ class Progress:
                 report=Report.from_dict(data["report"]),
                 epochs=int(data["epochs"]),
                 goal=Goal.from_dict(data["goal"]),
+                sizes=[Size(name, fraction, Goal.from_dict(goal)) for name, fraction, goal in data.get("sizes", ())],
                 dense_widths=dict(data["dense_widths"]),
                 schedule=[ScheduledCut(*cut) for cut in data["schedule"]],
                 quantize_epoch=data["quantize_epoch"],
                 guard=Guard(**data["guard"]) if data["guard"] else None,
                 deadline=data["deadline"],
                 starts_pruned=bool(data.get("starts_pruned")),
+                reference=data.get("reference"),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise CheckpointError(

@@ -22,7 +22,7 @@ from yolo_prune.host.kept_data import with_classes
 from yolo_prune.host.level_boxes import boxes_per_level
 from yolo_prune.host.patches import patch
 from yolo_prune.importance.objective import copy_of
-from yolo_prune.report.records import Given
+from yolo_prune.report.given import Given
 from yolo_prune.surgery.classes import chosen, keep_classes, names_of
 from yolo_prune.surgery.levels import drop_levels, levels_of
 from yolo_prune.surgery.slicing import UndoLog

@@ -14,6 +14,7 @@ from yolo_prune.report.records import EpochRecord
 from yolo_prune.surgery.slicing import UndoLog
 from yolo_prune.training import exact_state
 from yolo_prune.training.guard import Guard
+from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,18 +101,45 @@ def note_dense(run: Run) -> None:
     dense.fitness = None if fitness is None else float(fitness)
     dense.bytes, dense.checkpoint, dense.epochs = path.stat().st_size, str(path), int(trainer.epoch)
     if run.config.max_drop is not None and dense.fitness is not None:
-        run.progress.guard = Guard(run.config.max_drop, dense.fitness)
+        set_guard(run, dense.fitness)
+
+
+def set_guard(run: Run, fitness: float) -> None:
+    """Let cuts be judged by the dense model: one that was trained to the end, or what the run has, which is said.
+
+    Args:
+        run: Just before its first cut.
+        fitness: Of the dense network there.
+    """
+    config, reference = run.config, run.progress.reference
+    finished = bool(run.report.dense.finished) or reference is not None
+    if not config.dense:  # what the run started from may have been better than what it is now, or not as good
+        reference = max(fitness, reference or 0.0)
+    guard = Guard(config.max_drop or 0.0, reference or 0.0, finished=finished, is_search=config.is_auto)
+    run.progress.guard = guard
+    run.log(f"max_drop={guard.max_drop:g} of the dense fitness {guard.dense:.4f} asks for {guard.floor:.4f}")
+    if not finished:
+        run.log(
+            f"that is a low bar: the dense model is in the middle of its training (epoch {run.trainer.epoch}); name "
+            "one that was trained to the end with dense=best.pt, or start from it"
+        )
+
+
+def save_best(run: Run, path: Path) -> None:
+    """Write the best network since the latest cut, or before the first, stripped as Ultralytics strips ``best.pt``."""
+    trainer: BaseTrainer = run.trainer
+    is_of_this_run = trainer.best_fitness is not None and trainer.args.save
+    with atomic_write(path) as draft:
+        if is_of_this_run and trainer.best.exists():
+            strip_optimizer(trainer.best, s=str(draft))
+        else:
+            with preserve_attributes(trainer, "metrics"):
+                trainer.metrics = trainer.metrics or {}
+                save_checkpoint(trainer, draft, epoch=trainer.epoch - 1)
+            strip_optimizer(draft)
 
 
 def _save_dense(run: Run, path: Path) -> None:
-    trainer: BaseTrainer = run.trainer
-    is_of_this_run = trainer.best_fitness is not None and trainer.args.save
-    if is_of_this_run and trainer.best.exists():
-        strip_optimizer(trainer.best, s=str(path))
-    else:
-        with preserve_attributes(trainer, "metrics"):
-            trainer.metrics = trainer.metrics or {}
-            save_checkpoint(trainer, path, epoch=trainer.epoch - 1)
-        strip_optimizer(path)
+    save_best(run, path)
     if not checkpoint.is_pruned(run.model.yaml):
         checkpoint.unmark_file(path)

@@ -58,6 +58,55 @@ def cuts(*, epochs: int, removed: float, start: float, end: float, steps: int, s
     return [ScheduledCut(epoch, _fraction(schedule, (i + 1) / n, removed)) for i, epoch in enumerate(at)]
 
 
+def family(
+    *, epochs: int, removed: Sequence[float], start: float, end: float, steps: int, schedule: str
+) -> list[ScheduledCut]:
+    """Return the cuts of a run that hands over several models; each size has an equal part of the run after ``start``.
+
+    A part is what a run of one size has after ``start``, made shorter: cuts, then epochs to recover.
+
+    Args:
+        epochs: Length of the run.
+        removed: Share that each size removes, ascending; fractions are of the way to the last.
+        start: First cut of all as a fraction of the run.
+        end: Last cut to a size as a fraction of the run, if there were no others.
+        steps: Number of cuts to each size; fewer where not so many fall on different epochs.
+        schedule: As for `cuts`.
+
+    Raises:
+        ConfigError: If a size has no epoch to recover.
+    """
+    if len(removed) < 2:
+        share = removed[0] if removed else 0.0
+        return cuts(epochs=epochs, removed=share, start=start, end=end, steps=steps, schedule=schedule)
+    parts, scheduled, before = len(removed), [], 0.0
+    length, span = (1 - start) / parts, (end - start) / parts
+    for part, share in enumerate(removed):
+        first, after = start + part * length, round(epochs * (start + (part + 1) * length))
+        at = _different_epochs(epochs, first, span, 1 if schedule == "one-shot" else steps)
+        if at[-1] >= after:
+            raise ConfigError(
+                f"{parts} sizes do not fit epochs={epochs}: each needs epochs for its cuts and one more; use more "
+                "epochs, or fewer sizes."
+            )
+        way = 1 - (1 - share) / (1 - before)  # of what the size before has left
+        for i, epoch in enumerate(at):
+            x = _fraction(schedule, (i + 1) / len(at), way)
+            is_there = i == len(at) - 1
+            scheduled.append(ScheduledCut(epoch, (share if is_there else before + x * (share - before)) / removed[-1]))
+        before = share
+    return scheduled
+
+
+def _different_epochs(epochs: int, first: float, span: float, steps: int) -> list[int]:
+    """Return the epochs of as many cuts, evenly between two fractions of a run, as fall on different ones."""
+    for n in range(steps, 1, -1):
+        at = [round(epochs * (first + span * (i / (n - 1)))) for i in range(n)]
+        if len(set(at)) == n:
+            return at
+    return [round(epochs * first)]
+
+
 def _fraction(schedule: str, x: float, removed: float) -> float:
     """Fraction of the target after a share ``x`` of the cuts."""
     if x == 1:
@@ -88,6 +137,47 @@ def quantization(*, epochs: int, at: float, cuts: Sequence[ScheduledCut]) -> int
             "quantize_at."
         )
     return epoch
+
+
+ATTEMPT = 0.12
+"""Length of an attempt of ``target=auto``, as a fraction of the run, but for the last, which has the rest of it."""
+
+
+def attempts(*, epochs: int, start: float, end: float) -> tuple[int, int, int]:
+    """Return when a run that finds its own target makes its first attempt, when at latest its last, and their length.
+
+    Args:
+        epochs: Length of the run.
+        start: First attempt as a fraction of the run.
+        end: Last one, which recovers for the rest of the run.
+
+    Raises:
+        ConfigError: If no epoch is left to recover after the last one.
+    """
+    first, last = round(epochs * start), round(epochs * end)
+    if last > epochs - 1:
+        raise ConfigError(f"target=auto with end={end:g} leaves none of epochs={epochs} to recover; use more epochs.")
+    return first, last, max(1, math.ceil(epochs * ATTEMPT))
+
+
+CALM = 0.5
+"""Where on the run's learning-rate curve an attempt of ``target=auto`` begins at the earliest: few epochs judge it."""
+
+
+def part_epoch(epoch: float, epochs: int, begin: float, end: float, since: float = 0.0) -> float:
+    """Return where in the run's own learning-rate curve an epoch is, if a part of the run goes on to the curve's end.
+
+    Each model so ends with a low rate, as those of Huang et al. 2017, "Snapshot Ensembles: Train 1, Get M for Free",
+    section 3.
+
+    Args:
+        epoch: Counted from 0.
+        epochs: Length of the run.
+        begin: The part's first epoch.
+        end: The epoch after its last.
+        since: Fraction of the curve at which the part begins.
+    """
+    return epochs * (since + (1 - since) * (epoch - begin) / (end - begin))
 
 
 def learning_rate_epoch(epoch: int, epochs: int, last_cut: int | None, mode: str) -> float:

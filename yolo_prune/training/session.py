@@ -14,12 +14,14 @@ from ultralytics.utils import LOGGER
 from yolo_prune.errors import PruneError, TargetError
 from yolo_prune.host import ddp
 from yolo_prune.host.patches import patch
-from yolo_prune.host.trainer import evaluate_finally, read_learning_rate_at
+from yolo_prune.host.trainer import evaluate_finally
 from yolo_prune.training import exact_state
 from yolo_prune.training.finish import hand_over
+from yolo_prune.training.learning_rate import bend_learning_rate
 from yolo_prune.training.run_files import note_recovered, save_finished_epoch, save_run, validate_and_note
-from yolo_prune.training.schedule import ScheduledCut, learning_rate_epoch
+from yolo_prune.training.schedule import ScheduledCut
 from yolo_prune.training.setup import Prepared, open_run, try_training_step
+from yolo_prune.training.sizes import keep_last_size, keep_size, validate_sizes
 from yolo_prune.training.steps import accept_or_roll_back, prune_step, quantize_step, remember_early
 from yolo_prune.utils.console import PREFIX, verbosity
 
@@ -82,15 +84,23 @@ class Session:
     def after_epoch(self) -> None:
         """Note the fitness of the stage, and do not let early stopping end the run before its last step."""
         run, trainer, progress = self.run, self.run.trainer, self.run.progress
-        if not run.in_epoch:
-            return  # the final validation fires the event once more
+        if not run.in_epoch:  # the final validation fires the event once more
+            validate_sizes(run)
+            return
         run.in_epoch = False
         note_recovered(run)
         upcoming, stopper = run.epoch + 1, trainer.stopper
         is_early = trainer.epoch + 1 < trainer.epochs
         ran_out = trainer.stop and is_early and trainer.epoch + 1 - stopper.best_epoch >= stopper.patience
         ran_out, is_last = ddp.broadcast((bool(ran_out), bool(trainer.stop)))
-        if ran_out and (progress.pending or progress.quantizes):
+        is_searching = bool(progress.guard and progress.guard.is_search) and (
+            progress.deadline is not None and progress.deadline < progress.float_epochs
+        )
+        if ran_out and is_searching:
+            trainer.stop, progress.deadline = False, upcoming
+            save_run(run)
+            run.log("patience ran out before the last attempt: this one is judged now")
+        elif ran_out and (progress.pending or progress.quantizes):
             trainer.stop = False
             if progress.pending:
                 progress.schedule[len(run.report.cuts)] = ScheduledCut(upcoming, progress.pending[0].fraction)
@@ -128,22 +138,29 @@ class Session:
         """Judge the latest cut, make the next one if it is time, and set what depends on the epoch."""
         run, progress, now = self.run, self.run.progress, self.run.epoch
         remember_early(run)
-        if progress.guard and progress.deadline is not None and now >= progress.deadline:
+        if progress.guard and progress.deadline is not None and (now >= progress.deadline or self._is_clear()):
             accept_or_roll_back(run)
         made = len(run.report.cuts)
-        if due := [scheduled for scheduled in progress.pending if scheduled.epoch <= now]:
-            progress.schedule[made : made + len(due)] = due[-1:]  # with time=, a run may pass several in one epoch
+        if due := progress.due(now):
+            progress.schedule[made : made + len(due)] = due[-1:]
+            keep_size(run)
             prune_step(run, due[-1].fraction)
-        if (mode := run.config.lr_after_cut) != "keep":
-            last, epochs = run.report.cuts[-1].epoch if run.report.cuts else None, run.trainer.epochs
-            read_learning_rate_at(run.trainer, lambda epoch: learning_rate_epoch(int(epoch), epochs, last, mode))
+        bend_learning_rate(run)
         run.gradients.clear()  # the epoch before a cut is what counts
+
+    def _is_clear(self) -> bool:
+        """Whether a search need not wait for its deadline to go on."""
+        guard, report = self.run.progress.guard, self.run.report
+        if not (guard and guard.is_search):
+            return False
+        return bool(ddp.broadcast(guard.is_clear(report.cuts[-1].fitness_recovered)))
 
     def _evaluate_finally(self) -> None:
         """Do what a trainer's ``final_eval`` does; say first what is missing where something has ended the run."""
         if missing := self._unfinished():
             LOGGER.warning(f"{PREFIX}{missing}")
         evaluate_finally(self.run.trainer)
+        keep_last_size(self.run)
 
     def _unfinished(self) -> TargetError | None:
         """Return an error if the run ended before its last step."""

@@ -12,11 +12,10 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.sizes import checkpoint_name
 from yolo_prune.config.targets import LATENCY
-from yolo_prune.cost.budget import Goal
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
-from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
@@ -26,21 +25,20 @@ from yolo_prune.host.distillation import student_of
 from yolo_prune.host.distillation_losses import choose
 from yolo_prune.host.patches import patch
 from yolo_prune.host.trainer import calibration_batches, forget_later_results, preserved_rng
-from yolo_prune.planning.allocation import PlanRequest, check_reachable
 from yolo_prune.planning.calibration import BY_GRADIENT, HELD_OUT, CalibrationData
 from yolo_prune.planning.zeros import zeros_to_make
-from yolo_prune.report.records import Given, Report, Stage
+from yolo_prune.report.given import Given
+from yolo_prune.report.records import Report, Stage
 from yolo_prune.surgery.classes import names_of
 from yolo_prune.surgery.slicing import check_optimizer
 from yolo_prune.training import exact_state
 from yolo_prune.training.exact_state import StepCount
+from yolo_prune.training.goals import reference_fitness, schedule_of, set_goals
 from yolo_prune.training.progress import Progress
 from yolo_prune.training.reduction import check_reduction, classes_to_keep, keep_classes_of_data, reduce, rows_by_name
 from yolo_prune.training.rehearsal import outside_readers, rehearse
 from yolo_prune.training.run import Run
 from yolo_prune.training.run_files import note_recovered
-from yolo_prune.training.schedule import ScheduledCut
-from yolo_prune.training.schedule import cuts as schedule_cuts
 from yolo_prune.training.schedule import quantization as quantization_epoch
 from yolo_prune.training.snapshot import Snapshot
 from yolo_prune.training.sparsity import Sparsity
@@ -102,7 +100,13 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
         check_reduction(trainer, config)
         check_formats([*config.export, *(target.form for target in config.targets if target.form)])
         # How much is removed, nobody knows yet.
-        planned = _schedule(config, trainer.epochs, removed=0.5 if config.targets else 0.0)
+        n = len(config.sizes) or bool(config.targets)
+        planned = schedule_of(config, trainer.epochs, removed=[(i + 1) / (n + 1) for i in range(n)])
+        if trainer.args.quantize == 8 and len(config.sizes) > 1:
+            raise ConfigError(
+                f"sizes={','.join(config.sizes)} with quantize=8: the run turns to INT8 once, after its last cut; ask "
+                "for one size, or train without quantize=8 and give export=onnx:8."
+            )
         prepared.quantizes = qat.prepare(trainer, config)
         if prepared.quantizes:
             quantization_epoch(epochs=trainer.epochs, at=config.quantize_at, cuts=planned)
@@ -184,14 +188,14 @@ def start(run: Run, given: Prepared | None) -> None:
     model = run.model
     progress.starts_pruned = checkpoint.is_pruned(model.yaml)
     check_optimizer(trainer.optimizer)
-    if config.lr_after_cut != "keep" and not hasattr(trainer.scheduler, "lr_lambdas"):
+    if config.lr_after_cut not in (None, "keep") and not hasattr(trainer.scheduler, "lr_lambdas"):
         raise UnsupportedError(
             f"lr_after_cut={config.lr_after_cut} bends Ultralytics' own learning-rate curve, and this run's "
             f"scheduler is a {type(trainer.scheduler).__name__}; use lr_after_cut=keep."
         )
-    cost = _look_at_channels(run, prepared)
-    removed = max(progress.goal.removed, zeros_to_make(model, config))
-    progress.schedule = _schedule(config, trainer.epochs, removed, prepared.knows_classes)
+    cost, (*larger, smallest) = _look_at_channels(run, prepared)
+    removed = [*larger, max(smallest, zeros_to_make(model, config))]
+    progress.schedule = schedule_of(config, trainer.epochs, removed, prepared.knows_classes)
     if not progress.schedule and config.targets:
         run.log(f"target={config.target} holds already: nothing is cut")
     if prepared.quantizes:
@@ -205,16 +209,23 @@ def start(run: Run, given: Prepared | None) -> None:
         finished=given is None or prepared.is_finished,  # without, nothing is trained
         fitness_at_start=prepared.fitness_at_start(trainer.args),
     )
+    if given is not None:
+        progress.reference = reference_fitness(run, given.knows_classes)
     for network in {model, unwrap_model(trainer.model)}:
         network.yaml = checkpoint.with_run(model.yaml, progress.to_dict())
     if ddp.is_first():
         run.folder.clear()
+        for size in progress.sizes:
+            (trainer.wdir / checkpoint_name(size.name)).unlink(missing_ok=True)
         if run.latency:
             run.latency.save(run.folder.latency)
 
 
-def _look_at_channels(run: Run, prepared: Prepared) -> CostModel | None:
-    """Set a run's goal, and return what its network costs; None where nobody knows, and only weights become zero."""
+def _look_at_channels(run: Run, prepared: Prepared) -> tuple[CostModel | None, list[float]]:
+    """Set a run's goal, and return what its network costs, and the share that each size removes.
+
+    Nobody knows the cost of a network that cannot be traced; only weights become zero there.
+    """
     trainer, config, progress, model = run.trainer, run.config, run.progress, run.model
     try:
         graph = run.trace(model)
@@ -222,7 +233,7 @@ def _look_at_channels(run: Run, prepared: Prepared) -> CostModel | None:
         if config.cuts_channels or not config.zeros:
             raise
         config.check_patterns(path for path, _ in named_layers(model))
-        return None
+        return None, [0.0]
     config.check_patterns(graph.layers)
     if config.allocation in HELD_OUT:
         with preserved_rng():
@@ -230,12 +241,9 @@ def _look_at_channels(run: Run, prepared: Prepared) -> CostModel | None:
     if config.is_timed or config.latency:
         run.latency = ddp.on_rank_zero(lambda: latency_of(model, graph, config.runtime, config.latency))
     cost = CostModel(graph, run.latency)
-    files = ddp.on_rank_zero(lambda: file_sizes(model, config.targets, trainer.args.imgsz))
     run.report.given = prepared.given
-    progress.goal = Goal.of(config.targets, cost, model, files, prepared.given.amounts if prepared.given else None)
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
-    check_reachable(graph, PlanRequest.of(config, progress.goal.at(1.0), progress.dense_widths, run.latency))
-    return cost
+    return cost, set_goals(run, graph, cost, prepared.given.amounts if prepared.given else None)
 
 
 def resume(run: Run) -> None:
@@ -325,16 +333,3 @@ def _get_model(
             log("the checkpoint is pruned, and its network is rebuilt pruned")
         model.info()
     return model
-
-
-def _schedule(config: PruneConfig, epochs: int, removed: float, knows_classes: bool = True) -> list[ScheduledCut]:
-    """Return the cuts of a run; where it is too short for the late ones of new classes, they come early after all."""
-    start, end = config.span(knows_classes)
-    try:
-        return schedule_cuts(
-            epochs=epochs, removed=removed, start=start, end=end, steps=config.steps, schedule=config.schedule
-        )
-    except ConfigError:
-        if knows_classes:
-            raise
-        return _schedule(config, epochs, removed)

@@ -48,6 +48,8 @@ from yolo_prune.utils.text import count
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
+    from yolo_prune.plan import PrunePlan
+    from yolo_prune.training.guard import Guard
     from yolo_prune.training.run import Run
 
 
@@ -81,8 +83,7 @@ def prune_step(run: Run, fraction: float) -> None:
             planned = ddp.on_rank_zero(lambda: _plan(run, fraction, data))
         if progress.guard:
             undo.set(run, "before_cut", Snapshot(trainer))
-            after = progress.pending[1].epoch if len(progress.pending) > 1 else None
-            undo.set(progress, "deadline", progress.guard.deadline(run.epoch, after, progress.float_epochs))
+            undo.set(progress, "deadline", _deadline(run, progress.guard))
         record = _apply(run, planned, undo, data, fraction)
         record.seconds = round(time.time() - started, 2)
         _commit(run, planned.plan, record, undo, randomness)
@@ -99,10 +100,22 @@ def prune_step(run: Run, fraction: float) -> None:
         changes.append(f"{len(record.blocks)} blocks removed")
     if record.sparsity is not None:
         changes.append(f"{record.sparsity:.1%} of the weights are zero")
+    name = f"cut {len(run.report.cuts)}" + ("" if run.config.is_auto else f"/{len(progress.schedule)}")
     run.log(
-        f"cut {len(run.report.cuts)}/{len(progress.schedule)} at epoch {trainer.epoch}: {', '.join(changes)}, "
+        f"{name} at epoch {trainer.epoch}: {', '.join(changes)}, "
         f"fitness {_score(record.fitness_cut)}, {record.seconds:.1f} s"
     )
+
+
+def _deadline(run: Run, guard: Guard) -> int:
+    """Return the epoch before which the cut that is being made is judged."""
+    progress = run.progress
+    if guard.is_search:
+        _, last, length = progress.attempts
+        judged = run.epoch + length
+        return judged if judged <= last else progress.float_epochs
+    after = progress.pending[1].epoch if len(progress.pending) > 1 else None
+    return guard.deadline(run.epoch, after, progress.float_epochs)
 
 
 def quantize_step(run: Run) -> None:
@@ -138,15 +151,21 @@ def accept_or_roll_back(run: Run) -> None:
     progress.deadline = None
     record, fraction = run.report.cuts[-1], progress.schedule[len(run.report.cuts) - 1].fraction
     record.fitness_recovered, is_last = ddp.broadcast((record.fitness_recovered, bool(trainer.stop)))
+    upcoming = run.epoch + (0 if run.in_epoch else 1)
     if guard.holds(record.fitness_recovered):
-        guard.accept(fraction)
+        further = guard.accept(fraction, record.epoch, record.macs, record.fitness_recovered)
+        if further is not None and upcoming <= progress.attempts[1] and not is_last:
+            progress.schedule.append(ScheduledCut(upcoming, further))
+        if guard.is_search:
+            follows = "a further one follows" if progress.pending else "no more cuts"
+            run.log(f"the cut of epoch {record.epoch} holds with fitness {_score(record.fitness_recovered)}: {follows}")
         return
     run.before_cut.restore(trainer)
     run.gradients.clear()  # of parameters that are gone
     run.report.cuts.pop()
     less = guard.reject(fraction, record.epoch, record.macs, record.fitness_recovered)
-    upcoming = run.epoch + (0 if run.in_epoch else 1)
-    is_possible = less is not None and upcoming < progress.float_epochs - 1 and not is_last
+    latest = progress.attempts[1] if guard.is_search else progress.float_epochs - 2
+    is_possible = less is not None and upcoming <= latest and not is_last
     progress.schedule = [*progress.schedule[: len(run.report.cuts)]]
     if less is not None and is_possible:
         progress.schedule.append(ScheduledCut(upcoming, less))
@@ -190,10 +209,10 @@ def _plan(run: Run, fraction: float, data: CalibrationData) -> PlannedCut:
     if not progress.goal.amounts:  # zeros alone
         macs, params = ({"before": n, "after": n} for n in (run.stage.macs or 0, run.stage.params or 0))
         return PlannedCut(PrunePlan({}, {}, macs, params, (run.imgsz, run.imgsz)))
-    request = PlanRequest.of(run.config, progress.goal.at(fraction), progress.dense_widths, run.latency)
+    request = PlanRequest.of(run.config, progress.budget(fraction), progress.dense_widths, run.latency)
     graph = run.trace(ema, data.readers)
     is_here = run.config.is_timed and not run.config.latency
-    if run.latency is None or not is_here or fraction < 1.0:
+    if run.latency is None or not is_here or not progress.lands(fraction):
         return plan_traced(ema, graph, run.config, request, data)
     dense = Path(str(run.report.dense.checkpoint))
     with closing(LatencyFeedback(dense, run.latency, run.imgsz)) as feedback:

@@ -1,0 +1,152 @@
+"""``target=auto``: the smallest model within a drop, by bisection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trainings
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import tiny_yaml
+from test_recovery import pretend
+from trainings import report_of, soon
+from ultralytics import YOLO
+from ultralytics.nn.tasks import load_checkpoint
+
+from yolo_prune import PruneConfig, prune_model
+from yolo_prune.config.targets import LATENCY, MACS
+from yolo_prune.errors import CheckpointError, ConfigError
+from yolo_prune.training.guard import FIRST, TOLERANCE, Guard
+from yolo_prune.training.schedule import attempts
+
+
+def searched(limit: float, tries: int = 50) -> tuple[Guard, int]:
+    """Return a guard of a search after which nothing is left to try, and how often it tried, if so much can go."""
+    guard, fraction, made = Guard(0.01, 0.5, is_search=True), FIRST, 0
+    while fraction is not None and made < tries:
+        made += 1
+        if fraction <= limit:
+            fraction = guard.accept(fraction, made, 100, 0.5)
+        else:
+            fraction = guard.reject(fraction, made, 100, 0.4)
+    return guard, made
+
+
+@given(st.floats(0, 1))
+def test_a_search_ends_with_the_smallest_model_that_held(limit: float) -> None:
+    guard, made = searched(limit)
+    held = [attempt["way"] for attempt in guard.tried]
+    assert guard.held == max(held, default=0.0) <= limit < guard.held + 2 * TOLERANCE
+    assert all(failure["way"] > limit for failure in guard.failures) and made <= 6
+    assert guard.following is None
+
+
+def test_a_search_grows_by_half_of_what_is_left_and_shrinks_by_half_of_the_step() -> None:
+    assert [attempt["way"] for attempt in searched(1.0)[0].tried] == [0.5, 0.75, 0.875, 0.9375, 0.96875]
+    assert [attempt["way"] for attempt in searched(0.0)[0].failures] == [0.5, 0.25, 0.125, 0.0625, 0.03125]
+    assert searched(0.0)[0].held == 0.0
+
+
+def test_a_search_goes_on_at_once_only_with_half_of_the_drop_to_spare() -> None:
+    guard = Guard(0.02, 0.5, is_search=True)
+    assert guard.holds(0.491) and not guard.is_clear(0.491) and guard.is_clear(0.495) and not guard.is_clear(None)
+
+
+def test_the_last_attempt_has_the_rest_of_the_run() -> None:
+    assert attempts(epochs=100, start=0.0, end=0.6) == (0, 60, 12)
+    assert attempts(epochs=2, start=0.0, end=0.6) == (0, 1, 1)
+    with pytest.raises(ConfigError, match=r"target=auto with end=0\.6 leaves none of epochs=1 to recover"):
+        attempts(epochs=1, start=0.0, end=0.6)
+
+
+def test_auto_has_a_drop_and_chooses_its_cuts() -> None:
+    config = PruneConfig.from_cli({"prune": "Auto"})
+    assert config.target == "auto" and config.max_drop == 0.01 and config.learning_rate == "anneal"
+    assert config == PruneConfig.from_dict(config.to_dict()) == PruneConfig.from_cli(config.to_cli())
+    assert [target.quantity for target in config.targets] == [MACS]
+    assert PruneConfig(target="auto", runtime="onnx").is_timed and not config.is_timed
+    assert PruneConfig(target="auto", latency="latency.json").targets[0].quantity == LATENCY
+    assert config.span() == (0.0, 0.6) and config.span(knows_classes=False) == (0.3, 0.7)
+    with pytest.raises(ConfigError, match="steps=5 with target=auto, which chooses its cuts; leave it out"):
+        PruneConfig(target="auto", steps=5)
+
+
+def test_a_cut_without_training_finds_no_target(own_folder: Path) -> None:
+    yolo = YOLO(tiny_yaml(own_folder))
+    for options in ({"target": "auto"}, {"target": {"sizes": [0.3, 0.5]}}):
+        with pytest.raises(ConfigError, match="needs a training, which recovers and is judged; give one target"):
+            prune_model(yolo, imgsz=64, **options)
+
+
+def search(run_in: Path, data: Path, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    """Run a search of the tiny model, which learns its classes first, and return its trainer and report."""
+    prune = soon("auto", **{"steps": 3, "start": None, "end": None, **arguments.pop("options", {})})
+    trainer = trainings.train(run_in, data, YOLO(tiny_yaml(run_in)), prune, **{"nbs": 4, "epochs": 20, **arguments})
+    return trainer, report_of(trainer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("holds", [1.0, 0.6, 0.0])
+def test_a_run_ends_with_the_smallest_model_that_held(
+    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, holds: float
+) -> None:
+    pretend(monkeypatch, holds)
+    trainer, report = search(own_folder, tiny_data)
+    params = sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters())
+    share = params / report["dense"]["params"]
+    assert report["final"]["params"] == params and report["guard"]["is_search"]
+    if holds == 1.0:
+        assert share == 1.0 and not report["cuts"] and len(report["guard"]["failures"]) >= 3
+        assert not trainer.best.with_name("last.pt").read_bytes().count(b"This network was pruned")
+    else:
+        assert holds <= share < 1.0
+        assert [cut["macs"] for cut in report["cuts"]] == [tried["macs"] for tried in report["guard"]["tried"]]
+    if holds == 0.0:
+        assert report["final"]["macs"] < 0.3 * report["dense"]["macs"] and not report["guard"]["failures"]
+
+
+@pytest.mark.slow
+def test_the_bar_is_that_of_a_dense_model_that_is_named(
+    own_folder: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        first = trainings.train(own_folder, tiny_data, YOLO(tiny_yaml(own_folder)), soon(0.3, max_drop=0.9))
+    assert "that is a low bar: the dense model is in the middle of its training (epoch 1)" in caplog.text
+    assert report_of(first)["guard"]["finished"] is False
+    fitness = report_of(first)["final"]["fitness"]
+    _, report = search(own_folder, tiny_data, options={"dense": str(first.best), "max_drop": 0.1}, epochs=6)
+    assert report["guard"]["dense"] == pytest.approx(fitness, abs=1e-6) and report["guard"]["finished"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [0.0, 0.25])
+def test_the_bar_is_that_of_the_model_that_a_run_starts_from(own_folder: Path, tiny_data: Path, start: float) -> None:
+    """It has learned the classes; it is measured before the first epoch, or just before a cut that comes first."""
+    learned = trainings.train(own_folder, tiny_data, YOLO(tiny_yaml(own_folder)), epochs=2).best
+    prune = soon(0.3, max_drop=0.9, start=start)
+    seen: list[Any] = []
+    yolo = YOLO(learned)
+    prune.attach(yolo)
+    yolo.add_callback("on_train_start", lambda trainer: seen.append(prune._session.run.progress.reference))
+    report = report_of(trainings.train(own_folder, tiny_data, yolo))
+    assert report["guard"]["finished"] and report["guard"]["dense"] >= report["dense"]["fitness"]
+    assert (seen[0] is None) == (start == 0.0)
+    assert start > 0.0 or report["guard"]["dense"] == report["dense"]["fitness"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dense", "error", "message"),
+    [
+        ("nowhere.pt", ConfigError, r"dense=nowhere\.pt: there is no such file"),
+        ("text.pt", CheckpointError, r"dense=text\.pt cannot be validated on .*; name a checkpoint of the same task"),
+    ],
+)
+def test_a_dense_model_that_cannot_be_judged_is_refused_before_training(
+    own_folder: Path, tiny_data: Path, dense: str, error: type[Exception], message: str
+) -> None:
+    (own_folder / "text.pt").write_text("no checkpoint")
+    with pytest.raises(error, match=message):
+        search(own_folder, tiny_data, options={"dense": dense})
