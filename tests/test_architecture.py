@@ -9,6 +9,7 @@ import pytest
 
 import yolo_prune
 from yolo_prune.host.patches import PATCHES, patch
+from yolo_prune.host.tuning import SCHEDULERS
 
 PACKAGE = Path(yolo_prune.__file__).parent
 MODULES = {
@@ -55,7 +56,7 @@ def test_what_is_replaced_in_ultralytics_is_listed_and_nothing_else() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"patch", "patched"}
     ]
     names = {node.args[1].value for node in calls if isinstance(node.args[1], ast.Constant)}
-    in_loops = {"train", "tune", "_smart_load", "Tuner", "run_ray_tune"}  # named by a variable
+    in_loops = {"train", "tune", "_smart_load", "Tuner", "run_ray_tune", *SCHEDULERS}  # named by a variable
     assert names | in_loops == {listed.name for listed in PATCHES}
     with pytest.raises(KeyError, match=r"host\.patches does not list it"):
         patch(object(), "something_else", None)

@@ -109,27 +109,44 @@ def test_a_release_whose_trials_cannot_be_told_is_refused(yolo: YOLO, monkeypatc
         yolo.tune()
 
 
+class Grid(list[Any]):
+    """Stands in for Ray Tune's results."""
+
+    experiment_path = "."
+
+
 class Search:
     """Stands in for Ray Tune: one trial, with the last choice of everything, on a copy as in another process."""
 
     def __init__(self, trainable: Any, param_space: dict[str, Any], **_: Any) -> None:
         self._trainable, self._space = trainable, param_space
-        self.results: Any = None
+        self.results = Grid()
 
     @staticmethod
     def can_restore(folder: Path) -> bool:
         return False
 
     def fit(self) -> None:
-        self.results = self._trainable({k: v[-1] if isinstance(v, list) else v for k, v in self._space.items()})
+        chosen = {k: v[-1] if isinstance(v, list) else v for k, v in self._space.items()}
+        self.results.append(SimpleNamespace(metrics=self._trainable(dict(chosen)), config=chosen))
 
     def get_results(self) -> Any:
         return self.results
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def schedulers() -> list[dict[str, Any]]:
+    """What the stand-in's schedulers were made with."""
+    return []
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch, schedulers: list[dict[str, Any]]) -> None:
     """Put a stand-in for Ray in place."""
+
+    def scheduler(**settings: Any) -> None:
+        schedulers.append(settings)
+
     assert not raytune.callbacks
     modules = {name: ModuleType(name) for name in ("ray", "ray.tune", "ray.tune.schedulers")}
 
@@ -141,7 +158,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> None:
         Tuner=Search, TuneConfig=anything, RunConfig=anything, uniform=anything, randint=anything
     )
     vars(modules["ray.tune"])["with_resources"] = lambda trainable, resources: trainable
-    vars(modules["ray.tune.schedulers"]).update(ASHAScheduler=anything, HyperBandForBOHB=anything)
+    vars(modules["ray.tune.schedulers"]).update(ASHAScheduler=scheduler, HyperBandForBOHB=scheduler)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(ray_tuner.checks, "check_requirements", lambda *_, **__: True)
@@ -150,15 +167,24 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_the_copies_that_ray_tune_trains_prune_with_the_knobs_that_it_chose(
-    own_folder: Path, tiny_data: Path, yolo: YOLO
+    own_folder: Path, tiny_data: Path, yolo: YOLO, schedulers: list[dict[str, Any]]
 ) -> None:
     once().attach(yolo)
     space = {"prune": [0.2, 0.6], "lr0": [1e-3, 1e-2]}
     settings = {"data": str(tiny_data), "project": str(own_folder), "search_alg": "random", **SETTINGS}
     results = yolo.tune(use_ray=True, iterations=1, space=space, **settings)
-    assert "metrics/mAP50-95(B)" in results
+    assert "metrics/mAP50-95(B)" in results[0].metrics
     (report,) = own_folder.rglob("report.json")
     check_report(report.parent.parent, 0.6)
+    (trial,) = json.loads(Path("trials.json").read_text())["trials"]
+    final = json.loads(report.read_text())["final"]
+    assert trial == {
+        **{name: final[name] for name in tuning.FIGURES},
+        "run": str(report.parent.parent),
+        "options": {"prune": 0.6, "lr0": 1e-2},
+        "front": True,
+    }
+    assert schedulers[0]["grace_period"] == SETTINGS["epochs"] == schedulers[0]["max_t"] - 2
     assert once().config == next(f.__self__.config for f in yolo.callbacks["on_train_end"] if hasattr(f, "__self__"))
 
 
@@ -171,3 +197,17 @@ def test_a_knob_that_ray_tune_does_not_know_is_refused_before_training(
     settings = {"data": str(tiny_data), "project": str(own_folder), "search_alg": "random", **SETTINGS}
     with pytest.raises(ConfigError, match="unknown option prune_stpes: did you mean prune_steps"):
         yolo.tune(use_ray=True, iterations=1, space={"prune_stpes": [1]}, **settings)
+
+
+def test_the_trials_of_a_search_are_one_curve(own_folder: Path) -> None:
+    """Only those that were trained to their end count, and a larger one only where it is more accurate."""
+    models = {"a": (100, 0.6), "b": (50, 0.5), "c": (80, 0.45), "d": (30, 0.4), "e": (50, 0.3), "f": (20, None)}
+    grid = [SimpleNamespace(metrics={"metrics/mAP50-95(B)": 0.1}, config={})]
+    for run, (macs, fitness) in models.items():
+        figures = {"run": run, "macs": macs, "params": 1, "bytes": 2, "fitness": fitness, "checkpoint": "best.pt"}
+        metrics = {f"{tuning.NOTED}{name}": value for name, value in figures.items()}
+        grid.append(SimpleNamespace(metrics=metrics, config={"prune": 0.5, "data": "my.yaml"}))
+    trials = json.loads(tuning.note_trials(grid, own_folder).read_text())["trials"]
+    assert [trial["run"] for trial in trials] == ["a", "c", "e", "b", "d", "f"]
+    assert [trial["run"] for trial in trials if trial["front"]] == ["a", "b", "d"]
+    assert trials[0]["options"] == {"prune": 0.5}

@@ -41,13 +41,15 @@ PATCHES = (
     Patch("BaseTrainer", "save_metrics", "columns of the distillation from the first epoch on", _RUN),
     Patch("BaseTrainer", "optimizer_step", "batches since the last step are counted", _RUN),
     Patch("BaseTrainer", "preprocess_batch", "a resumed run's first step comes when it was due", "at that step"),
-    Patch("BaseTrainer", "lf", "the learning-rate curve is read elsewhere after a cut (lr_after_cut=rewind)", _RUN),
+    Patch("BaseTrainer", "lf", "the learning-rate curve is read elsewhere after a cut (lr_after_cut)", _RUN),
     Patch("LambdaLR", "lr_lambdas", "the same", _RUN),
     Patch("DistillationModel, the class", "loss_sl2", "other losses, of models that were asked for them", "never"),
     Patch("DataLoader", "_get_iterator", "a resumed run's order of images", "at its first epoch"),
     Patch("ultralytics.engine.trainer", "strip_optimizer", "writes beside and replaces", "after final_eval"),
     Patch("ultralytics.engine.tuner", "Tuner", "trials prune", "after tune()"),
     Patch("ultralytics.utils.tuner", "run_ray_tune", "trials prune", "after tune()"),
+    Patch("ray.tune.schedulers", "ASHAScheduler", "trials are over when the pruned model is measured", "after tune()"),
+    Patch("ray.tune.schedulers", "HyperBandForBOHB", "the same", "after tune()"),
     Patch("ultralytics.utils.checks", "AUTOINSTALL", "no export installs packages", "after the exports"),
 )
 

@@ -7,11 +7,16 @@ takes, and the copies are given them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ultralytics import __version__
+from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.engine import tuner
 from ultralytics.utils import tuner as ray_tuner
 from ultralytics.utils.checks import check_version
@@ -20,6 +25,9 @@ from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.text import CLI_PREFIX, is_argument
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host.patches import patched
+from yolo_prune.utils.console import log
+from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from ultralytics import YOLO
@@ -117,8 +125,70 @@ def _start_values(config: PruneConfig, space: Mapping[str, Any]) -> dict[str, fl
 def _run_ray_tune(
     stock: Callable[..., Any], config: PruneConfig, attach: Attach, model: YOLO, *arguments: Any, **settings: Any
 ) -> Any:
-    """Stand in for Ultralytics' ``run_ray_tune``: what it trains are copies that prune."""
-    return stock(RayModel(model, config, attach), *arguments, **settings)
+    """Stand in for Ultralytics' ``run_ray_tune``: what it trains are copies that prune, and their sizes are noted.
+
+    Its schedulers stop trials that are less accurate than others, which smaller models are; so where sizes are searched
+    none is stopped, unless the user gives a ``grace_period``. They also stop each at its last epoch, before the pruned
+    model is measured and written down; here the final validation and the results count as two more.
+    """
+    try:
+        from ray.tune import schedulers
+    except ImportError:  # Ultralytics says how to install it
+        schedulers = None
+    if SIZE_OPTIONS & (settings.get("space") or {}).keys() and "grace_period" not in settings:
+        settings["grace_period"] = settings.get("epochs") or DEFAULT_CFG_DICT["epochs"]
+    with ExitStack() as patches:
+        for name in SCHEDULERS if schedulers else ():
+            patches.enter_context(patched(schedulers, name, partial(_patient, getattr(schedulers, name))))
+        results = stock(RayModel(model, config, attach), *arguments, **settings)
+    if folder := getattr(results, "experiment_path", None):
+        log(f"the sizes of all trials, and which of them no other beats, are in {note_trials(results, Path(folder))}")
+    return results
+
+
+def _patient(scheduler: Callable[..., Any], *, max_t: int, **settings: Any) -> Any:
+    """Make a scheduler that lets a trial report its final validation and its results."""
+    return scheduler(max_t=max_t + 2, **settings)
+
+
+SCHEDULERS = ("ASHAScheduler", "HyperBandForBOHB")
+"""Ray's, that Ultralytics uses."""
+SIZE_OPTIONS = {"prune", f"{CLI_PREFIX}sizes", f"{CLI_PREFIX}max_drop"}
+"""Options that say how large a model becomes."""
+FIGURES = ("macs", "params", "bytes", "fitness", "checkpoint")
+"""What is noted of a trial's model, as `Stage` has it."""
+
+
+def note_trials(results: Iterable[Any], folder: Path) -> Path:
+    """Write ``trials.json``: the model of each trial of a search that was trained to its end, the largest first.
+
+    Args:
+        results: Ray Tune's results, with ``metrics`` and ``config`` each.
+        folder: Where to.
+
+    Returns:
+        The file: ``{"schema", "trials": [{"run", "options", *FIGURES, "front"}]}``. ``run`` is the trial's folder, and
+        ``front`` tells whether no other trial is as small and as accurate.
+    """
+    trials = []
+    for result in results:
+        found = result.metrics or {}
+        if f"{NOTED}run" in found:
+            figures = {name: found[f"{NOTED}{name}"] for name in ("run", *FIGURES)}
+            trials.append({**figures, "options": {k: v for k, v in result.config.items() if k != "data"}})
+    trials.sort(key=lambda trial: (-trial["macs"], trial["fitness"] or 0.0))
+    best = -1.0
+    for trial in reversed(trials):  # from the smallest on, only what is more accurate than all that is smaller
+        trial["front"] = trial["fitness"] is not None and trial["fitness"] > best
+        best = trial["fitness"] if trial["front"] else best
+    path = folder / "trials.json"
+    with atomic_write(path) as draft:
+        draft.write_text(json.dumps({"schema": 1, "trials": trials}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+NOTED = "prune_"
+"""Begins the names of what a trial tells Ray Tune of its model."""
 
 
 class RayModel:
@@ -139,11 +209,20 @@ class RayModel:
         self._model.reset_callbacks()
 
     def train(self, **arguments: Any) -> Any:
-        """Train, with the options among the arguments.
+        """Train, with the options among the arguments; the results tell of the model, too.
 
         Raises:
             ConfigError: If an option does not exist, or cannot have this value.
         """
         options = {name: str(arguments.pop(name)) for name in [*arguments] if is_argument(name)}
-        self._attach(self._model, PruneConfig.from_cli({**self._config.to_cli(), **options}))
-        return self._model.train(**arguments)
+        defaults = self._config.to_cli()
+        if {"prune", f"{CLI_PREFIX}sizes"} & options.keys():  # one stands instead of the other
+            defaults = {k: v for k, v in defaults.items() if k not in ("prune", f"{CLI_PREFIX}sizes")}
+        self._attach(self._model, PruneConfig.from_cli({**defaults, **options}))
+        results = self._model.train(**arguments)
+        run = Path(self._model.trainer.save_dir)
+        if not hasattr(results, "results_dict") or not (report := RunFolder(run).path / "report.json").exists():
+            return results
+        final = json.loads(report.read_text(encoding="utf-8"))["final"]
+        noted = {f"{NOTED}{name}": final[name] for name in FIGURES}
+        return SimpleNamespace(results_dict={**results.results_dict, **noted, f"{NOTED}run": str(run)})
