@@ -89,7 +89,7 @@ def zeros_to_make(model: nn.Module, config: PruneConfig) -> float:
     Raises:
         TargetError: If there are not so many weights that may be zero.
     """
-    asked = plan_zeros(model, config.replace(importance="l2", allocation="uniform"))
+    asked = plan_zeros(model, config.replace(importance="l2", allocation="uniform", depth=None))
     layers = dict(model.named_modules())
     masks = [(layers[path].weight.detach(), of.mask) for path, of in asked.items() if of.mask is not None]
     is_held = not any((weight[mask.to(weight.device)] != 0).any() for weight, mask in masks)
