@@ -265,7 +265,7 @@ def listening() -> YOLO:
 
 
 SHARE = "0.5 and 50% remove half of the MACs"
-FORMS = "give 0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 8 ms or 2x"
+FORMS = "give 0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x, 60%"
 LINES = "'option: value' lines such as 'target: 0.5'"
 KNOB_YAML = "write 'option: value' lines such as 'target: 0.5'"
 FINISH = "an epoch left after the last cut"
@@ -502,7 +502,11 @@ WRONGS: dict[str, list[Wrong]] = {
     "yolo-prune ...": refused(
         2,
         (command("trai"), "unknown command trai", "Did you mean train?"),
-        (command("zzz"), "unknown command zzz", "Valid: train, prune, plan, bench, kit, sensitivity, report, demo"),
+        (
+            command("zzz"),
+            "unknown command zzz",
+            "Valid: train, prune, plan, bench, kit, sensitivity, curve",
+        ),
         (command("help plna"), "unknown command plna", "Did you mean plan?"),
         (command("help plan bench"), "help plan bench: help tells of one command", "e.g. yolo-prune help plan"),
         (command("train epochs=3"), "train without prune", "e.g. prune=0.5, or use 'yolo train'"),
@@ -605,7 +609,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (latency_file(DEEP), "latency.json cannot be read (RecursionError", "the run anew"),
         (latency_file(malicious), "latency.json cannot be read (Unicode", "the run anew"),
         (latency_with(weights=[float("nan")] * 6), "nan is no time", "start the run anew"),
-        (latency_with(weights=[0.0]), "1 weights, not 6", "start the run anew"),
+        (latency_with(weights=[0.0]), "1 weights, not 7", "start the run anew"),
         (latency_with(dense=-1.0), "-1.0 is no time", "start the run anew"),
         (latency_with(multiple=0), "no widths are multiples of 0", "start the run anew"),
     ),

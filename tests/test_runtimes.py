@@ -34,7 +34,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_each_runtime_has_a_module_and_a_format() -> None:
-    assert {*MODULES} == {*FORMATS} == {*RUNTIMES} - {"pytorch"} and {*MAKERS} <= {*RUNTIMES}
+    assert {*MODULES} == {*FORMATS} == {*RUNTIMES} - {"pytorch"} and {*MAKERS} <= {*RUNTIMES, "command"}
 
 
 def test_the_conditions_of_a_measurement_are_told() -> None:

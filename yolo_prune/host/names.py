@@ -70,7 +70,7 @@ HOST_NAMES = (
     Names(TRAINER, "_setup_train build_dataset preprocess_batch", "images to look at"),
     Names(TRAINER, "test_loader train_loader", "the same", on_instances=True),
     Names(TRAINER, "ema freeze_layer_names model optimizer scaler", "what a cut changes", on_instances=True),
-    Names(TRAINER, "validate", "the fitness of a stage"),
+    Names(TRAINER, "get_validator validate", "the fitness of a stage, and of a dense model"),
     Names(
         TRAINER,
         "best_fitness epoch fitness loss_items metrics stop stopper",
