@@ -379,8 +379,8 @@ def test_one_cut_without_training_removes_blocks_and_tells_it_beforehand(own_fol
     where = {"batch": 4, "workers": 0, "plots": False, "project": str(own_folder), "exist_ok": True}
     yolo = YOLO(tiny_yaml(own_folder))
     yolo.model = tasks.DetectionModel(yolo.model.yaml, nc=3, verbose=False)
-    told = dry_run(yolo, PruneConfig(target=0.4, calibration=4), data=str(tiny_data), imgsz=64, **where)
-    plan = prune_model(yolo, 0.4, calibration=4, data=str(tiny_data), imgsz=64, benchmark=False, **where).plan
+    told = dry_run(yolo, PruneConfig(target=0.4, depth=True, calibration=4), data=str(tiny_data), imgsz=64, **where)
+    plan = prune_model(yolo, 0.4, depth=True, calibration=4, data=str(tiny_data), imgsz=64, benchmark=False, **where).plan
     assert plan.blocks and f"blocks removed: {', '.join(plan.blocks)}" in told
     assert not any(path in dict(yolo.model.named_modules()) for path in plan.blocks)
     again = build("tiny")
@@ -414,7 +414,7 @@ def test_blocks_go_only_where_they_cost_less_than_channels() -> None:
         plan = plan_traced(model, graph, config, request_for(model, graph, config), data).plan
         assert ("model.6.m.0" in plan.blocks) is depth
         assert plan.macs["after"] <= 0.7 * plan.macs["before"]
-    kept = PruneConfig(target=0.3, layer_limits={"model.6.m.0.cv1.conv": 0.5})
+    kept = PruneConfig(target=0.3, depth=True, layer_limits={"model.6.m.0.cv1.conv": 0.5})
     assert "model.6.m.0" not in plan_traced(model, graph, kept, request_for(model, graph, kept), data).plan.blocks
     named = trace(model, IMGSZ, PruneConfig(ignored_layers=["model.6.m.0.*"]).is_ignored)
     assert "model.6.m.0" not in {entry.path for entry in named.blocks}
@@ -425,7 +425,8 @@ def test_blocks_are_refused_where_nobody_knows_what_they_cost(others: dict[str, 
     with pytest.raises(ConfigError, match=r"depth=True with .*; leave depth out, or use these"):
         PruneConfig(depth=True, **others)
     assert not PruneConfig(**others).removes_blocks and not PruneConfig(depth=False).removes_blocks
-    assert PruneConfig().removes_blocks and PruneConfig(depth=True).removes_blocks
+    assert PruneConfig(target="2x").removes_blocks and PruneConfig(depth=True).removes_blocks
+    assert not PruneConfig().removes_blocks
 
 
 def test_a_target_beyond_what_channels_allow_is_reached_with_blocks() -> None:
@@ -435,7 +436,7 @@ def test_a_target_beyond_what_channels_allow_is_reached_with_blocks() -> None:
     alone = PruneConfig(**tight, depth=False)
     with pytest.raises(TargetError, match="is the least that can be reached"):
         plan_traced(model, graph, alone, request_for(model, graph, alone), data)
-    both = PruneConfig(**tight)
+    both = PruneConfig(**tight, depth=True)
     plan = plan_traced(model, graph, both, request_for(model, graph, both), data).plan
     assert plan.blocks and plan.macs["after"] <= 0.8 * plan.macs["before"]
 

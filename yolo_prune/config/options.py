@@ -82,8 +82,8 @@ class Options:
     depth: bool | None = _option(
         None,
         rules.flag().or_none(),
-        "whether whole inner blocks may go as well, where that costs less than channels; by default if that can be "
-        "told: by reconstruction, with allocation=global",
+        "whether whole inner blocks may go as well, where that costs less than channels; by default for a latency "
+        "target; needs importance=reconstruction and allocation=global",
     )
     round_to: int | None = _option(
         None,

@@ -242,7 +242,7 @@ class PruneConfig(Options):
     def removes_blocks(self) -> bool:
         """Whether inner blocks may go: their price is known in terms of the default criterion alone."""
         can_tell = self.importance == "reconstruction" and self.allocation == "global" and self.per_cost
-        return self.depth is not False and can_tell
+        return can_tell and (self.is_timed if self.depth is None else self.depth)
 
     def is_limited(self, layer: str) -> bool:
         """Whether a pattern of ``layer_limits`` matches a layer, so that not all of it may go."""
