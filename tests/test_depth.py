@@ -380,7 +380,9 @@ def test_one_cut_without_training_removes_blocks_and_tells_it_beforehand(own_fol
     yolo = YOLO(tiny_yaml(own_folder))
     yolo.model = tasks.DetectionModel(yolo.model.yaml, nc=3, verbose=False)
     told = dry_run(yolo, PruneConfig(target=0.4, depth=True, calibration=4), data=str(tiny_data), imgsz=64, **where)
-    plan = prune_model(yolo, 0.4, depth=True, calibration=4, data=str(tiny_data), imgsz=64, benchmark=False, **where).plan
+    plan = prune_model(
+        yolo, 0.4, depth=True, calibration=4, data=str(tiny_data), imgsz=64, benchmark=False, **where
+    ).plan
     assert plan.blocks and f"blocks removed: {', '.join(plan.blocks)}" in told
     assert not any(path in dict(yolo.model.named_modules()) for path in plan.blocks)
     again = build("tiny")
