@@ -107,6 +107,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "devices": table("devices"),
     "file_sizes": table("file_sizes"),
     "memory": table("memory"),
+    "zeros": table("zeros"),
     "criteria": table("criteria"),
     "speed": table("speed", "speed_table"),
     "speed.targets": table("speed", "target_table"),

@@ -149,7 +149,7 @@ def test_a_command_is_the_stopwatch_of_a_plan_and_of_its_result(tmp_path: Path) 
     runtime = f"command: {sys.executable} {script} {{file}}"
     network, graph = build("tiny"), graph_of("tiny")
     latency = measure(network, graph, runtime, cache=tmp_path)
-    assert latency.where["device"] == "what the command runs on" and max(latency.errors) < 0.02
+    assert latency.where["device"] == "what the command runs on" and max(latency.errors) < 0.3  # a size is about a time
     [fewer] = cut_networks(network, sample_plans(graph, 1))
     timing = compare_networks([network, fewer], runtime, IMGSZ)
     half = CostModel(trace(fewer, IMGSZ)).params() / CostModel(graph).params()

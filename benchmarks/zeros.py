@@ -1,0 +1,171 @@
+"""Zeros among the weights: what is left of the accuracy at 50, 70 and 90 % and at 2:4, and what the files weigh.
+
+    python benchmarks/zeros.py --shared ../shared            # every row that is not there yet
+    python benchmarks/zeros.py --only yolov8n,coco-part      # rows with all of this in their names
+    python benchmarks/zeros.py --table                       # print the tables of what is there
+
+Without training each row is one `prune_model`: with its defaults ("solved"), or with weights chosen by magnitude, layer
+by layer or in the whole network (LAMP), with or without solving what is left (see `WAYS`). With training it is a run of
+25 epochs on bccd from the dense model that `accuracy.py` makes. Results are validated in a process that cannot import
+yolo_prune, and "compressed" is zlib at its best level on the bytes of ``best.pt``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accuracy import Case
+from training import data_yaml, parser_of, rows_of, train, write
+from validation import ENVIRONMENT, validate
+
+RESULTS = Path(__file__).parent / "results" / "zeros.json"
+MODELS = ("yolov8n", "yolo11n")
+TARGETS = ("50% sparsity", "70% sparsity", "90% sparsity", "2:4")
+IMGSZ = {"coco-part": 416, "bccd": 224}
+WAYS: dict[str, dict[str, Any]] = {
+    "solved": {},
+    "solved, same share": {"allocation": "uniform"},
+    "magnitude": {"importance": "l2", "allocation": "uniform", "reconstruction": False},
+    "LAMP": {"importance": "l2", "reconstruction": False},
+    "LAMP, then solved": {"importance": "l2"},
+}
+"""Name -> options of `prune_model`."""
+METRIC = "mAP50-95(B)"
+PRUNE = """
+import json, sys
+from yolo_prune import prune_model
+from ultralytics import YOLO
+start, data, imgsz, target, folder, options = sys.argv[1:]
+where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
+options = {"val": False, "benchmark": False, **json.loads(options)}  # what is left is validated elsewhere
+prune_model(YOLO(start), target, data=data, imgsz=int(imgsz), workers=0, seed=0, **where, **options)
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network with zeros.
+
+    Attributes:
+        model: Ultralytics' name of the model.
+        data: Folder in ``shared/data``.
+        target: As it is typed.
+        way: One of `WAYS`.
+        epochs: For which it is trained; 0 for none.
+    """
+
+    model: str
+    data: str
+    target: str
+    way: str = "solved"
+    epochs: int = 0
+
+    def __str__(self) -> str:
+        words = (self.model, self.data, self.target.replace("% sparsity", "").replace(":", "of"), self.way)
+        return "-".join((*words, *([f"{self.epochs}epochs"] * bool(self.epochs)))).replace(" ", "-").replace(",", "")
+
+
+def rows() -> Iterator[Row]:
+    """Yield all rows, the most important first."""
+    for way in ("solved", "magnitude"):
+        for target in TARGETS:
+            yield from (Row(model, data, target, way) for data in IMGSZ for model in MODELS)
+    yield Row("yolov8n", "bccd", "70% sparsity", "solved", 25)
+    yield Row("yolov8n", "bccd", "90% sparsity", "solved", 25)
+    yield Row("yolov8n", "bccd", "90% sparsity", "magnitude", 25)
+    for way in ("solved, same share", "LAMP, then solved", "LAMP"):
+        yield from (Row(model, "coco-part", target, way) for target in TARGETS[1:3] for model in MODELS)
+    yield from (Row("yolo11n", "bccd", target, "solved", 25) for target in ("70% sparsity", "2:4"))
+
+
+def main() -> None:
+    """Make the rows that are missing, and print the tables."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", default="", help="parts of names, with commas between them")
+    parser.add_argument("--without", default="", help="a part of names to leave out")
+    args = parser.parse_args()
+    for row in () if args.table else rows():
+        is_left_out = args.without and args.without in str(row)
+        if (
+            all(part in str(row) for part in args.only.split(","))
+            and not is_left_out
+            and str(row) not in rows_of(RESULTS)
+        ):
+            made_row = made(row, args.shared.resolve(), args.runs.resolve())
+            write(RESULTS, {"seed": 0, "rows": {**rows_of(RESULTS), str(row): made_row}})
+    print(table())
+
+
+def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
+    """Make a network, and return its row."""
+    start = shared / "weights" / f"{row.model}-from-int8.pt" if row.data == "coco-part" else None
+    start, data = start or Case(row.model, row.data).start(runs), str(data_yaml(shared, row.data))
+    folder, imgsz = runs / f"zeros-{row}", IMGSZ[row.data]
+    if row.epochs:
+        options = [f"prune_{name}={value}" for name, value in WAYS[row.way].items()]
+        settings = ("batch=16", "workers=0", "plots=False", f"epochs={row.epochs}", f"imgsz={imgsz}", "seed=0")
+        prune = (f"prune={row.target}", "prune_benchmark=False", *options)
+        train((f"model={start}", f"data={data}", *settings, *prune), folder, shared)
+    else:
+        arguments = (start, data, imgsz, row.target, folder, json.dumps(WAYS[row.way]))
+        subprocess.run([sys.executable, "-c", PRUNE, *map(str, arguments)], check=True, env=ENVIRONMENT)
+    report = json.loads((folder / "pruning" / "report.json").read_text())
+    alike = [r for r in rows_of(RESULTS).values() if (r["model"], r["data"]) == (row.model, row.data)]
+    dense = {key: alike[0][key] for key in ("dense", "dense_bytes", "dense_compressed")} if alike else {}
+    best = folder / "weights" / "best.pt"
+    return {
+        "model": row.model,
+        "data": row.data,
+        "imgsz": imgsz,
+        "target": row.target,
+        "way": row.way,
+        "epochs": row.epochs,
+        "sparsity": report["cuts"][-1]["sparsity"],
+        **(dense or {"dense": validate(start, data, imgsz)["metrics"][METRIC], **_bytes(start, "dense_")}),
+        "pruned": validate(best, data, imgsz)["metrics"][METRIC],
+        **_bytes(best),
+        "seconds_cut": sum(cut["seconds"] for cut in report["cuts"]),
+    }
+
+
+def _bytes(checkpoint: Path, prefix: str = "") -> dict[str, int]:
+    content = checkpoint.read_bytes()
+    return {f"{prefix}bytes": len(content), f"{prefix}compressed": len(zlib.compress(content, 9))}
+
+
+def table() -> str:
+    """Return the tables of the documentation: without training, and after it."""
+    there = rows_of(RESULTS)
+    lines = ["| model, data | way | dense | " + " | ".join(TARGETS) + " |", "|---" * (3 + len(TARGETS)) + "|"]
+    for model, data in ((model, data) for data in IMGSZ for model in MODELS):
+        for way in WAYS:
+            found = [there.get(str(Row(model, data, target, way))) for target in TARGETS]
+            if any(found):
+                dense = next(of for of in found if of)["dense"]
+                cells = ("" if of is None else f"{of['pruned']:.3f}" for of in found)
+                lines.append(f"| {model}, {data} | {way} | {dense:.3f} | {' | '.join(cells)} |")
+    lines += ["", "| model | target | way | dense | after 25 epochs | file | compressed |", "|---" * 7 + "|"]
+    for row in (there[str(of)] for of in rows() if of.epochs and str(of) in there):
+        lines.append(
+            f"| {row['model']} | {row['target']} | {row['way']} | {row['dense']:.3f} | {row['pruned']:.3f} "
+            f"| {row['bytes'] / 1e6:.2f} MB | {row['compressed'] / 1e6:.2f} MB |"
+        )
+    lines += ["", "| model | target | file | compressed | dense, compressed |", "|---" * 5 + "|"]
+    for model in MODELS:
+        for row in (there[name] for t in TARGETS if (name := str(Row(model, "bccd", t))) in there):
+            lines.append(
+                f"| {model} | {row['target']} | {row['bytes'] / 1e6:.2f} MB | {row['compressed'] / 1e6:.2f} MB "
+                f"| {row['dense_compressed'] / 1e6:.2f} MB |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
