@@ -265,7 +265,10 @@ def listening() -> YOLO:
 
 
 SHARE = "0.5 and 50% remove half of the MACs"
-FORMS = "give 0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x, 60%"
+FORMS = (
+    "give 0.5, 50%, 50% params, 3.2 GMACs, 1.2M params, 2 MB, 1.5 MB litert:8, 256 kB ram:8, 8 ms, 2x, 60% sparsity or "
+    "2:4; several, separated by commas, must all hold"
+)
 LINES = "'option: value' lines such as 'target: 0.5'"
 KNOB_YAML = "write 'option: value' lines such as 'target: 0.5'"
 FINISH = "an epoch left after the last cut"
@@ -505,7 +508,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (
             command("zzz"),
             "unknown command zzz",
-            "Valid: train, prune, plan, bench, kit, sensitivity, curve",
+            "Valid: train, prune, plan, bench, kit, sensitivity, curve, inspect, report, compare, demo, help, version",
         ),
         (command("help plna"), "unknown command plna", "Did you mean plan?"),
         (command("help plan bench"), "help plan bench: help tells of one command", "e.g. yolo-prune help plan"),

@@ -126,9 +126,8 @@ def test_more_samples_begin_with_the_same_and_their_widths_are_those_of_the_cut_
     for plan, network in zip(plans, cut_networks(build("tiny"), plans), strict=True):
         widths = widths_of(graph, plan)
         stays = [not is_inside(path, plan.blocks) for path in graph.layers]
-        assert (widths[:, stays] == Workload(trace(network, IMGSZ)).dense).all() and not widths[
-            :, np.invert(stays)
-        ].any()
+        assert (widths[:, stays] == Workload(trace(network, IMGSZ)).dense).all()
+        assert not widths[:, np.invert(stays)].any()
 
 
 @pytest.mark.slow
@@ -141,16 +140,28 @@ def test_networks_are_really_timed(runtime: str, tmp_path: Path) -> None:
     assert timing.speedup(0).low == 1 and timing.speedup(1).low > 0
 
 
+TIMER = """
+import math, sys
+import onnx
+
+graph = onnx.shape_inference.infer_shapes(onnx.load(sys.argv[1])).graph
+sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.value_info, *graph.output)}
+weights = {w.name: list(w.dims) for w in graph.initializer}
+convs = [n for n in graph.node if n.op_type == "Conv"]
+print(sum(math.prod(weights[n.input[1]]) * math.prod(sizes[n.output[0]][2:]) for n in convs) / 1e9, "s")
+"""
+
+
 @pytest.mark.slow
 def test_a_command_is_the_stopwatch_of_a_plan_and_of_its_result(tmp_path: Path) -> None:
-    """It tells the size of each file as its time."""
+    """It tells the multiply-adds of each file's convolutions as its time."""
     script = tmp_path / "timer.py"
-    script.write_text("import os, sys\nprint(f'{os.path.getsize(sys.argv[1]) / 1e6} ms')\n", encoding="utf-8")
+    script.write_text(TIMER, encoding="utf-8")
     runtime = f"command: {sys.executable} {script} {{file}}"
     network, graph = build("tiny"), graph_of("tiny")
     latency = measure(network, graph, runtime, cache=tmp_path)
-    assert latency.where["device"] == "what the command runs on" and max(latency.errors) < 0.3  # a size is about a time
+    assert latency.where["device"] == "what the command runs on" and max(latency.errors) < 0.02
     [fewer] = cut_networks(network, sample_plans(graph, 1))
     timing = compare_networks([network, fewer], runtime, IMGSZ)
-    half = CostModel(trace(fewer, IMGSZ)).params() / CostModel(graph).params()
-    assert timing.speedup(1).settled and timing.speedup(1).value == pytest.approx(1 / half, rel=0.2)
+    left = CostModel(trace(fewer, IMGSZ)).macs() / CostModel(graph).macs()
+    assert timing.speedup(1).settled and timing.speedup(1).value == pytest.approx(1 / left, rel=0.02)

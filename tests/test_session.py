@@ -144,7 +144,7 @@ def test_the_report_keeps_its_contract(done: Any) -> None:
     assert {path: (n["before"], n["after"]) for path, n in report["layers"].items()} == {
         path: (layer.weight.shape[0], slim[path].weight.shape[0])
         for path, layer in dense.items()
-        if isinstance(layer, torch.nn.Conv2d) and path in slim
+        if isinstance(layer, torch.nn.Conv2d)
     }
     assert len(set(report["samples"])) == 4 and all(Path(file).is_file() for file in report["samples"])
     page = (trainer.save_dir / "pruning" / "report.html").read_text()
