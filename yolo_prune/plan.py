@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolo_prune.errors import PlanError, describe_error, short_repr
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.paths import is_inside, outermost
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ class PrunePlan:
         Raises:
             WriteError: If it cannot be written.
         """
-        with atomic_write(Path(path)) as draft:
-            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> PrunePlan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from yolo_prune.config.targets import BYTES, MACS, PARAMS, in_units
 from yolo_prune.device.stopwatch import QUIET, TRIES
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.text import aligned
 
 
@@ -98,8 +97,7 @@ class Bench:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON; a reader never sees half of it."""
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_json(path, asdict(self))
 
 
 def _spread(row: Row) -> str:

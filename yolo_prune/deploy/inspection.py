@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from yolo_prune.graph.zeros import sparse_layers, zeros_of
 from yolo_prune.host import checkpoint
 from yolo_prune.report import zeros
 from yolo_prune.report.records import Report
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.text import aligned, count, megabytes
 
 
@@ -62,8 +61,7 @@ class Inspection:
     @property
     def sparsity(self) -> float:
         """Share of zeros among the weights of convolutions and linear layers without groups."""
-        weights, zero = (sum(of[name] for of in self.zeros.values()) for name in ("weights", "zeros"))
-        return zero / max(1, weights)
+        return zeros.share(self.zeros)
 
     def text(self, *, with_layers: bool = False) -> str:
         """Return the figures as lines, with a row per layer that may have zeros where that is asked for."""
@@ -100,9 +98,7 @@ class Inspection:
 
     def save(self, path: Path) -> None:
         """Write the figures as JSON; a reader never sees half of it."""
-        with atomic_write(path) as draft:
-            data = {**asdict(self), "sparsity": self.sparsity}
-            draft.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_json(path, {**asdict(self), "sparsity": self.sparsity})
 
 
 def inspect_checkpoint(path: str | Path, imgsz: Any = None) -> Inspection:

@@ -19,7 +19,7 @@ from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import ConfigError, describe_error
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.report import page
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.run_folder import RunFolder
 from yolo_prune.utils.text import milliseconds
 
@@ -129,8 +129,7 @@ def note_in_report(run: Path, comparison: Comparison, final: int) -> None:
         report[stage]["latency"] = comparison.seconds[i][0]
     report["final"]["speedup"], report["timed"] = asdict(comparison.speedups[final]), dict(comparison.where)
     report["scales"] = {}
-    with atomic_write(path) as draft:
-        draft.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(path, report)
     page.write(run, plots=False)
 
 

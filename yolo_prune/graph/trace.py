@@ -130,7 +130,7 @@ def _maps(model: nn.Module) -> list[ChannelSlice]:
 
 
 def _removable(
-    model: nn.Module, run: ForwardRun, locked: Iterable[str], held: Collection[str]
+    model: nn.Module, run: ForwardRun, locked: Collection[str], held: Collection[str]
 ) -> tuple[InnerBlock, ...]:
     """Return the inner blocks that can be removed, with no other effect on the channel groups.
 
@@ -143,7 +143,7 @@ def _removable(
 
     def may_go(block: InnerBlock) -> bool:
         calls = run.calls.get(block.path, [])
-        if len(calls) != 1 or any(is_inside(block.path, {path}) for path in locked):
+        if len(calls) != 1 or is_inside(block.path, locked):
             return False
         if any(is_inside(path, {block.path}) for path in held):
             return False

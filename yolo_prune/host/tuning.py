@@ -26,7 +26,7 @@ from yolo_prune.config.text import CLI_PREFIX, is_argument
 from yolo_prune.errors import ConfigError, UnsupportedError
 from yolo_prune.host.patches import patched
 from yolo_prune.utils.console import log
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def note_trials(results: Iterable[Any], folder: Path) -> Path:
         trial["front"] = trial["fitness"] is not None and trial["fitness"] > best
         best = trial["fitness"] if trial["front"] else best
     path = folder / "trials.json"
-    with atomic_write(path) as draft:
-        draft.write_text(json.dumps({"schema": 1, "trials": trials}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"schema": 1, "trials": trials})
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from yolo_prune.report.drawing import FORMATS, MEASURES, TICKS, fill, metric_of
 from yolo_prune.report.pictures import Mark, Panel, draw_sizes
 from yolo_prune.report.runs import Comparison, dense_told, faster
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_text
 
 NAME = "compare.html"
 BEYOND = 1.3
@@ -23,8 +23,7 @@ def write(found: Comparison, folder: Path, *, plots: bool = True) -> Path:
         plots: Whether to write ``compare.png``, too.
     """
     path = folder / NAME
-    with atomic_write(path) as draft:
-        draft.write_text(render(found, folder.resolve().name), encoding="utf-8")
+    write_text(path, render(found, folder.resolve().name))
     if plots and (drawn := panels(found)):
         draw_sizes(drawn, folder / "compare.png", metric_of({"task": found.task}))
     return path

@@ -8,7 +8,7 @@ from yolo_prune.config.targets import LATENCY
 from yolo_prune.report.drawing import FORMATS, MEASURES, TICKS, fill, metric_of, runtime_name
 from yolo_prune.report.pictures import Mark, Panel, draw_sizes
 from yolo_prune.report.size_curve import Curve, CurvePoint
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_text
 
 NAME = "curve.html"
 
@@ -22,8 +22,7 @@ def write(curve: Curve, folder: Path, *, plots: bool = True) -> Path:
         plots: Whether to write ``curve.png``, too.
     """
     path = folder / NAME
-    with atomic_write(path) as draft:
-        draft.write_text(render(curve, folder.resolve().name), encoding="utf-8")
+    write_text(path, render(curve, folder.resolve().name))
     if plots and (found := panels(curve)):
         draw_sizes(found, folder / "curve.png", metric_of({"task": curve.task}), curve.dense.fitness)
     return path

@@ -24,7 +24,7 @@ from yolo_prune.report.drawing import FORMATS, fill, metric_of, runtime_name
 from yolo_prune.report.predictions import Sample, side_by_side
 from yolo_prune.report.records import CutRecord, ExportRecord, Report, Stage
 from yolo_prune.report.zeros import at_runtimes
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_text
 from yolo_prune.utils.run_folder import RunFolder
 from yolo_prune.utils.text import epochs
 
@@ -56,8 +56,7 @@ def write(run: Path, *, plots: bool = True) -> Path:
             unseen = f"{type(e).__name__}: {e}"
     path = folder / NAME
     text = render(report, arguments, run.resolve().name, samples, unseen)
-    with atomic_write(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+    write_text(path, text)
     if plots:
         pictures.draw(report, folder, metric_of(arguments))
     return path

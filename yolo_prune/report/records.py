@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from yolo_prune.config.targets import MACS, PARAMS
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.report.given import Given
 from yolo_prune.report.versions import versions
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.text import aligned, change, count, epochs, megabytes, milliseconds, score
 
 SCHEMA = 1
@@ -254,8 +253,7 @@ class Report:
     def save(self, folder: Path) -> Path:
         """Write ``report.json`` into a folder; a reader never sees half of it."""
         path = folder / "report.json"
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
         return path
 
     def table(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.report.records import Stage
 from yolo_prune.report.versions import versions
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.text import aligned, count, megabytes, milliseconds, score
 
 SCHEMA = 1
@@ -83,8 +82,7 @@ class Comparison:
     def save(self, folder: Path) -> Path:
         """Write ``compare.json`` into a folder; a reader never sees half of it."""
         path = folder / "compare.json"
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
         return path
 
     def table(self) -> str:

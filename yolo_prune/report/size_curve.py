@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from yolo_prune.config.targets import BYTES, LATENCY, MACS, PARAMS
 from yolo_prune.report.versions import versions
-from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.files import write_json
 from yolo_prune.utils.text import aligned, change, count, megabytes, milliseconds, score
 
 SCHEMA = 1
@@ -157,6 +156,5 @@ class Curve:
     def save(self, folder: Path) -> Path:
         """Write ``curve.json`` into a folder; a reader never sees half of it."""
         path = folder / "curve.json"
-        with atomic_write(path) as draft:
-            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
         return path

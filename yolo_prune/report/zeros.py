@@ -52,12 +52,16 @@ def _tensorrt(layers: Layers, checkpoint: str) -> str:
     )
 
 
+def share(layers: Layers) -> float:
+    """Return the share of the weights of all layers that are zero."""
+    weights, zeros = (sum(of[name] for of in layers.values()) for name in ("weights", "zeros"))
+    return float(zeros / max(1, weights))
+
+
 def lines(layers: Layers, checkpoint: str) -> list[str]:
     """Return a line for the network, and one for each runtime."""
-    weights, zeros = (sum(of[name] for of in layers.values()) for name in ("weights", "zeros"))
-    told = (
-        f"{zeros / max(1, weights):.1%} of {count(weights)} weights in {len(layers)} layers are zero; what that brings:"
-    )
+    weights = sum(of["weights"] for of in layers.values())
+    told = f"{share(layers):.1%} of {count(weights)} weights in {len(layers)} layers are zero; what that brings:"
     return [told, *(f"  {runtime}: {sentence}" for runtime, sentence in at_runtimes(layers, checkpoint).items())]
 
 

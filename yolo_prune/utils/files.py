@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from yolo_prune.errors import WriteError, describe_error
 
@@ -35,3 +37,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where nothing can be written, nothing was
             draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; a reader never sees half of it.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    with atomic_write(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain data as JSON, as `write_text` does."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
