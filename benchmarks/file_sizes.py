@@ -19,12 +19,11 @@ from training import parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "file_sizes.json"
 MODELS = ("yolov8n", "yolo11n")
-FORMS = {
-    **dict.fromkeys(("onnx", "onnx:16", "onnx:8", "openvino", "openvino:16", "ncnn", "ncnn:16"), 20),
-    **dict.fromkeys(("openvino:8", "litert", "litert:8", "litert:w8a32", "coreml", "coreml:16", "coreml:8", "mnn"), 5),
-    **dict.fromkeys(("torchscript", "mnn:16", "mnn:8"), 5),
-}
-"""Export -> how many networks; those that take long get fewer."""
+FORMS = (
+    *("onnx", "onnx:16", "onnx:8", "openvino", "openvino:16", "openvino:8", "ncnn", "ncnn:16", "torchscript"),
+    *("litert", "litert:8", "litert:w8a32", "coreml", "coreml:16", "coreml:8", "mnn", "mnn:16", "mnn:8"),
+)
+NETWORKS = 20
 IMGSZ = 64
 
 
@@ -55,7 +54,7 @@ def made(checkpoint: Path, form: str) -> dict[str, Any]:
 
     network = load_checkpoint(checkpoint)[0]
     graph, draw = trace(network, IMGSZ), np.random.default_rng(0)
-    plans = [random_plan(graph, draw.uniform(0.2, 0.95), 8, 300 + i) for i in range(FORMS[form])]
+    plans = [random_plan(graph, draw.uniform(0.2, 0.95), 8, 300 + i) for i in range(NETWORKS)]
     cost, sizes = CostModel(graph), []
     for one in (network, *cut_networks(network, plans)):
         with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ import torch
 import trainings
 from conftest import Python
 from nets import assert_same, snapshot, tiny_yaml
+from onnx import numpy_helper
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
@@ -24,6 +25,7 @@ from yolo_prune import PruneCallback, PruneConfig
 from yolo_prune.errors import ConfigError, CutError, UnsupportedError
 from yolo_prune.graph.layers import is_quantized
 from yolo_prune.graph.trace import trace
+from yolo_prune.graph.zeros import share_of_zeros, sparse_layers
 from yolo_prune.host import qat as quantization
 from yolo_prune.host.distillation import student_of
 from yolo_prune.training import run_files
@@ -250,3 +252,17 @@ def test_a_student_is_quantized_and_its_teacher_is_not(own_folder: Path, tiny_da
     trainer = train(own_folder, tiny_data, soon(distill=True), look, epochs=3, name="distilled")
     assert is_quantized(student_of(networks[-1])) and not is_quantized(networks[-1].teacher_model)
     assert is_quantized(load_checkpoint(trainer.best)[0])
+
+
+@needs_modelopt
+def test_zeros_stay_zero_in_int8(own_folder: Path, tiny_data: Path) -> None:
+    trainer = train(own_folder, tiny_data, soon(target="60% sparsity", export=("onnx",)), name="zeros")
+    report = report_of(trainer)
+    asked = report["cuts"][-1]["sparsity"]
+    assert 0.6 <= asked < 0.6 + 1e-4
+    for network in (unwrap_model(trainer.model), trainer.ema.ema, load_checkpoint(trainer.best)[0]):
+        assert is_quantized(network)
+        assert asked <= share_of_zeros(sparse_layers(network)) < asked + 1e-3  # FP16 and training make some more
+    weights = {of.name: numpy_helper.to_array(of) for of in onnx.load(report["exports"][0]["path"]).graph.initializer}
+    kernels = [of for of in weights.values() if of.ndim == 4 and len(of) > 1]
+    assert asked <= sum(int((of == 0).sum()) for of in kernels) / sum(of.size for of in kernels)

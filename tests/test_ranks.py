@@ -17,10 +17,12 @@ from nets import build, tiny_yaml
 from torch import nn
 from trainings import DEFAULTS
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune import PruneCallback
 from yolo_prune.callback import telling_all
 from yolo_prune.errors import CutError, PruneError
+from yolo_prune.graph.zeros import share_of_zeros, sparse_layers
 from yolo_prune.host import ddp as ranks
 
 
@@ -56,6 +58,7 @@ def seen(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         {"name": "guarded", "model": yaml, "knobs": {"max_drop": 0.01}, "arguments": {"epochs": 6}},
         {"name": "family", "model": yaml, "knobs": {"sizes": [0.3, 0.6], "start": 0.1}, "arguments": {"epochs": 6}},
         {"name": "auto", "model": yaml, "knobs": AUTO, "arguments": {"epochs": 6}},
+        {"name": "zeros", "model": yaml, "knobs": {"target": "60% sparsity", **DEFAULTS}},
     ]
     by_rank = two_processes(jobs, tiny_data, folder)
     names = [job["name"] + ("-resumed" if job.get("resume") else "") for job in jobs]
@@ -116,6 +119,17 @@ def test_all_ranks_make_the_same_sizes(seen: dict[str, Any]) -> None:
     report = json.loads((seen["folder"] / "runs" / "family" / "pruning" / "report.json").read_text())
     assert [size["size"] for size in report["sizes"]] == ["0.3", "0.6"]
     assert all(size["fitness"] is not None and Path(size["checkpoint"]).exists() for size in report["sizes"])
+
+
+@pytest.mark.slow
+def test_all_ranks_hold_the_same_zeros(seen: dict[str, Any]) -> None:
+    first, second = seen["zeros"]
+    assert [row[:3] for row in first] == [row[:3] for row in second]
+    folder = seen["folder"] / "runs" / "zeros"
+    report = json.loads((folder / "pruning" / "report.json").read_text())
+    asked = report["cuts"][-1]["sparsity"]
+    assert 0.6 <= asked < 0.6 + 1e-4
+    assert asked <= share_of_zeros(sparse_layers(load_checkpoint(folder / "weights" / "best.pt")[0])) < asked + 1e-4
 
 
 def test_one_process_asks_nobody() -> None:
