@@ -171,6 +171,7 @@ def test_images_that_show_a_kept_class_calibrate_first() -> None:
     assert sum(i % 5 == 0 for i in choose_images(FewShown(), 12, 0)) < 10
 
 
+@pytest.mark.slow
 def test_a_run_keeps_classes_of_its_data(run: Run) -> None:
     trainer = run("yolo26n", soon(0.3, keep_classes="circle,tri*"))
     report = report_of(trainer)

@@ -289,6 +289,7 @@ def test_the_optimizer_has_the_models_parameters_and_all_comes_back(name: str) -
     step(model, optimizer)
 
 
+@pytest.mark.slow
 def test_the_record_rebuilds_the_network_without_its_blocks_for_any_data(tmp_path: Path, python: Python) -> None:
     model = build("yolo11n")
     plan = make(model, 0.3, importance="random")
@@ -374,6 +375,7 @@ def test_an_interrupted_run_that_removes_blocks_ends_as_if_nothing_had_happened(
     assert_same_end(undisturbed, run(YOLO(at / "weights" / "last.pt"), PruneCallback(None), resume=True).save_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cheap_blocks")
 def test_a_cut_of_blocks_that_costs_too_much_is_taken_back(
     run: Run, own_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -385,6 +387,7 @@ def test_a_cut_of_blocks_that_costs_too_much_is_taken_back(
     assert json.loads((at / "pruning" / "report.json").read_text())["guard"]["failures"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cheap_blocks")
 def test_one_cut_without_training_removes_blocks_and_tells_it_beforehand(own_folder: Path, tiny_data: Path) -> None:
     where = {"batch": 4, "workers": 0, "plots": False, "project": str(own_folder), "exist_ok": True}

@@ -217,6 +217,7 @@ def test_models_that_are_compared_have_names_of_their_own(tmp_path: Path) -> Non
             kit.make_comparison_kit(models, tmp_path / "kit.pyz", "onnx", "onnx", 64, None)
 
 
+@pytest.mark.slow
 def test_a_file_that_the_runtime_cannot_read_is_named(tmp_path: Path, macs_as_files: None) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "kit.pyz"

@@ -107,6 +107,7 @@ def _get_model(cfg: Any, weights: Any = None, verbose: bool = True) -> nn.Module
     return type(build("yolo26n"))(copy.deepcopy(cfg), nc=3, verbose=False)
 
 
+@pytest.mark.slow
 def test_a_pruned_network_stays_a_pruned_one() -> None:
     network = build("yolo11n")
     make(network).apply(network)
@@ -164,6 +165,7 @@ def test_levels_are_powers_of_two() -> None:
             PruneConfig(drop_levels=wrong)
 
 
+@pytest.mark.slow
 def test_shares_are_of_the_network_with_all_levels() -> None:
     whole, model = build("yolo11n"), YOLO("yolo11n.yaml")
     model.model = build("yolo11n")
@@ -178,6 +180,7 @@ def test_shares_are_of_the_network_with_all_levels() -> None:
     assert given is not None and given.amounts["ram"] == whole.amount("ram") and given.amounts["bytes"] > whole.bytes()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_levels_needs_no_yolo_prune(own_folder: Path, python: Python) -> None:
     image, expected = torch.rand(1, 3, SIDE, SIDE), {}
     for name, target in (("yolo11n", 0.0), ("yolo26n", 0.4)):
@@ -249,6 +252,7 @@ def _knows_sizes(network: Any) -> Any:
     return network
 
 
+@pytest.mark.slow
 def test_a_run_without_a_level_ends_on_target(run: Run) -> None:
     trainer = run("yolo11n", soon(0.5, drop_levels=5))
     report = report_of(trainer)
@@ -261,6 +265,7 @@ def test_a_run_without_a_level_ends_on_target(run: Run) -> None:
     assert "without level 5" in (trainer.save_dir / "pruning" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_level_goes_where_nothing_is_cut(run: Run) -> None:
     trainer = run("yolo11n", PruneCallback(0, drop_levels=5), epochs=1)
     report = report_of(trainer)

@@ -246,6 +246,7 @@ def test_iterations_after_the_first_look_at_half_of_the_images(sizes: tuple[int,
     assert CalibrationData(nn.Identity(), batches).later_batches() == expected
 
 
+@pytest.mark.slow
 def test_a_later_iteration_looks_at_no_other_images() -> None:
     model, seen = build("yolov8n"), labelled_batches(3)
     data = CalibrationData(model, seen)

@@ -212,6 +212,7 @@ def test_a_loss_that_is_not_a_number_is_the_worst() -> None:
     assert HeldOutLoss(model, batches[:2], [broken]).loss() == np.inf
 
 
+@pytest.mark.slow
 def test_a_plan_by_sensitivity_lands_on_the_target_and_spares_the_sensitive() -> None:
     model, batches = detection()
     graph = traced(model)

@@ -50,6 +50,7 @@ def kept(plan: PrunePlan, path: str, side: str, width: int) -> set[int]:
     return set(plan.layers[path][side]) if path in plan.layers else set(range(width))
 
 
+@pytest.mark.slow
 def test_plans_are_nested_each_is_within_its_size_and_cuts_the_dense_network(data: CalibrationData) -> None:
     sizes = (0.15, 0.35, 0.55, 0.65)
     plans = plans_of(data, sizes)

@@ -171,6 +171,7 @@ def test_a_run_that_passes_several_cuts_in_an_epoch_passes_no_size() -> None:
     assert progress.due(40) == [third, fourth]
 
 
+@pytest.mark.slow
 def test_sizes_that_are_as_far_in_different_quantities_are_made_one_after_the_other(run: Run) -> None:
     report = report_of(run(prune=soon(sizes=["50% params", 0.5], start=0.1, end=0.4, schedule="exponential"), epochs=8))
     params, macs = report["sizes"]
