@@ -12,9 +12,13 @@ import pytest
 import torch
 from nets import build, fast_and_slow
 from torch import nn
+from ultralytics import YOLO
+from ultralytics.cfg import get_cfg
+from ultralytics.engine.exporter import validate_args
 
 from yolo_prune.config.choices import RUNTIMES
-from yolo_prune.deploy.network_files import export, read_form, with_noise
+from yolo_prune.deploy.formats import format_table, formats, precisions
+from yolo_prune.deploy.network_files import export, export_form, read_form, with_noise
 from yolo_prune.deploy.runtimes import FORMATS, MAKERS, check_runtime, described, file_runner, torch_runner
 from yolo_prune.device import runners
 from yolo_prune.device.runners import MODULES, open_file
@@ -68,6 +72,21 @@ def test_a_precision_is_one_that_ultralytics_exports() -> None:
         read_form("ncnn:8")
     with pytest.raises(ConfigError, match="checkpoints are timed in single precision; give runtime=pytorch"):
         read_form("pytorch:16")
+
+
+def test_files_to_be_timed_are_asked_for_with_what_ultralytics_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(YOLO, "export", lambda self, **given: asked.append(given) or "made")
+    network, takes = build("tiny"), format_table("Arguments")
+    for form in (f"{name}:{precision}" for name in formats() for precision in precisions(name)):
+        folder = tmp_path / form.replace(":", "-")
+        folder.mkdir()
+        export_form(network, form, (64, 64), folder)
+        values = {"batch": 1} | {key: value for key, value in asked[-1].items() if key != "format"}
+        validate_args(asked[-1]["format"], get_cfg(overrides=values), takes[asked[-1]["format"]])
+    assert {given["format"] for given in asked if "data" in given} >= {"onnx", "openvino", "litert"}
 
 
 @pytest.mark.parametrize("family", fast_and_slow("tiny", "yolo11n"))

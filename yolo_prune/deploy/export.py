@@ -19,12 +19,7 @@ from ultralytics.engine.exporter import (
 from ultralytics.utils import checks
 
 from yolo_prune.deploy.coreml import disagreement, inspect, store_sparsely
-from yolo_prune.deploy.formats import (
-    file_size,
-    format_table,
-    precisions,
-    read_export,
-)
+from yolo_prune.deploy.formats import file_size, format_table, is_calibrated, precisions, read_export
 from yolo_prune.deploy.parity import ExportedCheckpoint, compare_known, objection
 from yolo_prune.host.patches import patched
 from yolo_prune.report.records import ExportRecord
@@ -120,11 +115,7 @@ def _make(original: ExportedCheckpoint, name: str, precision: str, quantize: int
     they would replace what has been checked already.
     """
     stem = original.path.stem if quantize is None else f"{original.path.stem}-{quantize}"  # `_PRECISION` reads it
-    calibration = (
-        {"data": str(original.data)}
-        if original.data and "data" in format_table("Arguments")[name] and "8" in precision
-        else {}
-    )
+    calibration = {"data": str(original.data)} if original.data and is_calibrated(name, precision) else {}
     with tempfile.TemporaryDirectory(dir=original.path.parent) as folder:
         copy = Path(folder).resolve() / f"{stem}.pt"
         shutil.copy(original.path, copy)

@@ -48,6 +48,11 @@ def precisions(name: str) -> tuple[str, ...]:
     return tuple(precision for precision, able in tables.items() if name in able)
 
 
+def is_calibrated(name: str, precision: str) -> bool:
+    """Whether Ultralytics makes a format in this precision with a data set's images, as INT8 of most formats."""
+    return "8" in precision and "data" in format_table("Arguments")[name]
+
+
 def check_formats(exports: Sequence[str]) -> None:
     """Refuse what Ultralytics cannot export.
 

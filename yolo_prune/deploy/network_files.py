@@ -11,7 +11,7 @@ from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.tasks import guess_model_task
 
-from yolo_prune.deploy.formats import precisions, read_export
+from yolo_prune.deploy.formats import is_calibrated, precisions, read_export
 from yolo_prune.deploy.runtimes import FORMATS
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.image import image_channels
@@ -76,7 +76,7 @@ def export_form(network: nn.Module, form: str, imgsz: tuple[int, int], folder: P
     name, quantize = read_export(form)
     precision = form.partition(":")[2]
     options: dict[str, Any] = {} if precision in {"", precisions(name)[0]} else {"quantize": quantize}
-    if "8" in precision:
+    if is_calibrated(name, precision):
         options["data"] = data or _noise_data(network, imgsz, folder / "noise")
     checkpoint = _checkpoint(network, folder)
     with silence():
