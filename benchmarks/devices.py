@@ -49,8 +49,9 @@ def made(case: Case, runtime: str, shared: Path, runs: Path, device: Path) -> di
     dense, folder = case.start(runs), runs / f"device-{case.model}-{runtime}"
     folder.mkdir(parents=True, exist_ok=True)
     where = (f"imgsz={IMGSZ}", f"runtime={runtime}")
-    _yolo_prune("kit", f"model={dense}", *where, f"out={folder / 'kit.pyz'}")
-    latency = _on_device(device, folder / "kit.pyz", "latency.json")
+    if not (folder / "latency.json").exists():
+        _yolo_prune("kit", f"model={dense}", *where, f"out={folder / 'kit.pyz'}")
+    latency = _on_device(device, folder / "kit.pyz", "latency.json")  # goes on where it was
     found, bests = [], []
     for target in TARGETS:
         run = folder / target

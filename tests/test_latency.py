@@ -38,12 +38,11 @@ def test_multiply_adds_of_all_kinds_are_those_of_the_network(family: str) -> Non
         assert features[-1] == 1 and (features >= 0).all() and len(features) == len(FEATURES)
 
 
-def test_widths_cost_as_the_next_multiple_that_is_computed_at_once() -> None:
+def test_outputs_cost_as_the_next_multiple_that_is_computed_at_once() -> None:
     work = Workload(graph_of("tiny"))
     out, inp = work.dense
     for stairs in STAIRS:
-        up = np.ceil(work.dense / stairs) * stairs
-        assert (work.features(out, inp, stairs) == work.features(*up)).all()
+        assert (work.features(out, inp, stairs) == work.features(np.ceil(out / stairs) * stairs, inp)).all()
         assert (work.features(out - 0.5, inp, stairs) == work.features(np.ceil(out - 0.5), inp, stairs)).all()
 
 

@@ -2,9 +2,10 @@
 
 What a network computes is summed up in `FEATURES`: multiply-adds by kind of layer, values that layers make and read.
 The seconds of each of them, and of what no width changes, are least squares over a dozen or more cut networks that were
-timed as a whole, where the model will run (see `deploy.samples`). A vector unit computes several channels at once, so
-widths between two multiples of that number cost as the next one; which number it is, those networks tell as well. The
-dense network, whose widths a runtime may like better than any others, is known as it was measured.
+timed as a whole, where the model will run (see `deploy.samples`). A runtime computes several output channels at once
+and goes through the inputs one by one, so outputs between two multiples of that number cost as the next one; which
+number it is, those networks tell as well. The dense network, whose widths a runtime may like better than any others, is
+known as it was measured.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ FEATURES = ("convolutions", "pointwise", "grouped", "made", "read", "layers", "f
 """Multiply-adds of convolutions with more than one tap; of others, and of products of activations; of grouped
 convolutions; values that layers make, and read; layers, of which removed blocks have none; and 1."""
 STAIRS = (1, 8, 16, 32)
-"""Channels that may be computed at once."""
+"""Output channels that may be computed at once."""
 LEAST = 0.05
 """Share of its dense time that no network is predicted to be below; the weights come from such that keep more."""
 
@@ -58,9 +59,9 @@ class Workload:
             self._products[row[product.layer]] += per_output
 
     def features(self, out: np.ndarray, inp: np.ndarray, stairs: int = 1) -> np.ndarray:
-        """Return the amount of each of `FEATURES`, with widths rounded up to multiples of ``stairs``."""
+        """Return the amount of each of `FEATURES`, with outputs rounded up to multiples of ``stairs``."""
         layers = np.count_nonzero(self._positions * out)
-        out, inp = (np.ceil(widths / stairs) * stairs for widths in (out, inp))
+        out = np.ceil(out / stairs) * stairs
         macs = self._macs * out * np.where(self._is_grouped, self._per_group, inp)
         by_kind = self._kinds @ macs
         by_kind[1] += self._products @ out
@@ -82,7 +83,7 @@ class LatencyModel:
     Attributes:
         dense: Seconds of the network before any cut, as measured.
         weights: Seconds per amount of each of `FEATURES`; only what is fixed may be below 0.
-        stairs: Channels that are computed at once; widths in between cost as the next multiple.
+        stairs: Output channels that are computed at once; numbers in between cost as the next multiple.
         multiple: Plans for a latency keep multiples of it, or whole fractions.
         errors: By how much predictions were off, as shares, of networks that were timed and not fitted.
         network: Digest of the dense network and its image size (see `digest_of`).
