@@ -2,9 +2,10 @@
 
 What a network computes is summed up in `FEATURES`: multiply-adds by kind of layer, values that layers make and read.
 The seconds of each of them, and of what no width changes, are least squares over a dozen or more cut networks that were
-timed as a whole, where the model will run (see `deploy.samples`). A runtime computes several output channels at once
-and goes through the inputs one by one, so outputs between two multiples of that number cost as the next one; which
-number it is, those networks tell as well. The dense network, whose widths a runtime may like better than any others, is
+timed as a whole, where the model will run (see `deploy.samples`). A runtime computes several channels at once, so for a
+part of the time widths between two multiples of that number cost as the next one; which number it is, and how much of
+the time, those networks tell as well. The
+dense network, whose widths a runtime may like better than any others, is
 known as it was measured.
 """
 
@@ -24,11 +25,14 @@ from yolo_prune.errors import PlanError, describe_error, short_repr
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.utils.files import atomic_write
 
-FEATURES = ("convolutions", "pointwise", "grouped", "made", "read", "layers", "fixed")
-"""Multiply-adds of convolutions with more than one tap; of others, and of products of activations; of grouped
-convolutions; values that layers make, and read; layers, of which removed blocks have none; and 1."""
+FEATURES = ("convolutions", "pointwise", "stepped", "stepped pointwise", "grouped", "made", "read", "layers", "fixed")
+"""Multiply-adds of convolutions with more than one tap; of others, and of products of activations; both once more, with
+widths rounded up to what is computed at once; of grouped convolutions; values that layers make, and read; layers, of
+which removed blocks have none; and 1."""
 STAIRS = (1, 8, 16, 32)
-"""Output channels that may be computed at once."""
+"""Channels that may be computed at once."""
+EXACT = 1e-12
+"""Mean squared error, relative to times, below which predictions are right."""
 LEAST = 0.05
 """Share of its dense time that no network is predicted to be below; the weights come from such that keep more."""
 
@@ -59,20 +63,26 @@ class Workload:
             self._products[row[product.layer]] += per_output
 
     def features(self, out: np.ndarray, inp: np.ndarray, stairs: int = 1) -> np.ndarray:
-        """Return the amount of each of `FEATURES`, with outputs rounded up to multiples of ``stairs``."""
+        """Return the amount of each of `FEATURES`, where ``stairs`` channels are computed at once."""
+        *exact, grouped = self._macs_by_kind(out, inp)
+        rounded = np.ceil(np.stack([out, inp]) / stairs) * stairs
+        stepped = self._macs_by_kind(*rounded)[:2] * (stairs > 1)
         layers = np.count_nonzero(self._positions * out)
-        out = np.ceil(out / stairs) * stairs
-        macs = self._macs * out * np.where(self._is_grouped, self._per_group, inp)
-        by_kind = self._kinds @ macs
+        return np.array([*exact, *stepped, grouped, self._positions @ out, self._positions @ inp, layers, 1.0])
+
+    def _macs_by_kind(self, out: np.ndarray, inp: np.ndarray) -> np.ndarray:
+        by_kind: np.ndarray = self._kinds @ (self._macs * out * np.where(self._is_grouped, self._per_group, inp))
         by_kind[1] += self._products @ out
-        return np.array([*by_kind, self._positions @ out, self._positions @ inp, layers, 1.0])
+        return by_kind
 
     def slopes(self, out: np.ndarray, inp: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return per layer the seconds of an output more, and of an input more, without stairs."""
-        per_mac = self._macs * (weights[:3] @ self._kinds)
+        wide, pointwise, stepped, stepped_pointwise, grouped, made, read, *_ = weights
+        per_kind = np.array([wide + stepped, pointwise + stepped_pointwise, grouped])
+        per_mac = self._macs * (per_kind @ self._kinds)
         by_out = per_mac * np.where(self._is_grouped, self._per_group, inp)
-        by_out = by_out + weights[1] * self._products + weights[3] * self._positions
-        by_in = per_mac * np.where(self._is_grouped, 0.0, out) + weights[4] * self._positions
+        by_out = by_out + per_kind[1] * self._products + made * self._positions
+        by_in = per_mac * np.where(self._is_grouped, 0.0, out) + read * self._positions
         return by_out, by_in
 
 
@@ -83,7 +93,7 @@ class LatencyModel:
     Attributes:
         dense: Seconds of the network before any cut, as measured.
         weights: Seconds per amount of each of `FEATURES`; only what is fixed may be below 0.
-        stairs: Output channels that are computed at once; numbers in between cost as the next multiple.
+        stairs: Channels that are computed at once.
         multiple: Plans for a latency keep multiples of it, or whole fractions.
         errors: By how much predictions were off, as shares, of networks that were timed and not fitted.
         network: Digest of the dense network and its image size (see `digest_of`).
@@ -126,7 +136,7 @@ class LatencyModel:
             data = json.loads(path.read_text(encoding="utf-8"))
             model = cls(
                 dense=float(data["dense"]),
-                weights=_with_layers(tuple(map(float, data["weights"]))),
+                weights=tuple(map(float, data["weights"])),
                 stairs=int(data["stairs"]),
                 multiple=int(data["multiple"]),
                 errors=tuple(map(float, data["errors"])),
@@ -149,12 +159,6 @@ class LatencyModel:
             raise ValueError(f"{short_repr(wrong[0])} is no time")
 
 
-def _with_layers(weights: tuple[float, ...]) -> tuple[float, ...]:
-    """Return weights of `FEATURES`; earlier versions did not count layers."""
-    is_earlier = len(weights) == len(FEATURES) - 1
-    return (*weights[:-1], 0.0, weights[-1]) if is_earlier else weights
-
-
 def fit(work: Workload, dense: float, widths: Sequence[np.ndarray], seconds: Sequence[float]) -> LatencyModel:
     """Return the latency model that tells the times of cut networks best.
 
@@ -170,7 +174,7 @@ def fit(work: Workload, dense: float, widths: Sequence[np.ndarray], seconds: Seq
         / times[:, None]  # errors relative to times
         for stairs in STAIRS
     }
-    stairs = min(STAIRS, key=lambda stairs: _left_out_error(tables[stairs]))
+    stairs = min(STAIRS, key=lambda stairs: max(_left_out_error(tables[stairs]), EXACT))  # the first of several
     weights = least_squares(tables[stairs], np.ones(len(times)))
     return LatencyModel(dense, tuple(weights), stairs, max(stairs, STAIRS[1]))
 
