@@ -10,7 +10,7 @@ WEIGHT = {"32": 4.0, "16": 2.0, "8": 1.0, "w8a16": 1.0, "w8a32": 1.0}
 """Precision -> bytes of a weight."""
 CHANNEL = {
     **{"onnx:16": 2.0, "openvino:16": 2.0, "openvino:8": 8.0},
-    **{"litert:8": 30.0, "litert:w8a16": 34.0, "litert:w8a32": 17.0},
+    **{"litert:8": 30.0, "litert:w8a16": 34.0, "litert:w8a32": 17.0, "mnn:8": 12.0},
 }
 """Export -> bytes of an output channel: its bias, and in INT8 a scale and a zero point, where there is one for each."""
 BIAS = 4.0
