@@ -62,7 +62,7 @@ def test_int8_is_put_off_only_where_something_is_to_be_cut(monkeypatch: pytest.M
         ),
         (
             {"target": "2 MB"},
-            "target=2 MB with quantize=8: the size is that of a float checkpoint; give MACs",
+            'target=2 MB with quantize=8: the size is that of a float checkpoint; .*, e.g. target="2 MB onnx:8"',
         ),
         ({"target": "50%, 8 ms"}, "target=50%, 8 ms with quantize=8: latency is measured of float networks"),
     ],
@@ -73,10 +73,18 @@ def test_what_int8_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch, knobs: 
         quantization.prepare(asking(), PruneConfig(**knobs))
 
 
-@pytest.mark.parametrize("knobs", [{"runtime": "onnx:8"}, {"latency": "latency.json"}])
-def test_a_latency_that_was_measured_in_int8_is_met(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"target": "8 ms", "runtime": "onnx:8"},
+        {"target": "8 ms", "latency": "latency.json"},
+        {"target": "2 MB onnx:8"},
+        {"target": "2 MB litert:8, 2x", "runtime": "onnx:8"},
+    ],
+)
+def test_a_latency_and_a_size_in_int8_are_met(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, Any]) -> None:
     monkeypatch.setattr(quantization, "check_available", lambda: None)
-    assert quantization.prepare(asking(), PruneConfig(target="8 ms", **knobs))
+    assert quantization.prepare(asking(), PruneConfig(**knobs))
 
 
 def test_int8_and_compile_exclude_each_other() -> None:
