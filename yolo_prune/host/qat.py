@@ -60,8 +60,8 @@ def prepare(trainer: BaseTrainer, config: PruneConfig) -> bool:
     quantities = {target.quantity for target in config.targets}
     if BYTES in quantities:
         raise ConfigError(
-            f"target={config.target} with quantize=8: the size is that of a float checkpoint; give that of an export in "
-            'INT8, e.g. target="2 MB onnx:8", MACs or parameters.'
+            f"target={config.target} with quantize=8: the size is that of a float checkpoint; give that of an export "
+            'in INT8, e.g. target="2 MB onnx:8", MACs or parameters.'
         )
     if LATENCY in quantities and not (config.latency or str(config.runtime).endswith(":8")):
         raise ConfigError(
