@@ -22,8 +22,6 @@ SHARES = (0.5, 0.25, 0.75, 0.35, 0.65, 0.2, 0.85, 0.45)
 """Multiply-adds that the networks keep, over and over."""
 MULTIPLES = (16, 8, 32)
 """Numbers whose multiples their widths are, over and over: which of them is fast is seen at equal multiply-adds."""
-SPREADS = (3.0, 1.25)
-"""How far apart layers are drawn, for each round of `SHARES`: what is planned is more even than what is far apart."""
 DEPTHS = (0.0, 0.6, 0.3, 0.0, 1.0)
 """Shares of the inner blocks that go, over and over: layers take time however narrow they are."""
 EVERY = 4
@@ -32,17 +30,13 @@ EVERY = 4
 
 def sample_plans(graph: ChannelGraph, number: int) -> list[PrunePlan]:
     """Return so many plans of random widths and depths; the first of them are always the same."""
-    plans = []
-    for i in range(number):
-        round_of_shares, at = divmod(i, len(SHARES))
-        spread, depth = SPREADS[round_of_shares % len(SPREADS)], DEPTHS[i % len(DEPTHS)]
-        plans.append(random_plan(graph, SHARES[at], MULTIPLES[i % len(MULTIPLES)], i, depth, spread))
-    return plans
+    return [
+        random_plan(graph, SHARES[i % len(SHARES)], MULTIPLES[i % len(MULTIPLES)], i, DEPTHS[i % len(DEPTHS)])
+        for i in range(number)
+    ]
 
 
-def random_plan(
-    graph: ChannelGraph, share: float, multiple: int, seed: int, without: float = 0.0, spread: float = SPREADS[0]
-) -> PrunePlan:
+def random_plan(graph: ChannelGraph, share: float, multiple: int, seed: int, without: float = 0.0) -> PrunePlan:
     """Return a plan that keeps a share of the multiply-adds, spread over the layers at random.
 
     Args:
@@ -51,10 +45,9 @@ def random_plan(
         multiple: Widths are multiples of it, or whole fractions.
         seed: Of what is random.
         without: Share of the inner blocks that go.
-        spread: Scores of a layer are multiplied by up to so much, or divided by it.
     """
     draw = np.random.default_rng(seed)
-    scores = [draw.random(group.width) * draw.uniform(1 / spread, spread) for group in graph.groups]
+    scores = [draw.random(group.width) * draw.uniform(0.3, 3) for group in graph.groups]
     blocks = random_blocks(graph, without, draw)
     untimed = LatencyModel(dense=1.0, multiple=multiple)
     while True:
