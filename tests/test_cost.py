@@ -13,9 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from yolo_prune.config.settings import PruneConfig
 from yolo_prune.config.targets import RAM
 from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.file_sizes import file_sizes
 from yolo_prune.deploy.formats import file_size
 from yolo_prune.deploy.network_files import export_form
 from yolo_prune.deploy.samples import cut_networks, random_plan
+from yolo_prune.errors import ConfigError
 from yolo_prune.graph.trace import trace
 from yolo_prune.planning.allocation import units_of
 from yolo_prune.planning.planner import plan_cut
@@ -153,6 +155,13 @@ def test_an_export_shrinks_by_the_weights_and_biases_of_the_fused_network(
     saved = [cost.amount(f"file {form}", kept + more) for more in np.eye(len(kept), dtype=int)]
     saved = np.array(saved) - cost.amount(f"file {form}", kept)
     assert np.corrcoef(saved, cost.savings(f"file {form}", kept))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("target", ["2 MB saved_model", "50% paddle"])
+def test_bytes_that_cannot_be_predicted_are_refused(target: str) -> None:
+    targets = PruneConfig(target=target).targets
+    with pytest.raises(ConfigError, match=f"target={target}: .* more than once, .* give that of another format"):
+        file_sizes(build("tiny"), targets, 64)
 
 
 @pytest.mark.slow

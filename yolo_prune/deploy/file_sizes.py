@@ -11,8 +11,12 @@ from torch import nn
 from yolo_prune.config.targets import Target
 from yolo_prune.deploy.formats import check_formats, file_size
 from yolo_prune.deploy.network_files import export_form
+from yolo_prune.errors import ConfigError
 from yolo_prune.graph.image import height_and_width
 from yolo_prune.utils.console import progress_bar
+
+TWICE = ("saved_model", "paddle")
+"""Formats whose folders hold the weights more than once, so that no bytes of a weight are known."""
 
 
 def file_sizes(network: nn.Module, targets: Iterable[Target], imgsz: int | tuple[int, int]) -> dict[str, int]:
@@ -27,10 +31,16 @@ def file_sizes(network: nn.Module, targets: Iterable[Target], imgsz: int | tuple
         Quantity of a target -> bytes.
 
     Raises:
-        ConfigError: If Ultralytics makes no such export.
+        ConfigError: If Ultralytics makes no such export, or its size cannot be predicted.
     """
-    forms = {target.quantity: target.form for target in targets if target.form}
+    asked = [target for target in targets if target.form]
+    forms = {target.quantity: target.form for target in asked}
     check_formats([*forms.values()])
+    if wrong := next((target for target in asked if target.form.partition(":")[0] in TWICE), None):
+        raise ConfigError(
+            f"target={wrong}: such a folder holds the weights more than once, and its size cannot be predicted; give "
+            "that of another format, e.g. onnx or litert:8."
+        )
     sizes = {}
     with progress_bar("exporting the network", len(forms)) as step:
         for quantity, form in forms.items():
