@@ -19,7 +19,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.config.choices import DATA_FREE
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.cost.latency import LatencyModel
+from yolo_prune.cost.latency import FEATURES, LatencyModel
 from yolo_prune.cost.model import CostModel
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import trace
@@ -180,7 +180,13 @@ def assert_same(a: Any, b: Any) -> None:
         assert a == b
 
 
+def weights_of(**seconds: float) -> tuple[float, ...]:
+    """Return the weights of a latency model in which nothing else takes time."""
+    assert {*seconds} <= {*FEATURES}
+    return tuple(seconds.get(name, 0.0) for name in FEATURES)
+
+
 def per_value(graph: ChannelGraph, *, fixed: float = 0.0, multiple: int = 8) -> LatencyModel:
     """Return the latencies of a machine on which a network takes as long as it makes values, and so long anyhow."""
-    model = LatencyModel(dense=0.0, weights=(0.0, 0.0, 0.0, 1e-8, 0.0, 0.0, fixed), multiple=multiple)
+    model = LatencyModel(dense=0.0, weights=weights_of(made=1e-8, fixed=fixed), multiple=multiple)
     return replace(model, dense=CostModel(graph, model).seconds())

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from nets import (
     make,
     state,
     tiny_yaml,
+    weights_of,
 )
 from test_blocks import BUILT, WIDTH
 from test_checkpoint import get_model, save
@@ -459,7 +460,7 @@ def test_a_target_beyond_what_channels_allow_is_reached_with_blocks() -> None:
 
 def test_seconds_count_the_layers_of_blocks() -> None:
     graph = graph_of("tiny")
-    per_layer = LatencyModel(dense=1e-6, weights=(0.0, 0.0, 0.0, 0.0, 0.0, 1e-3, 0.0))
+    per_layer = LatencyModel(dense=1e-6, weights=weights_of(layers=1e-3))
     whole, gone = CostModel(graph, per_layer), CostModel(graph, per_layer, {"model.2.m.0"})
     assert whole.seconds() - gone.seconds() == pytest.approx(2e-3)  # two convolutions
     widths = widths_of(graph, removal(graph, ["model.2.m.0"]))
@@ -468,13 +469,6 @@ def test_seconds_count_the_layers_of_blocks() -> None:
     assert len({len(plan.blocks) for plan in plans}) > 2
     for plan, network in zip(plans, cut_networks(build("tiny"), plans), strict=True):
         assert CostModel(trace(network, IMGSZ)).macs() == plan.macs["after"]
-
-
-def test_latencies_of_an_earlier_version_do_not_count_layers(tmp_path: Path) -> None:
-    model = LatencyModel(1.0, weights=(1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 6.0))
-    earlier = {**asdict(model), "weights": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
-    (tmp_path / "latency.json").write_text(json.dumps(earlier))
-    assert LatencyModel.load(tmp_path / "latency.json") == model
 
 
 def test_the_error_of_a_block_is_that_of_its_readers_inputs_together() -> None:
