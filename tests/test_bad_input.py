@@ -611,7 +611,7 @@ WRONGS: dict[str, list[Wrong]] = {
         (latency_file("[]"), "latency.json cannot be read (TypeError", "the run anew"),
         (latency_file(DEEP), "latency.json cannot be read (RecursionError", "the run anew"),
         (latency_file(malicious), "latency.json cannot be read (Unicode", "the run anew"),
-        (latency_with(weights=[float("nan")] * 9), "nan is no time", "start the run anew"),
+        (latency_with(weights=[float("nan")] * 6), "nan is no time", "start the run anew"),
         (latency_with(weights=[0.0]), "1 weights, not 9", "start the run anew"),
         (latency_with(dense=-1.0), "-1.0 is no time", "start the run anew"),
         (latency_with(multiple=0), "no widths are multiples of 0", "start the run anew"),

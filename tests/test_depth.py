@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -469,6 +469,16 @@ def test_seconds_count_the_layers_of_blocks() -> None:
     assert len({len(plan.blocks) for plan in plans}) > 2
     for plan, network in zip(plans, cut_networks(build("tiny"), plans), strict=True):
         assert CostModel(trace(network, IMGSZ)).macs() == plan.macs["after"]
+
+
+@pytest.mark.parametrize("stairs", [1, 16])
+def test_latencies_of_an_earlier_version_do_not_count_layers(tmp_path: Path, stairs: int) -> None:
+    names = ("convolutions", "pointwise") if stairs == 1 else ("stepped", "stepped pointwise")
+    rest = {"grouped": 3.0, "made": 4.0, "read": 5.0, "fixed": 6.0}
+    model = LatencyModel(1.0, weights_of(**dict(zip(names, (1.0, 2.0), strict=True)), **rest), stairs)
+    for earlier in ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 6.0]):
+        (tmp_path / "latency.json").write_text(json.dumps({**asdict(model), "weights": earlier}))
+        assert LatencyModel.load(tmp_path / "latency.json") == model
 
 
 def test_the_error_of_a_block_is_that_of_its_readers_inputs_together() -> None:

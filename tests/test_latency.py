@@ -44,6 +44,8 @@ def test_for_a_part_of_the_time_widths_cost_as_the_next_multiple(stairs: int) ->
     exact, once = work.features(*work.dense), work.features(*work.dense, stairs)
     up = work.features(*np.ceil(work.dense / stairs) * stairs)
     assert (once[2:4] == up[:2]).all() and (once[2:4] >= once[:2]).all()
+    below = work.dense - np.array([[0.5], [0.0]])
+    assert (work.features(*below, stairs)[2:4] == work.features(*np.ceil(below), stairs)[2:4]).all()
     assert (np.delete(once, [2, 3]) == np.delete(exact, [2, 3])).all() and (exact[2:4] == 0).all()
 
 
@@ -60,6 +62,14 @@ def test_slopes_are_those_of_the_seconds() -> None:
         if layer.groups == 1:
             more = model.seconds(work, out, inp + step) - model.seconds(work, out, inp)
             assert by_in[i] == pytest.approx(more, abs=1e-12), layer
+
+
+def test_slopes_count_both_parts_of_the_time() -> None:
+    work = Workload(graph_of("yolo11n"))
+    wide, pointwise, stepped, stepped_pointwise, *rest = WEIGHTS
+    plain = np.array([wide + stepped, pointwise + stepped_pointwise, 0.0, 0.0, *rest])
+    for one, other in zip(work.slopes(*work.dense, np.array(WEIGHTS)), work.slopes(*work.dense, plain), strict=True):
+        assert one == pytest.approx(other)
 
 
 @pytest.mark.parametrize("stairs", STAIRS)

@@ -4,8 +4,7 @@ What a network computes is summed up in `FEATURES`: multiply-adds by kind of lay
 The seconds of each of them, and of what no width changes, are least squares over a dozen or more cut networks that were
 timed as a whole, where the model will run (see `deploy.samples`). A runtime computes several channels at once, so for a
 part of the time widths between two multiples of that number cost as the next one; which number it is, and how much of
-the time, those networks tell as well. The
-dense network, whose widths a runtime may like better than any others, is
+the time, those networks tell as well. The dense network, whose widths a runtime may like better than any others, is
 known as it was measured.
 """
 
@@ -134,10 +133,11 @@ class LatencyModel:
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            stairs = int(data["stairs"])
             model = cls(
                 dense=float(data["dense"]),
-                weights=tuple(map(float, data["weights"])),
-                stairs=int(data["stairs"]),
+                weights=_of_earlier(tuple(map(float, data["weights"])), stairs),
+                stairs=stairs,
                 multiple=int(data["multiple"]),
                 errors=tuple(map(float, data["errors"])),
                 network=str(data["network"]),
@@ -157,6 +157,15 @@ class LatencyModel:
         amounts = (self.dense, *self.weights[:-1], abs(self.weights[-1]), *self.errors)
         if wrong := [amount for amount in amounts if not 0 <= amount < np.inf]:
             raise ValueError(f"{short_repr(wrong[0])} is no time")
+
+
+def _of_earlier(weights: tuple[float, ...], stairs: int) -> tuple[float, ...]:
+    """Return weights of `FEATURES`; earlier versions rounded all multiply-adds up, and first did not count layers."""
+    if len(weights) not in {6, 7}:
+        return weights
+    wide, pointwise, grouped, made, read, *layers, fixed = weights
+    macs = (0.0, 0.0, wide, pointwise) if stairs > 1 else (wide, pointwise, 0.0, 0.0)
+    return (*macs, grouped, made, read, *(layers or [0.0]), fixed)
 
 
 def fit(work: Workload, dense: float, widths: Sequence[np.ndarray], seconds: Sequence[float]) -> LatencyModel:
