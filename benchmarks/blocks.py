@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_yaml, parser_of, rows_of, train, write
+from training import data_yaml, is_missing, parser_of, prune, rows_of, train, write
 from validation import ENVIRONMENT, validate
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"
@@ -33,15 +33,6 @@ KEPT = (67, 50)
 DATA, TRAINED_AT, TIMED_AT, EPOCHS = "bccd", 224, 640, 25
 RUNTIMES = ("onnx", "openvino")
 METRIC = "mAP50-95(B)"
-CUT = """
-import sys
-from yolo_prune import prune_model
-from ultralytics import YOLO
-start, data, imgsz, target, folder, depth = sys.argv[1:]
-where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
-options = {"val": False, "benchmark": False, "depth": depth == "True"}
-prune_model(YOLO(start), float(target), data=data, imgsz=int(imgsz), workers=0, seed=0, **where, **options)
-"""
 TIME = """
 import json, sys
 from yolo_prune.deploy.latency_profile import compare_networks
@@ -107,8 +98,7 @@ def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
         options = (f"prune={removed:g}", f"prune_depth={cut.depth}", "prune_benchmark=False")
         found = train((*given, *options), folder, shared)["plain_process"]
     else:
-        arguments = (dense, data, TRAINED_AT, removed, folder, cut.depth)
-        subprocess.run([sys.executable, "-c", CUT, *map(str, arguments)], check=True, env=ENVIRONMENT)
+        prune(dense, Path(data), TRAINED_AT, removed, folder, depth=cut.depth)
         found = validate(cut.best(runs), data, TRAINED_AT) if cut.model != RANDOM else {"metrics": {}}
     report = json.loads((folder / "pruning" / "report.json").read_text(encoding="utf-8"))
     return {
@@ -145,19 +135,16 @@ def main() -> None:
     args = parser.parse_args()
     shared, runs = args.shared.resolve(), args.runs.resolve()
 
-    def is_missing(name: str) -> bool:
-        return name not in rows_of(RESULTS) and all(part in name for part in args.only.split(","))
-
     def note(name: str, row: dict[str, Any]) -> None:
         write(RESULTS, {"imgsz": {"trained": TRAINED_AT, "timed": TIMED_AT}, "rows": {**rows_of(RESULTS), name: row}})
 
     if args.timed:
         for model, runtime in product((*MODELS, RANDOM), RUNTIMES):
-            if is_missing(name := f"{model}-{runtime}"):
+            if is_missing(name := f"{model}-{runtime}", RESULTS, args.only):
                 note(name, timed(model, runtime, runs))
     elif not args.table:
         for cut in cuts(args.trained):
-            if is_missing(str(cut)):
+            if is_missing(str(cut), RESULTS, args.only):
                 note(str(cut), made(cut, shared, runs))
     print(table())
 

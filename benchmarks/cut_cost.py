@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training import ENVIRONMENT, data_yaml, parser_of, rows_of, write
+from training import ENVIRONMENT, data_yaml, is_missing, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "cut_cost.json"
 CASES = (
@@ -88,7 +88,7 @@ def main() -> None:
     if not args.table:
         for model, images in CASES:
             name = f"{model}-{images}"
-            if args.only in name and name not in rows_of(RESULTS):
+            if is_missing(name, RESULTS, args.only):
                 row = made(model, images, args.shared.resolve(), args.runs.resolve())
                 write(RESULTS, {"imgsz": IMGSZ, "seed": 0, "rows": {**rows_of(RESULTS), name: row}})
     print(table())

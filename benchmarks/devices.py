@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from accuracy import Case
-from training import ENVIRONMENT, data_yaml, parser_of, rows_of, write
+from training import ENVIRONMENT, data_yaml, is_missing, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "devices.json"
 CASES = tuple(product(("yolo11n", "yolov8n"), ("onnx", "openvino", "ncnn", "litert")))
@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     for model, runtime in () if args.table else CASES:
         name = f"{model}-{runtime}"
-        if args.only in name and name not in rows_of(RESULTS):
+        if is_missing(name, RESULTS, args.only):
             row = made(Case(model, "bccd"), runtime, args.shared.resolve(), args.runs.resolve(), args.device)
             about = {"imgsz": IMGSZ, "epochs": EPOCHS, "seed": 0, "threads": 1, "data": "bccd"}
             write(RESULTS, {**about, "rows": {**rows_of(RESULTS), name: row}})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from training import parser_of, rows_of, write
+from training import is_missing, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "file_sizes.json"
 MODELS = ("yolov8n", "yolo11n")
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     for model, form in () if args.table else product(MODELS, FORMS):
         name = f"{model}-{form}"
-        if args.only in name and name not in rows_of(RESULTS):
+        if is_missing(name, RESULTS, args.only):
             row = made(args.shared.resolve() / "weights" / f"{model}-from-int8.pt", form)
             write(RESULTS, {"imgsz": IMGSZ, "rows": {**rows_of(RESULTS), name: {"model": model, "form": form, **row}}})
     print(table())

@@ -14,30 +14,19 @@ cannot import yolo_prune.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy import Case
-from training import data_yaml, parser_of, rows_of, train, write
-from validation import ENVIRONMENT, validate
+from accuracy import TRAIN, Case
+from training import data_yaml, is_missing, parser_of, prune, rows_of, train, write
+from validation import validate
 
 RESULTS = Path(__file__).parent / "results" / "levels_classes.json"
 EPOCHS = 10
 CLASSES = "person,car"
 METRIC = "mAP50-95(B)"
-PRUNE = """
-import json, sys
-from yolo_prune import prune_model
-from ultralytics import YOLO
-start, data, imgsz, target, folder, options = sys.argv[1:]
-where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
-fixed = {"workers": 0, "seed": 0, "val": False, "benchmark": False}
-prune_model(YOLO(start), float(target), data=data, imgsz=int(imgsz), **fixed, **where, **json.loads(options))
-"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         for row in rows():
-            if all(part in str(row) for part in args.only.split(",")) and str(row) not in rows_of(RESULTS):
+            if is_missing(str(row), RESULTS, args.only):
                 found = (of_classes if row.classes else of_levels)(row, args.shared.resolve(), args.runs.resolve())
                 write(RESULTS, {"seed": 0, "epochs": EPOCHS, "rows": {**rows_of(RESULTS), str(row): found}})
     print(level_table(), class_table(), sep="\n\n")
@@ -95,12 +84,11 @@ def of_levels(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     """Return what a network without levels has and can."""
     start, data, folder = Case(row.model, "bccd").start(runs), data_yaml(shared), runs / f"levels-classes-{row}"
     if row.trained:
-        given = [f"model={start}", f"data={data}", f"epochs={EPOCHS}", "imgsz=224", "batch=16", "workers=0", "seed=0"]
+        given = [f"model={start}", f"data={data}", f"epochs={EPOCHS}", "imgsz=224", "seed=0", *TRAIN]
         options = [f"prune_drop_levels={row.levels}"] if row.levels else []
-        prune = [f"prune={row.target:g}", "prune_benchmark=False", *options]
-        train([*given, "plots=False", *prune], folder, shared)
+        train([*given, f"prune={row.target:g}", "prune_benchmark=False", *options], folder, shared)
     else:
-        prune_model(start, data, 224, row.target, folder, drop_levels=row.levels)
+        prune(start, data, 224, row.target, folder, **({"drop_levels": row.levels} if row.levels else {}))
     return figures(folder, folder / "weights" / "best.pt", data, 224)
 
 
@@ -108,20 +96,14 @@ def of_classes(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     """Return what a network of two of its classes has and can."""
     start, data = shared / "weights" / f"{row.model}-from-int8.pt", data_yaml(shared, "coco-part")
     folder = runs / f"levels-classes-{row}"
-    prune_model(start, data, 416, row.target, folder, keep_classes="" if row.classes == "last" else CLASSES)
+    kept = {} if row.classes == "last" else {"keep_classes": CLASSES}
+    prune(start, data, 416, row.target, folder, **kept)
     best = folder / "weights" / "best.pt"
     if row.classes == "last":  # it loses nothing but the other classes, and is judged by the same images and labels
         folder = folder.with_name(f"{folder.name}-kept")
-        prune_model(best, data, 416, 0.0, folder, keep_classes=CLASSES)
+        prune(best, data, 416, 0.0, folder, keep_classes=CLASSES)
         best = folder / "weights" / "best.pt"
     return figures(folder, best, folder / "pruning" / "data" / "data.yaml", 416)
-
-
-def prune_model(start: Path, data: Path, imgsz: int, target: float, folder: Path, **options: Any) -> None:
-    """Cut without training, in a process of its own."""
-    given = json.dumps({name: value for name, value in options.items() if value})
-    arguments = (start, data, imgsz, target, folder, given)
-    subprocess.run([sys.executable, "-c", PRUNE, *map(str, arguments)], check=True, env=ENVIRONMENT)
 
 
 def figures(folder: Path, checkpoint: Path, data: Path, imgsz: int) -> dict[str, Any]:

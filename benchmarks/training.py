@@ -16,6 +16,17 @@ from typing import Any
 
 from validation import ENVIRONMENT, validate
 
+PRUNE = """
+import json, sys
+from yolo_prune import prune_model
+from ultralytics import YOLO
+start, data, imgsz, folder, given = sys.argv[1:]
+where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
+fixed = {"workers": 0, "seed": 0, "val": False, "benchmark": False}
+prune_model(YOLO(start), data=data, imgsz=int(imgsz), **fixed, **where, **json.loads(given))
+"""
+"""What `prune` runs."""
+
 
 def parser_of(about: str | None, runs: str = "runs/accuracy") -> argparse.ArgumentParser:
     """Return a parser with what the benchmarks on real data have in common; ``about`` is a script's docstring."""
@@ -41,6 +52,18 @@ def write(file: Path, content: Mapping[str, Any]) -> None:
 def rows_of(file: Path) -> dict[str, Any]:
     """Return the rows of a result by name, none if it is not there yet."""
     return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else {}
+
+
+def is_missing(name: str, file: Path, only: str) -> bool:
+    """Whether a row is not in a result yet, and has all of what is asked for, with commas between, in its name."""
+    return name not in rows_of(file) and all(part in name for part in only.split(","))
+
+
+def prune(start: Path, data: Path, imgsz: int, target: float | str, folder: Path, **options: Any) -> None:
+    """Cut without training, in a process of its own; what is left is neither validated nor timed there."""
+    given = json.dumps({"target": target, **options})
+    arguments = map(str, (start, data, imgsz, folder, given))
+    subprocess.run([sys.executable, "-c", PRUNE, *arguments], check=True, env=ENVIRONMENT)
 
 
 def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any]:

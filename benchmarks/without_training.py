@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import data_yaml, parser_of, rows_of, write
+from training import data_yaml, is_missing, parser_of, rows_of, write
 from validation import ENVIRONMENT, validate
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
@@ -95,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         for cut in cuts():
-            if all(part in str(cut) for part in args.only.split(",")) and str(cut) not in rows_of(RESULTS):
+            if is_missing(str(cut), RESULTS, args.only):
                 row = made(cut, args.shared.resolve(), args.runs.resolve())
                 write(RESULTS, {"seed": 0, "rows": {**rows_of(RESULTS), str(cut): row}})
     print(table())

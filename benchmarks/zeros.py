@@ -13,17 +13,16 @@ yolo_prune, and "compressed" is zlib at its best level on the bytes of ``best.pt
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy import Case
-from training import data_yaml, parser_of, rows_of, train, write
-from validation import ENVIRONMENT, validate
+from accuracy import TRAIN, Case
+from training import data_yaml, is_missing, parser_of, prune, rows_of, train, write
+from validation import validate
+
+from yolo_prune.deploy.formats import compressed_size
 
 RESULTS = Path(__file__).parent / "results" / "zeros.json"
 MODELS = ("yolov8n", "yolo11n")
@@ -38,15 +37,6 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 """Name -> options of `prune_model`."""
 METRIC = "mAP50-95(B)"
-PRUNE = """
-import json, sys
-from yolo_prune import prune_model
-from ultralytics import YOLO
-start, data, imgsz, target, folder, options = sys.argv[1:]
-where = {"project": folder.rpartition("/")[0], "name": folder.rpartition("/")[2], "exist_ok": True}
-options = {"val": False, "benchmark": False, **json.loads(options)}  # what is left is validated elsewhere
-prune_model(YOLO(start), target, data=data, imgsz=int(imgsz), workers=0, seed=0, **where, **options)
-"""
 
 
 @dataclass(frozen=True)
@@ -93,11 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     for row in () if args.table else rows():
         is_left_out = args.without and args.without in str(row)
-        if (
-            all(part in str(row) for part in args.only.split(","))
-            and not is_left_out
-            and str(row) not in rows_of(RESULTS)
-        ):
+        if is_missing(str(row), RESULTS, args.only) and not is_left_out:
             made_row = made(row, args.shared.resolve(), args.runs.resolve())
             write(RESULTS, {"seed": 0, "rows": {**rows_of(RESULTS), str(row): made_row}})
     print(table())
@@ -106,19 +92,16 @@ def main() -> None:
 def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     """Make a network, and return its row."""
     start = shared / "weights" / f"{row.model}-from-int8.pt" if row.data == "coco-part" else None
-    start, data = start or Case(row.model, row.data).start(runs), str(data_yaml(shared, row.data))
+    start, data = start or Case(row.model, row.data).start(runs), data_yaml(shared, row.data)
     folder, imgsz = runs / f"zeros-{row}", IMGSZ[row.data]
     if row.epochs:
         options = [f"prune_{name}={value}" for name, value in WAYS[row.way].items()]
-        settings = ("batch=16", "workers=0", "plots=False", f"epochs={row.epochs}", f"imgsz={imgsz}", "seed=0")
-        prune = (f"prune={row.target}", "prune_benchmark=False", *options)
-        train((f"model={start}", f"data={data}", *settings, *prune), folder, shared)
+        settings = (*TRAIN, f"epochs={row.epochs}", f"imgsz={imgsz}", "seed=0")
+        cut = (f"prune={row.target}", "prune_benchmark=False", *options)
+        train((f"model={start}", f"data={data}", *settings, *cut), folder, shared)
     else:
-        arguments = (start, data, imgsz, row.target, folder, json.dumps(WAYS[row.way]))
-        subprocess.run([sys.executable, "-c", PRUNE, *map(str, arguments)], check=True, env=ENVIRONMENT)
+        prune(start, data, imgsz, row.target, folder, **WAYS[row.way])
     report = json.loads((folder / "pruning" / "report.json").read_text())
-    alike = [r for r in rows_of(RESULTS).values() if (r["model"], r["data"]) == (row.model, row.data)]
-    dense = {key: alike[0][key] for key in ("dense", "dense_bytes", "dense_compressed")} if alike else {}
     best = folder / "weights" / "best.pt"
     return {
         "model": row.model,
@@ -128,16 +111,14 @@ def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
         "way": row.way,
         "epochs": row.epochs,
         "sparsity": report["cuts"][-1]["sparsity"],
-        **(dense or {"dense": validate(start, data, imgsz)["metrics"][METRIC], **_bytes(start, "dense_")}),
-        "pruned": validate(best, data, imgsz)["metrics"][METRIC],
-        **_bytes(best),
+        "dense": validate(start, str(data), imgsz)["metrics"][METRIC],
+        "dense_bytes": start.stat().st_size,
+        "dense_compressed": compressed_size(start),
+        "pruned": validate(best, str(data), imgsz)["metrics"][METRIC],
+        "bytes": best.stat().st_size,
+        "compressed": compressed_size(best),
         "seconds_cut": sum(cut["seconds"] for cut in report["cuts"]),
     }
-
-
-def _bytes(checkpoint: Path, prefix: str = "") -> dict[str, int]:
-    content = checkpoint.read_bytes()
-    return {f"{prefix}bytes": len(content), f"{prefix}compressed": len(zlib.compress(content, 9))}
 
 
 def table() -> str:
