@@ -7,7 +7,8 @@
 
 The environment stands for a device: it runs kits on one thread of this machine. Each model starts from the dense one of
 ``benchmarks/accuracy.py`` and is pruned to 1.5x and 2x in three epochs; what it comes to is timed by a kit of dense and
-both results. Nothing else should run meanwhile.
+both results. Where one misses by more than 5 %, the times correct the latency file (``yolo-prune bench latency=``), and
+it is pruned and timed once more. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -27,6 +29,8 @@ RESULTS = Path(__file__).parent / "results" / "devices.json"
 CASES = tuple(product(("yolo11n", "yolov8n"), ("onnx", "openvino", "ncnn", "litert")))
 TARGETS = ("1.5x", "2x")
 IMGSZ, EPOCHS = 320, 3
+NEAR = 0.05
+"""Share by which a speed-up may miss what was asked for."""
 
 
 def main() -> None:
@@ -52,29 +56,51 @@ def made(case: Case, runtime: str, shared: Path, runs: Path, device: Path) -> di
     if not (folder / "latency.json").exists():
         _yolo_prune("kit", f"model={dense}", *where, f"out={folder / 'kit.pyz'}")
     latency = _on_device(device, folder / "kit.pyz", "latency.json")  # goes on where it was
-    found, bests = [], []
-    for target in TARGETS:
-        run = folder / target
-        how = (f"data={data_yaml(shared, case.data)}", f"epochs={EPOCHS}", f"imgsz={IMGSZ}", "batch=16", "workers=0")
-        cut = (f"prune={target}", f"prune_latency={folder / 'latency.json'}", "prune_schedule=one-shot")
-        where_to = (f"project={folder}", f"name={target}", "plots=False", "exist_ok=True")
-        _yolo_prune("train", f"model={dense}", *how, *cut, *where_to)
-        report = json.loads((run / "pruning" / "report.json").read_text())
-        predicted = report["dense"]["latency"] / report["final"]["latency"]
-        found.append({"target": target, "predicted": round(predicted, 3), "macs": report["final"]["macs"]})
-        bests.append(folder / f"{target}.pt")
-        (run / "weights" / "best.pt").replace(bests[-1])
-    _yolo_prune("kit", str(dense), *map(str, bests), *where, f"out={folder / 'compare.pyz'}")
-    compared = _on_device(device, folder / "compare.pyz", "latency-result.json")
-    for result, speedup in zip(found, compared["speedups"][1:], strict=True):
-        result["measured"] = {side: speedup[side] for side in ("low", "value", "high", "settled")}
+    predictions_off_by = errors(dense, folder / "latency.json")
+    found = _pruned(dense, data_yaml(shared, case.data), folder, runtime, device, TARGETS)
+    if missed := [of for of in found if abs(_speedup(of) / float(of["target"].rstrip("x")) - 1) > NEAR]:
+        compared = (str(dense), *(str(folder / f"{target}.pt") for target in TARGETS))
+        given = (f"results={folder / 'latency-result.json'}", f"latency={folder / 'latency.json'}", f"imgsz={IMGSZ}")
+        _yolo_prune("bench", *compared, *given)
+        again = _pruned(dense, data_yaml(shared, case.data), folder, runtime, device, [of["target"] for of in missed])
+        for first, of in zip(missed, again, strict=True):
+            first["corrected"] = of
     return {
         **{"model": case.model, "runtime": runtime, "where": latency["where"], "warnings": latency["warnings"]},
         "dense": median(turn["first"] for turn in latency["turns"]),
         "kit_bytes": (folder / "kit.pyz").stat().st_size,
-        "errors": errors(dense, folder / "latency.json"),
+        "errors": predictions_off_by,
         "targets": found,
     }
+
+
+def _pruned(
+    dense: Path, data: Path, folder: Path, runtime: str, device: Path, targets: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Prune to each target by what the device has measured, and time the results there beside the dense network."""
+    found, bests = [], []
+    for target in targets:
+        how = (f"data={data}", f"epochs={EPOCHS}", f"imgsz={IMGSZ}", "batch=16", "workers=0")
+        cut = (f"prune={target}", f"prune_latency={folder / 'latency.json'}", "prune_schedule=one-shot")
+        where = (f"project={folder}", f"name={target}", "plots=False", "exist_ok=True")
+        _yolo_prune("train", f"model={dense}", *how, *cut, *where)
+        report = json.loads((folder / target / "pruning" / "report.json").read_text())
+        predicted = report["dense"]["latency"] / report["final"]["latency"]
+        found.append({"target": target, "predicted": round(predicted, 3), "macs": report["final"]["macs"]})
+        bests.append(folder / f"{target}.pt")
+        (folder / target / "weights" / "best.pt").replace(bests[-1])
+    compared = ("kit", str(dense), *map(str, bests), f"imgsz={IMGSZ}", f"runtime={runtime}")
+    _yolo_prune(*compared, f"out={folder / 'compare.pyz'}")
+    speedups = _on_device(device, folder / "compare.pyz", "latency-result.json")["speedups"]
+    for result, speedup in zip(found, speedups[1:], strict=True):
+        result["measured"] = {side: speedup[side] for side in ("low", "value", "high", "settled")}
+    return found
+
+
+def _speedup(result: Mapping[str, Any]) -> float:
+    """Return the speed-up of a result; the least of one that did not settle."""
+    measured = result["measured"]
+    return float(measured["value"] or measured["low"])
 
 
 def errors(dense: Path, latency: Path) -> list[float]:
@@ -94,7 +120,9 @@ def table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows_of(RESULTS).values():
-        for i, of in enumerate(row["targets"]):
+        results = [(of["target"], of) for of in row["targets"]]
+        results += [(f"{name}, corrected", of["corrected"]) for name, of in results if "corrected" in of]
+        for i, (asked, of) in enumerate(results):
             measured = of["measured"]
             told = f"{measured['value']:.2f}x" if measured["settled"] else "did not settle:"
             about = (
@@ -102,7 +130,7 @@ def table() -> str:
                 f"{median(row['errors']):.1%}, at most {max(row['errors']):.1%}"
             )
             lines.append(
-                f"| {' | | | ' if i else about} | {of['target']} | {of['predicted']:.2f}x "
+                f"| {' | | | ' if i else about} | {asked} | {of['predicted']:.2f}x "
                 f"| {told} ({measured['low']:.2f}-{measured['high']:.2f}) |"
             )
     return "\n".join(lines)

@@ -47,7 +47,7 @@ from ultralytics.nn.modules import block
 from yolo_prune import PruneCallback, PruneConfig, prune_model
 from yolo_prune.blocks import inner_blocks, inner_lists
 from yolo_prune.config.targets import MACS
-from yolo_prune.cost.latency import LatencyModel, Workload
+from yolo_prune.cost.latency import STAIRS, LatencyModel, Workload
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.samples import cut_networks, sample_plans, widths_of
 from yolo_prune.errors import ConfigError, PlanError, TargetError
@@ -468,7 +468,11 @@ def test_seconds_count_the_layers_of_blocks() -> None:
     plans = sample_plans(graph, 12)
     assert len({len(plan.blocks) for plan in plans}) > 2
     for plan, network in zip(plans, cut_networks(build("tiny"), plans), strict=True):
-        assert CostModel(trace(network, IMGSZ)).macs() == plan.macs["after"]
+        own = trace(network, IMGSZ)
+        assert CostModel(own).macs() == plan.macs["after"]
+        for stairs in STAIRS:  # a finished network computes what was planned, seen from its own graph
+            features = Workload(own).features(*Workload(own).dense, stairs)
+            assert features == pytest.approx(Workload(graph).features(*widths_of(graph, plan), stairs))
 
 
 @pytest.mark.parametrize("stairs", [1, 16])

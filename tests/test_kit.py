@@ -29,7 +29,7 @@ from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy import kit
 from yolo_prune.deploy.bench import bench
 from yolo_prune.deploy.kit_results import describe, read_comparison, read_latency
-from yolo_prune.deploy.samples import EVERY
+from yolo_prune.deploy.samples import EVERY, random_plan, widths_of
 from yolo_prune.device.kit import TURN
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.trace import trace
@@ -195,6 +195,53 @@ def test_finished_files_are_timed_side_by_side_and_the_report_says_so(
     assert "what the command runs on" in (folder / "report.html").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match=r"is of 2 networks at .*give the same models in the same order"):
         bench(models[:1], results=str(tmp_path / "latency-result.json"), imgsz=IMGSZ)
+
+
+def test_what_finished_files_take_corrects_the_file_that_they_were_planned_by(
+    sample_kit: Path, tmp_path: Path, timer: str, macs_as_files: None
+) -> None:
+    run(sample_kit)
+    graph, path = graph_of("tiny"), tmp_path / "latency.json"
+    plain, before = read_latency(path, graph), path.read_text()
+    yolo, models = YOLO(tiny_yaml(tmp_path)), [tmp_path / "dense.pt", tmp_path / "best.pt"]
+    yolo.save(models[0])
+    plan = random_plan(graph, 0.5, 8, seed=0)
+    plan.apply(yolo)
+    yolo.save(models[1])
+
+    def compared(slower: float) -> str:
+        """Compare them on a device on which the pruned one takes so many times as long as it computes."""
+        exported = kit.export
+
+        def export(network: nn.Module, *of: Any, **how: Any) -> Path:
+            file = exported(network, *of, **how)
+            if CostModel(trace(network, IMGSZ)).macs() == plan.macs["after"]:
+                file.write_text(str(float(file.read_text()) * slower))
+            return file
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kit, "export", export)
+            kit.make_comparison_kit(models, tmp_path / "compare.pyz", timer, "onnx", IMGSZ, None)
+        run(tmp_path / "compare.pyz")
+        return str(tmp_path / "latency-result.json")
+
+    widths = widths_of(graph, plan)
+    for slower in (1.2, 0.9):  # the second replaces the first
+        found = bench(models, results=compared(slower), latency=str(path), imgsz=IMGSZ)
+        assert found.corrected == {"best.onnx": pytest.approx(slower, rel=0.02)}
+        assert f"best.onnx takes {found.corrected['best.onnx']:.2f} times as long as predicted" in found.table()
+        latency = read_latency(path, graph)
+        assert latency.seconds(Workload(graph), *widths) == pytest.approx(slower * plan.macs["after"] * 1e-9)
+        assert "and are corrected by 1 finished ones" in describe(latency) and latency.weights == plain.weights
+    results, after = str(tmp_path / "latency-result.json"), path.read_text()
+    with pytest.raises(ConfigError, match="give results= too"):
+        bench(models, latency=str(path))
+    path.write_text(before.replace('"threads": ', '"threads": 9'))
+    with pytest.raises(ConfigError, match=r"was measured in .* threads, and what results= names in .* on one device"):
+        bench(models, results=results, latency=str(path), imgsz=IMGSZ)
+    path.write_text(after.replace('"convolutions": ', '"konvolutions": '))
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_latency(path, graph)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from yolo_prune.errors import PlanError
 
 WEIGHTS = (1e-11, 2e-11, 1e-11, 2e-11, 4e-10, 1e-9, 5e-10, 2e-5, 1e-3)
 MODEL = LatencyModel(1e-6, WEIGHTS, stairs=8, multiple=8, errors=(0.01, 0.02), network="abc", where={"threads": 2})
+CORRECTED = MODEL.corrected([(2.0, 2.2), (1.0, 0.9)])
 
 
 def random_widths(graph_name: str, number: int) -> tuple[CostModel, list[np.ndarray]]:
@@ -106,6 +107,22 @@ def test_no_network_is_predicted_to_take_next_to_nothing() -> None:
     assert replace(MODEL, weights=(*WEIGHTS[:-1], -1.0)).seconds(work, *work.dense) == LEAST * MODEL.dense
 
 
+def test_a_corrected_model_is_right_of_finished_networks() -> None:
+    _, widths = random_widths("yolo11n", 3)
+    work = Workload(graph_of("yolo11n"))
+    low, high = sorted(MODEL.seconds(work, *of) for of in (widths[0], work.dense))
+    model = MODEL.corrected([(high, 0.9 * high), (low, 1.1 * low)])
+    assert model.seconds(work, *widths[0]) == pytest.approx(1.1 * low)
+    assert model.seconds(work, *work.dense) == pytest.approx(0.9 * high)
+    for of in widths[1:]:
+        plain = MODEL.seconds(work, *of)
+        share = np.clip((plain - low) / (high - low), 0, 1)
+        assert model.seconds(work, *of) == pytest.approx(plain * (1.1 - 0.2 * share))
+        assert model.scaled(2.0).seconds(work, *of) == pytest.approx(2 * model.seconds(work, *of))
+    for plain, corrected in zip(MODEL.slopes(work, *widths[0]), model.slopes(work, *widths[0]), strict=True):
+        assert corrected == pytest.approx(1.1 * plain)
+
+
 def test_a_digest_tells_networks_and_image_sizes_apart() -> None:
     graph = graph_of("tiny")
     assert digest_of(graph) == digest_of(graph_of("tiny")) != digest_of(graph_of("yolo11n"))
@@ -113,11 +130,12 @@ def test_a_digest_tells_networks_and_image_sizes_apart() -> None:
 
 
 def test_a_model_survives_its_file(tmp_path: Path) -> None:
-    MODEL.save(tmp_path / "new" / "latency.json")
-    assert LatencyModel.load(tmp_path / "new" / "latency.json") == MODEL
+    for model in (MODEL, CORRECTED):
+        model.save(tmp_path / "new" / "latency.json")
+        assert LatencyModel.load(tmp_path / "new" / "latency.json") == model
 
 
-@given(mutated(st.just(json.dumps(asdict(MODEL)))))
+@given(mutated(st.just(json.dumps(asdict(CORRECTED)))))
 def test_any_file_gives_a_model_that_tells_times_or_a_plan_error(text: str) -> None:
     file, work = Path("latency.json"), Workload(graph_of("tiny"))
     file.write_text(text, errors="surrogatepass")

@@ -171,7 +171,7 @@ def bench_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:
     """
     values = {name: smart_value(text) for name, text in arguments.items()}
     save = values.pop("save", None)
-    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "results", "verbose")
+    allowed = ("imgsz", "data", "runtimes", "scales", "threads", "rounds", "results", "latency", "verbose")
     if wrong := [name for name in values if name not in allowed]:
         raise ConfigError(f"{wrong[0]} is no argument of bench. Valid: {', '.join(allowed)}, save.")
     for name in ("threads", "rounds"):

@@ -85,6 +85,7 @@ USAGES = {
             "threads=4": "of the processor; by default all",
             "rounds=20": "times that each runs, which is the default",
             "results=latency-result.json": "what a kit of these models has measured on a device, instead of times here",
+            "latency=latency.json": "what these were pruned by: it is corrected by results=, for the next run",
             "save=bench.json": "a file to write the figures to as well",
             "verbose=False": "show no bars where work takes long",
         },

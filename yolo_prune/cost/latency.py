@@ -35,6 +35,9 @@ EXACT = 1e-12
 LEAST = 0.05
 """Share of its dense time that no network is predicted to be below; the weights come from such that keep more."""
 
+FARTHEST = 10.0
+"""Times as long, or as short, as predicted that a network takes at most."""
+
 
 class Workload:
     """What the layers of a network compute once it is deployed, as a function of their widths.
@@ -95,6 +98,8 @@ class LatencyModel:
         stairs: Channels that are computed at once.
         multiple: Plans for a latency keep multiples of it, or whole fractions.
         errors: By how much predictions were off, as shares, of networks that were timed and not fitted.
+        corrections: Seconds of finished networks, (predicted, measured) each, by the predicted ones: predictions are
+            multiplied by measured over predicted of these, in between by what lies in between.
         network: Digest of the dense network and its image size (see `digest_of`).
         where: Runtime, version, device, threads and image size.
     """
@@ -104,20 +109,42 @@ class LatencyModel:
     stairs: int = 1
     multiple: int = 8
     errors: tuple[float, ...] = ()
+    corrections: tuple[tuple[float, float], ...] = ()
     network: str = ""
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def seconds(self, work: Workload, out: np.ndarray, inp: np.ndarray) -> float:
         """Return the seconds of the network with these widths."""
-        return max(float(work.features(out, inp, self.stairs) @ self.weights), LEAST * self.dense)
+        return self.of(work.features(out, inp, self.stairs))
+
+    def of(self, features: np.ndarray) -> float:
+        """Return the seconds of a network that computes so much of each of `FEATURES`."""
+        predicted = self._fitted(features)
+        return predicted * self._correction(predicted)
 
     def slopes(self, work: Workload, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return per layer the seconds that an output, and an input, more takes."""
-        return work.slopes(out, inp, np.array(self.weights))
+        factor = self._correction(self._fitted(work.features(out, inp, self.stairs)))
+        return work.slopes(out, inp, factor * np.array(self.weights))
 
     def scaled(self, factor: float) -> LatencyModel:
         """Return a model by which what is cut takes so many times as long."""
-        return replace(self, weights=tuple(factor * weight for weight in self.weights))
+        weights = tuple(factor * weight for weight in self.weights)
+        return replace(self, weights=weights, corrections=tuple((factor * p, factor * m) for p, m in self.corrections))
+
+    def corrected(self, measured: Sequence[tuple[float, float]]) -> LatencyModel:
+        """Return a model that is right of finished networks too: (predicted, measured) seconds of each."""
+        return replace(self, corrections=tuple(sorted(measured)))
+
+    def _fitted(self, features: np.ndarray) -> float:
+        return max(float(features @ self.weights), LEAST * self.dense)
+
+    def _correction(self, predicted: float) -> float:
+        """Return by how much a prediction is multiplied."""
+        if not self.corrections:
+            return 1.0
+        known, measured = np.array(self.corrections).T
+        return float(np.interp(predicted, known, measured / known))
 
     def save(self, path: Path) -> None:
         """Write it as JSON; a reader never sees half of it."""
@@ -140,6 +167,7 @@ class LatencyModel:
                 stairs=stairs,
                 multiple=int(data["multiple"]),
                 errors=tuple(map(float, data["errors"])),
+                corrections=tuple(sorted((float(p), float(m)) for p, m in data.get("corrections", ()))),
                 network=str(data["network"]),
                 where=dict(data["where"]),
             )
@@ -157,6 +185,9 @@ class LatencyModel:
         amounts = (self.dense, *self.weights[:-1], abs(self.weights[-1]), *self.errors)
         if wrong := [amount for amount in amounts if not 0 <= amount < np.inf]:
             raise ValueError(f"{short_repr(wrong[0])} is no time")
+        for predicted, measured in self.corrections:
+            if not (0 < predicted < np.inf and predicted / FARTHEST < measured < predicted * FARTHEST):
+                raise ValueError(f"{short_repr(measured)} s measured, where {short_repr(predicted)} s were predicted")
 
 
 def _of_earlier(weights: tuple[float, ...], stairs: int) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from yolo_prune.config.choices import RUNTIMES
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench_table import Bench, Row
 from yolo_prune.deploy.formats import exports_of, file_size, form_of
-from yolo_prune.deploy.kit_results import note_in_report, read_comparison
+from yolo_prune.deploy.kit_results import Comparison, note_in_latency, note_in_report, read_comparison
 from yolo_prune.deploy.latency_profile import compare_networks
 from yolo_prune.deploy.network_files import export
 from yolo_prune.deploy.parity import fitness
@@ -45,6 +45,7 @@ def bench(
     threads: int | None = None,
     rounds: int = ROUNDS,
     results: str | None = None,
+    latency: str | None = None,
     verbose: bool = True,
 ) -> Bench:
     """Time models in turns, in every form in which they are there.
@@ -61,14 +62,18 @@ def bench(
         rounds: Times that each runs.
         results: What a kit of these models, in this order, has measured on a device: its times are in the table instead
             of this machine's, and in the report of the run that the models are of. ``runtimes`` are timed here as well.
+        latency: What a kit has measured of the first model, by which the others were pruned: ``results`` are written
+            into it too, and correct the next plan that is made by it.
         verbose: Whether to show bars where work takes long.
 
     Raises:
-        ConfigError: If a file is not there, or a runtime or the image size is none.
+        ConfigError: If a file is not there, a runtime or the image size is none, or ``latency`` is of another device.
         CheckpointError: If a checkpoint cannot be read.
         UnsupportedError: If an asked runtime is not there, or a file is no export of Ultralytics.
     """
     _check_runtimes(runtimes)
+    if latency and not results:
+        raise ConfigError(f"latency={latency} is corrected by what a kit of finished models says; give results= too.")
     with tempfile.TemporaryDirectory() as folder, silence(), verbosity(verbose):
         subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
         networks = [s.network for s in subjects if s.network is not None]
@@ -77,7 +82,9 @@ def bench(
         known = {*runtimes, *(runtime for s in subjects for runtime in s.files if not results)}
         subjects += _measure_sizes(subjects, size, scales and not results)
         if results:
-            _add_results(found, subjects, results, [Path(model) for model in models])
+            comparison = _add_results(found, subjects, results, [Path(model) for model in models])
+            if latency:
+                found.corrected = _correct(latency, comparison, subjects, size)
         _export_missing(subjects, known, runtimes, size, folder)
         judged = _time_all(found, subjects, known, next(map(image_channels, networks), 3), threads or all_threads())
         if data:
@@ -85,8 +92,8 @@ def bench(
     return found
 
 
-def _add_results(found: Bench, subjects: Sequence[_Subject], results: str, models: Sequence[Path]) -> None:
-    """Add what a kit has measured of models, and note it in the report of the run that they are of."""
+def _add_results(found: Bench, subjects: Sequence[_Subject], results: str, models: Sequence[Path]) -> Comparison:
+    """Add what a kit has measured of models, note it in the report of the run that they are of, and return it."""
     comparison = read_comparison(results)
     if len(comparison.names) != len(models) or comparison.imgsz != found.imgsz:
         raise ConfigError(
@@ -106,6 +113,17 @@ def _add_results(found: Bench, subjects: Sequence[_Subject], results: str, model
     for i, path in enumerate(models[1:], 1):
         if path.parent == models[0].parent and (RunFolder(run).path / "report.json").is_file() and path.stem == "best":
             note_in_report(run, comparison, i)
+    return comparison
+
+
+def _correct(
+    latency: str, comparison: Comparison, subjects: Sequence[_Subject], imgsz: tuple[int, int]
+) -> dict[str, float]:
+    """Note what a kit has measured in a latency file, and return how many times as long as predicted each takes."""
+    networks = [subject.network for subject in subjects if subject.network is not None]
+    if len(networks) < len(subjects):
+        raise ConfigError(f"latency={latency} is corrected by checkpoints: give dense.pt best.pt, not their exports.")
+    return note_in_latency(latency, comparison, [trace(network, imgsz) for network in networks])
 
 
 def _check_runtimes(names: Sequence[str]) -> None:

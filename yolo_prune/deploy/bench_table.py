@@ -56,6 +56,7 @@ class Bench:
         where: Runtime -> its version, device and threads.
         shares: Runtime -> what the slowest thread got of its processor meanwhile (1: all), or None if nobody looked.
         rows: By runtime; models in the order in which they were given, official scales last.
+        corrected: Pruned model -> how many times as long as predicted it takes, where a latency file was corrected.
     """
 
     imgsz: tuple[int, int]
@@ -63,6 +64,7 @@ class Bench:
     where: dict[str, dict[str, Any]] = field(default_factory=dict)
     shares: dict[str, float | None] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    corrected: dict[str, float] = field(default_factory=dict)
 
     def table(self) -> str:
         """Return the table that the command prints."""
@@ -80,7 +82,7 @@ class Bench:
         told = [f"{name} {w['version']}: {w['device']}, {w['threads']} threads" for name, w in self.where.items()]
         size = f"{self.imgsz[0]}x{self.imgsz[1]} pixels, batch 1"
         how = f"{self.rounds} rounds in turns, speed-ups by lower quartiles"
-        return "\n".join([aligned(cells), f"{size}, {how}", *told, *self._warnings()])
+        return "\n".join([aligned(cells), f"{size}, {how}", *told, *self._warnings(), *self._corrections()])
 
     def _warnings(self) -> Iterator[str]:
         """Yield which speed-ups not to go by, and why."""
@@ -94,6 +96,10 @@ class Bench:
                 )
             elif restless:
                 yield f"{name}: {', '.join(restless)} did not settle in {TRIES} measurements, hence a range"
+
+    def _corrections(self) -> Iterator[str]:
+        for name, over in self.corrected.items():
+            yield f"{name} takes {over:.2f} times as long as predicted, which the next plan by that file allows for"
 
     def save(self, path: Path) -> None:
         """Write everything as JSON; a reader never sees half of it."""

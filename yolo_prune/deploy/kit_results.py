@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yolo_prune.cost.latency import LatencyModel, digest_of
+from yolo_prune.cost.latency import FEATURES, STAIRS, LatencyModel, Workload, digest_of
 from yolo_prune.deploy.samples import EVERY, fitted
 from yolo_prune.device.kit import COMPARISON, SAMPLES
 from yolo_prune.device.stopwatch import Speedup
@@ -25,6 +25,8 @@ from yolo_prune.utils.text import milliseconds
 
 FEWEST = 2 * EVERY
 """Networks of random widths that a latency model needs."""
+FINISHED = "finished"
+"""What a latency file calls networks that were pruned by it, and timed."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Comparison:
     Attributes:
         where: Runtime, version, device and threads, as in a measurement on this machine.
         imgsz: Height and width in pixels.
+        precision: Of the files: ``32``, ``16`` or ``8``.
         names: Of the networks; the first is compared with.
         seconds: Of each of them for one image: lower quartile, median, upper quartile.
         speedups: Over the first, of each of them.
@@ -41,6 +44,7 @@ class Comparison:
 
     where: Mapping[str, Any]
     imgsz: tuple[int, int]
+    precision: str
     names: tuple[str, ...]
     seconds: tuple[tuple[float, float, float], ...]
     speedups: tuple[Speedup, ...]
@@ -84,8 +88,45 @@ def read_latency(path: str | Path, graph: ChannelGraph, runtime: str | None = No
         if not all(0 < s < np.inf for s in (dense, *seconds)):
             raise ValueError("not a time above 0 for each network")
         latency = fitted(graph, dense, widths, seconds)
+        latency = latency.corrected([*_finished(data, latency)])
         latency.check()
         return replace(latency, where={**data["where"], "imgsz": imgsz})
+
+
+def note_in_latency(path: str | Path, comparison: Comparison, graphs: Sequence[ChannelGraph]) -> dict[str, float]:
+    """Write the times of finished networks into a latency file, by which predictions from it are corrected.
+
+    Args:
+        path: What a kit wrote of the dense network on the same device.
+        comparison: Of the dense network with those that were pruned by that file.
+        graphs: Of each of them; the first is the dense one's.
+
+    Returns:
+        For each pruned network, how many times as long as predicted it takes.
+
+    Raises:
+        ConfigError: If the two are of different devices or networks, or times have not settled.
+    """
+    latency, data = read_latency(path, graphs[0]), _read(path, SAMPLES, "latency")
+    here, there = ({**of, "version": "", "imgsz": []} for of in (latency.where, comparison.where))
+    if here != there or str(data.get("precision")) != comparison.precision:
+        raise ConfigError(
+            f"{path} was measured in {_conditions(here, data.get('precision'))}, and what results= names in "
+            f"{_conditions(there, comparison.precision)}; run both kits on one device, with as many threads."
+        )
+    if busy := [name for name, of in zip(comparison.names, comparison.speedups, strict=True) if not of.settled]:
+        raise ConfigError(f"the speed-up of {busy[0]} has not settled; run its kit again while the device is idle.")
+    finished = {str(network["name"]): network for network in data.get(FINISHED, ())}
+    for name, graph, seconds in [*zip(comparison.names, graphs, comparison.seconds, strict=True)][1:]:
+        work = Workload(graph)
+        outputs, inputs = work.dense
+        tables = {stairs: work.features(outputs, inputs, stairs).tolist() for stairs in STAIRS}
+        computes = {str(stairs): dict(zip(FEATURES, table, strict=True)) for stairs, table in tables.items()}
+        finished[name] = {"name": name, "ratio": seconds[0] / comparison.seconds[0][0], "computes": computes}
+    data[FINISHED] = [*finished.values()]
+    over = [measured / predicted for predicted, measured in _finished(data, latency)]
+    write_json(Path(path), data)
+    return {name: times for name, times in zip(finished, over, strict=True) if name in comparison.names}
 
 
 def describe(latency: LatencyModel) -> str:
@@ -95,7 +136,8 @@ def describe(latency: LatencyModel) -> str:
     if not latency.errors:
         return told
     errors = f"{median(latency.errors):.1%}, at most {max(latency.errors):.1%}"
-    return f"{told}; predictions were off by {errors}, of {len(latency.errors)} networks that were not fitted"
+    told += f"; predictions were off by {errors}, of {len(latency.errors)} networks that were not fitted"
+    return told + f", and are corrected by {len(latency.corrections)} finished ones" * bool(latency.corrections)
 
 
 def read_comparison(path: str | Path) -> Comparison:
@@ -112,7 +154,7 @@ def read_comparison(path: str | Path) -> Comparison:
         seconds = tuple((float(low), float(mid), float(high)) for low, mid, high in data["seconds"])
         if not len(names) == len(seconds) == len(speedups) or not all(0 < s < np.inf for of in seconds for s in of):
             raise ValueError("not one time for each network")
-        return Comparison(dict(data["where"]), (height, width), names, seconds, speedups)
+        return Comparison(dict(data["where"]), (height, width), str(data["precision"]), names, seconds, speedups)
 
 
 def note_in_report(run: Path, comparison: Comparison, final: int) -> None:
@@ -131,6 +173,19 @@ def note_in_report(run: Path, comparison: Comparison, final: int) -> None:
     report["scales"] = {}
     write_json(path, report)
     page.write(run, plots=False)
+
+
+def _finished(data: Mapping[str, Any], latency: LatencyModel) -> Iterator[tuple[float, float]]:
+    """Yield the predicted and the measured seconds of each finished network that a latency file has."""
+    plain = latency.corrected([])
+    for network in data.get(FINISHED, ()):
+        computes = network["computes"][str(latency.stairs)]
+        features = np.array([float(computes[name]) for name in FEATURES])
+        yield plain.of(features), latency.dense * float(network["ratio"])
+
+
+def _conditions(where: Mapping[str, Any], precision: Any) -> str:
+    return f"{where['runtime']}:{precision} on {where['device']}, {where['threads']} threads"
 
 
 @contextmanager
