@@ -7,8 +7,8 @@
 
 Levels: bccd at 224 px, as it is without training, and after 10 epochs, with and without a cut to half of the
 multiply-adds that the whole network had. Classes: pretrained networks on coco-part at 416 px, of whose 80 classes two
-are kept, cut to half without training; once the others are kept until after the cut. All is validated in a process that
-cannot import yolo_prune.
+are kept, as they are and cut to half, without training and after 10 epochs on its 128 images; once the others are kept
+until after the cut. All is validated in a process that cannot import yolo_prune.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_yaml, is_missing, parser_of, prune, rows_of, train, write
+from training import data_yaml, finish, is_missing, parser_of, prune, rows_of, write
 from validation import validate
 
 RESULTS = Path(__file__).parent / "results" / "levels_classes.json"
@@ -59,6 +59,7 @@ def rows() -> Iterator[Row]:
         yield from (Row(model, levels) for levels in ("", "5", "3"))
     for model in models[:2]:
         yield from (Row(model, target=target, classes=when) for target, when in _WHEN)
+        yield from (Row(model, target=target, classes=when, trained=True) for target, when in _WHEN[:2])
     for model in models[:2]:
         yield from (Row(model, levels, trained=True) for levels in ("", "5", "3"))
         yield from (Row(model, levels, 0.5, trained=True) for levels in ("", "5"))
@@ -83,13 +84,16 @@ def main() -> None:
 def of_levels(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     """Return what a network without levels has and can."""
     start, data, folder = Case(row.model, "bccd").start(runs), data_yaml(shared), runs / f"levels-classes-{row}"
-    if row.trained:
-        given = [f"model={start}", f"data={data}", f"epochs={EPOCHS}", "imgsz=224", "seed=0", *TRAIN]
-        options = [f"prune_drop_levels={row.levels}"] if row.levels else []
-        train([*given, f"prune={row.target:g}", "prune_benchmark=False", *options], folder, shared)
-    else:
-        prune(start, data, 224, row.target, folder, **({"drop_levels": row.levels} if row.levels else {}))
+    options = {"drop_levels": row.levels} if row.levels else {}
+    (trained if row.trained else prune)(start, data, 224, row.target, folder, **options)
     return figures(folder, folder / "weights" / "best.pt", data, 224)
+
+
+def trained(start: Path, data: Path, imgsz: int, target: float, folder: Path, **options: str) -> None:
+    """Do what `prune` does in a training."""
+    settings = (f"model={start}", f"data={data}", f"epochs={EPOCHS}", f"imgsz={imgsz}", "seed=0", *TRAIN)
+    given = (f"prune_{name}={of}" for name, of in options.items())
+    finish((*settings, f"prune={target:g}", "prune_benchmark=False", *given), folder)
 
 
 def of_classes(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def of_classes(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     start, data = shared / "weights" / f"{row.model}-from-int8.pt", data_yaml(shared, "coco-part")
     folder = runs / f"levels-classes-{row}"
     kept = {} if row.classes == "last" else {"keep_classes": CLASSES}
-    prune(start, data, 416, row.target, folder, **kept)
+    (trained if row.trained else prune)(start, data, 416, row.target, folder, **kept)
     best = folder / "weights" / "best.pt"
     if row.classes == "last":  # it loses nothing but the other classes, and is judged by the same images and labels
         folder = folder.with_name(f"{folder.name}-kept")
@@ -140,12 +144,17 @@ def class_table() -> str:
         "first": f"{names} kept, then cut to half",
         "last": f"cut to half, then {names} kept",
     }
-    lines = [f"| coco-part, 416 px | | GMACs | params | mAP50-95 of {names} | mAP50 |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"| coco-part, 416 px | | GMACs | params | mAP50-95 of {names}, not trained | after {EPOCHS} epochs |",
+        "|---|---|---|---|---|---|",
+    ]
     for model in ("yolo11n", "yolov8n"):
         for target, when in _WHEN:
-            if row := found.get(str(Row(model, target=target, classes=when))):
+            cases = (Row(model, target=target, classes=when, trained=trained) for trained in (False, True))
+            if row := (both := [found.get(str(case)) for case in cases])[0]:
                 size = f"{row['macs'] / 1e9:.2f} | {row['params'] / 1e6:.2f}M"
-                lines.append(f"| {model} | {told[when]} | {size} | {row['mAP50-95']:.3f} | {row['mAP50']:.3f} |")
+                scores = (f"{of['mAP50-95']:.3f}" if of else "" for of in both)
+                lines.append(f"| {model} | {told[when]} | {size} | {' | '.join(scores)} |")
     return "\n".join(lines)
 
 

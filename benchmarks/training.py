@@ -78,17 +78,9 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         ``command``, ``plain_process`` (what `validate` finds in ``best.pt``, and its bytes), ``seconds`` (of the
         training and per epoch, validation included) and ``report`` (the run's ``report.json``, empty for a dense run).
     """
-    yolo = Path(sys.executable).with_name("yolo")
-    given = dict(a.partition("=")[::2] for a in arguments)
-    last, best, results = (folder / name for name in ("weights/last.pt", "weights/best.pt", "results.csv"))
-    made = len(epoch_ends(results)) if last.exists() and results.exists() else 0
-    if made < int(given["epochs"]):
-        prune = ("prune=True",) if "prune" in given else ()
-        where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
-        again = ("resume", f"model={last}", *prune) if made else (*arguments, *where)
-        subprocess.run([yolo, "train", *again], check=True, env=ENVIRONMENT)
+    given, best = finish(arguments, folder), folder / "weights" / "best.pt"
     report_file = folder / "pruning" / "report.json"
-    times = epoch_ends(results)
+    times = epoch_ends(folder / "results.csv")
     return {
         "command": " ".join(("yolo train", *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
         "plain_process": {
@@ -100,12 +92,26 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
     }
 
 
+def finish(arguments: Sequence[str], folder: Path) -> dict[str, str]:
+    """Train, or go on with a training that was interrupted, and return its arguments by name; see `train`."""
+    given = dict(a.partition("=")[::2] for a in arguments)
+    last, results = folder / "weights" / "last.pt", folder / "results.csv"
+    made = len(epoch_ends(results)) if last.exists() and results.exists() else 0
+    if made < int(given["epochs"]):
+        prune = ("prune=True",) if "prune" in given else ()
+        where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
+        again = ("resume", f"model={last}", *prune) if made else (*arguments, *where)
+        subprocess.run([Path(sys.executable).with_name("yolo"), "train", *again], check=True, env=ENVIRONMENT)
+    return given
+
+
 def epoch_ends(results: Path) -> list[float]:
     """Return the seconds from a run's start to the end of each epoch, from its ``results.csv``.
 
     What passed between an interrupt and the resumed run's start is not counted.
     """
-    ends, before, last = [], 0.0, 0.0
+    ends: list[float] = []
+    before = last = 0.0
     with results.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             if (now := float(row["time"])) < last:  # a resumed run's clock starts anew
