@@ -103,6 +103,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "without_training": table("without_training"),
     "curve": table("curve"),
     "blocks": table("blocks"),
+    "blocks.latency": table("blocks", "latency_table"),
     "cut_cost": table("cut_cost"),
     "devices": table("devices"),
     "file_sizes": table("file_sizes"),
