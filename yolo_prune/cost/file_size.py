@@ -15,6 +15,8 @@ CHANNEL = {
 """Export -> bytes of an output channel: its bias, and in INT8 a scale and a zero point, where there is one for each."""
 BIAS = 4.0
 """Bytes of an output channel in all others: a bias in single precision."""
+TWICE = ("saved_model", "paddle")
+"""Formats whose folders hold the weights more than once, so that no bytes of a weight are known."""
 
 
 def bytes_per(form: str) -> tuple[float, float]:

@@ -9,14 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from yolo_prune.config.targets import Target
+from yolo_prune.cost.file_size import TWICE
 from yolo_prune.deploy.formats import check_formats, file_size
 from yolo_prune.deploy.network_files import export_form
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.image import height_and_width
 from yolo_prune.utils.console import progress_bar
-
-TWICE = ("saved_model", "paddle")
-"""Formats whose folders hold the weights more than once, so that no bytes of a weight are known."""
 
 
 def file_sizes(network: nn.Module, targets: Iterable[Target], imgsz: int | tuple[int, int]) -> dict[str, int]:
