@@ -22,7 +22,7 @@ MODELS = ("yolov8n", "yolo11n")
 FORMS = (
     *("onnx", "onnx:16", "onnx:8", "openvino", "openvino:16", "openvino:8", "ncnn", "ncnn:16", "torchscript"),
     *("litert", "litert:8", "litert:w8a16", "litert:w8a32", "coreml", "coreml:16", "coreml:8", "coreml:w8a16"),
-    *("mnn", "mnn:16", "mnn:8", "executorch", "coreai", "coreai:16", "pb"),
+    *("mnn", "mnn:16", "mnn:8", "executorch", "coreai", "coreai:16", "qnn:w8a16"),
 )
 NETWORKS = 20
 IMGSZ = 64

@@ -15,8 +15,9 @@ CHANNEL = {
 """Export -> bytes of an output channel: its bias, and in INT8 a scale and a zero point, where there is one for each."""
 BIAS = 4.0
 """Bytes of an output channel in all others: a bias in single precision."""
-TWICE = ("saved_model", "paddle")
-"""Formats whose folders hold the weights more than once, so that no bytes of a weight are known."""
+PREDICTED = ("onnx", "openvino", "ncnn", "torchscript", "litert", "coreml", "coreai", "mnn", "executorch")
+"""Formats whose bytes follow their weights. A ``saved_model`` and a ``paddle`` model hold them more than once, and what
+is compiled for a device, as for TensorRT, QNN or Hailo, is laid out as it likes."""
 
 
 def bytes_per(form: str) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from yolo_prune.config.sizes import checkpoint_name
 from yolo_prune.config.targets import LATENCY
 from yolo_prune.cost.latency import LatencyModel
 from yolo_prune.cost.model import CostModel
+from yolo_prune.deploy.file_sizes import check_file_targets
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import latency_of
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
@@ -98,7 +99,8 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
     prepared = Prepared(knows_classes=launched.knows_classes, given=launched.given) if launched else Prepared()
     if config is not None:
         check_reduction(trainer, config)
-        check_formats([*config.export, *(target.form for target in config.targets if target.form)])
+        check_formats(config.export)
+        check_file_targets(config.targets)
         # How much is removed, nobody knows yet.
         n = len(config.sizes) or bool(config.targets)
         planned = schedule_of(config, trainer.epochs, removed=[(i + 1) / (n + 1) for i in range(n)])
