@@ -236,6 +236,12 @@ def test_what_finished_files_take_corrects_the_file_that_they_were_planned_by(
     results, after = str(tmp_path / "latency-result.json"), path.read_text()
     with pytest.raises(ConfigError, match="give results= too"):
         bench(models, latency=str(path))
+    told = json.loads(Path(results).read_text())
+    told["speedups"][1]["settled"] = False
+    Path(results).with_name("restless.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"the speed-up of best\.onnx has not settled; run its kit again"):
+        bench(models, results=str(tmp_path / "restless.json"), latency=str(path), imgsz=IMGSZ)
+    assert path.read_text() == after
     path.write_text(before.replace('"threads": ', '"threads": 9'))
     with pytest.raises(ConfigError, match=r"was measured in .* threads, and what results= names in .* on one device"):
         bench(models, results=results, latency=str(path), imgsz=IMGSZ)

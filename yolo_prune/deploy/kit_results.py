@@ -114,8 +114,9 @@ def note_in_latency(path: str | Path, comparison: Comparison, graphs: Sequence[C
             f"{path} was measured in {_conditions(here, data.get('precision'))}, and what results= names in "
             f"{_conditions(there, comparison.precision)}; run both kits on one device, with as many threads."
         )
-    if busy := [name for name, of in zip(comparison.names, comparison.speedups, strict=True) if not of.settled]:
-        raise ConfigError(f"the speed-up of {busy[0]} has not settled; run its kit again while the device is idle.")
+    speedups = dict(zip(comparison.names[1:], comparison.speedups[1:], strict=True))
+    if restless := next((name for name, speedup in speedups.items() if not speedup.settled), None):
+        raise ConfigError(f"the speed-up of {restless} has not settled; run its kit again while the device is idle.")
     finished = {str(network["name"]): network for network in data.get(FINISHED, ())}
     for name, graph, seconds in [*zip(comparison.names, graphs, comparison.seconds, strict=True)][1:]:
         work = Workload(graph)
