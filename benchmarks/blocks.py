@@ -20,14 +20,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
+from accuracy_tables import INTERVAL
 from training import data_yaml, is_missing, parser_of, prune, rows_of, train, write
-from validation import ENVIRONMENT, validate
+from validation import ENVIRONMENT, differences, standard_error, validate
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"
 MODELS, RANDOM = ("yolov8n", "yolo11n"), "yolo11s"
@@ -129,6 +130,7 @@ def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
         "blocks": [path for record in report["cuts"] for path in record["blocks"]],
         "dense": validate(dense, data, imgsz)["metrics"][METRIC] if found["metrics"] else None,
         "pruned": found["metrics"].get(METRIC),
+        **({"resampled": found["resampled"][METRIC]} if cut.runtime else {}),
         "seconds_cut": sum(record["seconds"] for record in report["cuts"]),
     }
 
@@ -209,8 +211,8 @@ def latency_table() -> str:
     """Return the table of the documentation on cuts for a latency."""
     rows = rows_of(RESULTS)
     lines = [
-        "| model, asked | | MACs kept | blocks removed | measured | dense | after 25 epochs |",
-        "|---" * 7 + "|",
+        "| model, asked | | MACs kept | blocks removed | measured | dense | after 25 epochs | difference |",
+        "|---" * 8 + "|",
     ]
     for cut in (cut for cut in latency_cuts() if str(cut) in rows):
         row = rows[str(cut)]
@@ -223,9 +225,18 @@ def latency_table() -> str:
             f"{speedup['value'] or speedup['low']:.2f}x",
             f"{row['dense']:.3f}",
             f"{row['pruned']:.3f}",
+            difference(row, rows.get(str(replace(cut, depth=False)))) if cut.depth else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def difference(row: dict[str, Any], other: dict[str, Any] | None) -> str:
+    """Return the points by which one is better than another, with the 95 % interval of a paired bootstrap."""
+    if other is None:
+        return ""
+    error = standard_error(differences([row["resampled"]], [other["resampled"]]))
+    return f"{100 * (row['pruned'] - other['pruned']):+.1f} ± {100 * INTERVAL * error:.1f}"
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def rows() -> Iterator[Row]:
         yield from (Row(model, levels) for levels in ("", "5", "3"))
     for model in models[:2]:
         yield from (Row(model, target=target, classes=when) for target, when in _WHEN)
-        yield from (Row(model, target=target, classes=when, trained=True) for target, when in _WHEN[:2])
+    yield from (Row(models[0], target=target, classes=when, trained=True) for target, when in _WHEN[:2])
     for model in models[:2]:
         yield from (Row(model, levels, trained=True) for levels in ("", "5", "3"))
         yield from (Row(model, levels, 0.5, trained=True) for levels in ("", "5"))
