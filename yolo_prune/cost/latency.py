@@ -115,9 +115,9 @@ class LatencyModel:
 
     def seconds(self, work: Workload, out: np.ndarray, inp: np.ndarray) -> float:
         """Return the seconds of the network with these widths."""
-        return self.of(work.features(out, inp, self.stairs))
+        return self.seconds_of(work.features(out, inp, self.stairs))
 
-    def of(self, features: np.ndarray) -> float:
+    def seconds_of(self, features: np.ndarray) -> float:
         """Return the seconds of a network that computes so much of each of `FEATURES`."""
         predicted = self._fitted(features)
         return predicted * self._correction(predicted)

@@ -182,7 +182,7 @@ def _finished(data: Mapping[str, Any], latency: LatencyModel) -> Iterator[tuple[
     for network in data.get(FINISHED, ()):
         computes = network["computes"][str(latency.stairs)]
         features = np.array([float(computes[name]) for name in FEATURES])
-        yield plain.of(features), latency.dense * float(network["ratio"])
+        yield plain.seconds_of(features), latency.dense * float(network["ratio"])
 
 
 def _conditions(where: Mapping[str, Any], precision: Any) -> str:
