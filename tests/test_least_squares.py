@@ -17,14 +17,28 @@ def test_moments_add_up_and_centre_as_those_of_all_samples() -> None:
     parts.add(Moments.of(x[:, 20:], y[:, 20:]))
     sum_of_parts = Moments.of(x[:, :20], y[:, :20]).plus(Moments.of(x[:, 20:], y[:, 20:]))
     x_mean, y_mean = x.mean(1), y.mean(1)
-    centred = Moments.of(x - x_mean[:, None], y - y_mean[:, None])
-    names = ("samples", "x", "y", "xx", "xy", "yy")
+    centred = Moments.of(x, y, (x_mean, y_mean))
+    names = ("samples", "origin", "x", "y", "xx", "xy", "yy")
     for name in names:
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
         torch.testing.assert_close(getattr(sum_of_parts, name), getattr(whole, name))
     whole.centre(x_mean, y_mean)
     for name in names:
         torch.testing.assert_close(getattr(whole, name), getattr(centred, name))
+
+
+def test_what_hardly_varies_has_no_energy_below_zero() -> None:
+    x = 30 + torch.cat([rows(4096, 8), 1e-7 * rows(4096, 8, 1)], 2).float()
+    y = rows(4096, 3, 2).float()
+    parts = Moments.of(x[:, :512], y[:, :512], origin := (x[:, :512].mean(1), y[:, :512].mean(1)))
+    for first in range(512, 4096, 512):
+        parts.add(Moments.of(x[:, first : first + 512], y[:, first : first + 512], origin))
+    parts.centre(*parts.means)
+    x, y = x.double(), y.double()
+    right = Moments.of(x, y, (x.mean(1), y.mean(1)))
+    assert (parts.xx.diagonal(dim1=1, dim2=2) >= 0).all()
+    torch.testing.assert_close(parts.xx, right.xx, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(parts.xy, right.xy, rtol=1e-5, atol=1e-3)
 
 
 def test_the_error_is_that_of_the_samples() -> None:

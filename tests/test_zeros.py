@@ -135,6 +135,13 @@ def test_a_larger_share_keeps_the_zeros_of_a_smaller_one() -> None:
     assert all((masks(network)[path] | ~mask).all() for path, mask in first.items())
 
 
+def test_moments_that_no_inputs_can_have_change_nothing() -> None:
+    weight, moments = layer_of(0, 16, 4)
+    start = weight.T[None] + 0.1
+    moments.xx[0].diagonal()[::2] *= -1  # as rounding makes of inputs that hardly vary
+    assert solve_around(moments, moments, None, start, torch.zeros_like(start, dtype=torch.bool)) is start
+
+
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9, None])
 @pytest.mark.parametrize("seed", range(3))
 def test_solved_zeros_cost_no_more_than_those_of_magnitude(seed: int, share: float | None) -> None:

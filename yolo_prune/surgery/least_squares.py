@@ -23,10 +23,14 @@ LEAST_GAIN = 1e-3
 
 @dataclass
 class Moments:
-    """Sums over samples of inputs x and outputs y, per group.
+    """Sums over samples of inputs x and outputs y, per group, of their differences from an origin.
+
+    Sums of products of single numbers are rounded. An origin near the mean keeps what is left of an input that hardly
+    varies above that, so that the products stay those of something.
 
     Attributes:
         samples: How many there were.
+        origin: Of inputs and of outputs, shapes (groups, inputs) and (groups, outputs).
         x: Sum of the inputs, shape (groups, inputs).
         y: Sum of the outputs, shape (groups, outputs).
         xx: Sum of the products of two inputs, shape (groups, inputs, inputs).
@@ -35,6 +39,7 @@ class Moments:
     """
 
     samples: int
+    origin: tuple[torch.Tensor, torch.Tensor]
     x: torch.Tensor
     y: torch.Tensor
     xx: torch.Tensor
@@ -42,8 +47,10 @@ class Moments:
     yy: torch.Tensor
 
     @classmethod
-    def of(cls, x: torch.Tensor, y: torch.Tensor) -> Moments:
+    def of(cls, x: torch.Tensor, y: torch.Tensor, origin: tuple[torch.Tensor, torch.Tensor] | None = None) -> Moments:
         """Return the sums over samples of shape (groups, samples, inputs) and (groups, samples, outputs)."""
+        x0, y0 = origin or (torch.zeros_like(x[:, 0]), torch.zeros_like(y[:, 0]))
+        x, y = x - x0[:, None], y - y0[:, None]
         transposed = x.transpose(1, 2)
         sums = (
             x.sum(1, dtype=torch.double),
@@ -52,23 +59,32 @@ class Moments:
             transposed @ y,
             y.square().sum(1),
         )
-        return cls(x.shape[1], *(s.double() for s in sums))
+        return cls(x.shape[1], (x0.double(), y0.double()), *(s.double() for s in sums))
 
     def add(self, other: Moments) -> None:
-        """Take in more samples."""
+        """Take in more samples, of the same origin."""
         self.samples += other.samples
         for name in ("x", "y", "xx", "xy", "yy"):
             getattr(self, name).add_(getattr(other, name))
 
     def plus(self, other: Moments | None) -> Moments:
-        """Return the sums over these and other samples."""
+        """Return the sums over these and other samples, of the same origin."""
         if other is None:
             return self
         names = ("x", "y", "xx", "xy", "yy")
-        return Moments(self.samples + other.samples, *(getattr(self, n) + getattr(other, n) for n in names))
+        sums = (getattr(self, n) + getattr(other, n) for n in names)
+        return Moments(self.samples + other.samples, self.origin, *sums)
+
+    @property
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means of the inputs and of the outputs, shapes (groups, inputs) and (groups, outputs)."""
+        x0, y0 = self.origin
+        return x0 + self.x / self.samples, y0 + self.y / self.samples
 
     def centre(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Turn these into the sums of differences from values of shape (groups, inputs) and (groups, outputs)."""
+        """Let values of shape (groups, inputs) and (groups, outputs) be the origin."""
+        (x0, y0), self.origin = self.origin, (x, y)
+        x, y = x - x0, y - y0
         n, sum_x, sum_y = self.samples, self.x[:, :, None], self.y[:, None]
         x_, y_ = x[:, :, None], y[:, None]
         self.xx.baddbmm_(n * x_ - sum_x, x_.mT).baddbmm_(x_, sum_x.mT, alpha=-1)
@@ -78,7 +94,10 @@ class Moments:
 
     def of_outputs(self, chosen: slice) -> Moments:
         """Return the sums of some outputs; those of inputs alone are shared."""
-        return Moments(self.samples, self.x, self.y[:, chosen], self.xx, self.xy[:, :, chosen], self.yy[:, chosen])
+        origin = self.origin[0], self.origin[1][:, chosen]
+        return Moments(
+            self.samples, origin, self.x, self.y[:, chosen], self.xx, self.xy[:, :, chosen], self.yy[:, chosen]
+        )
 
     def residual(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the sums of the products of inputs and of what weights leave of outputs, shape as that of ``xy``."""

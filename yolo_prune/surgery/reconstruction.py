@@ -114,15 +114,18 @@ def _samples(
     groups = layer.groups if is_grouped(layer) else 1
     sums: dict[bool, Moments] = {}
     waiting: list[tuple[torch.Tensor, ...]] = []
+    origin: tuple[torch.Tensor, ...] = ()
 
     def take_in() -> None:
+        nonlocal origin
         inputs, outputs, judges = map(torch.cat, zip(*waiting, strict=True))
         waiting.clear()
+        x0, y0 = origin = origin or tuple(rows.mean(0).unflatten(0, (groups, -1)) for rows in (inputs, outputs))
         for is_judge in (False, True):
             chosen = judges == is_judge
             if chosen.any():
                 rows = (t[chosen].unflatten(1, (groups, -1)).transpose(0, 1) for t in (inputs, outputs))
-                moments = Moments.of(*rows)
+                moments = Moments.of(*rows, origin=(x0, y0))
                 if is_judge in sums:
                     sums[is_judge].add(moments)
                 else:
@@ -159,7 +162,7 @@ def _solve(
     start, whole = _matrix(layer), fitted.plus(held_out)
     is_centred = norm is not None or (bias is not None and not is_patched)
     if is_centred:
-        x, y = whole.x / whole.samples, whole.y / whole.samples
+        x, y = whole.means
     else:  # one bias for all taps stays as it is
         taps = kernel_taps(layer) if is_patched else 1
         offset = torch.zeros_like(whole.y) if bias is None else bias.detach().double().repeat_interleave(taps)
@@ -225,7 +228,7 @@ def _match(
     assert norm is not None
     whole, weights = fitted.plus(held_out), _matrix(layer)
     bias = getattr(layer, "bias", None)
-    x, y = whole.x / whole.samples, whole.y / whole.samples
+    x, y = whole.means
     made = _made(weights, x)
     made = made if bias is None else made + bias.detach().double().reshape(made.shape)
     whole.centre(x, y)

@@ -158,7 +158,8 @@ def solve_around(
         if least >= before - LEAST_GAIN * max(before, 0.0):
             return start
     *_, solved = _descend(whole, start, mask, steps)
-    return solved
+    rounded = -ROUNDING * float(whole.yy.sum())  # less than that is no error, but moments of nothing
+    return solved if rounded <= whole.error(solved) <= whole.error(start) else start
 
 
 def _descend(moments: Moments, start: torch.Tensor, mask: torch.Tensor, steps: int) -> Iterator[torch.Tensor]:
