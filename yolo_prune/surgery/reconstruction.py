@@ -124,8 +124,8 @@ def _samples(
         for is_judge in (False, True):
             chosen = judges == is_judge
             if chosen.any():
-                rows = (t[chosen].unflatten(1, (groups, -1)).transpose(0, 1) for t in (inputs, outputs))
-                moments = Moments.of(*rows, origin=(x0, y0))
+                x, y = (t[chosen].unflatten(1, (groups, -1)).transpose(0, 1) for t in (inputs, outputs))
+                moments = Moments.of(x, y, (x0, y0))
                 if is_judge in sums:
                     sums[is_judge].add(moments)
                 else:
