@@ -79,7 +79,12 @@ def difference(ours: Sequence[Run], others: Sequence[Run]) -> str:
     points = 100 * (mean(map(score, ours)) - mean(map(score, others)))
     one, other = draws(ours), draws(others)
     error = error_of(differences(one, other)) if one and other else None
-    return f"{points:+.1f}" if error is None else f"{points:+.1f} ± {100 * INTERVAL * error:.1f}"
+    return f"{points:+.1f}" if error is None else with_interval(points, error)
+
+
+def with_interval(points: float, error: float) -> str:
+    """Return points with their 95 % interval, of a standard error as a share: ``-1.4 ± 0.8``."""
+    return f"{points:+.1f} ± {100 * INTERVAL * error:.1f}"
 
 
 def draws(runs: Sequence[Run]) -> list[list[float]]:

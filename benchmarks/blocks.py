@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from accuracy_tables import INTERVAL
-from training import data_yaml, is_missing, parser_of, prune, rows_of, train, write
+from accuracy_tables import with_interval
+from training import data_yaml, is_missing, least_speedup, parser_of, prune, rows_of, train, write
 from validation import ENVIRONMENT, differences, standard_error, validate
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"
@@ -201,7 +201,7 @@ def table() -> str:
             str(len(row["blocks"])) if cut.depth else "",
             f"{row['params_kept']:.0%}",
             *("" if of.get("pruned") is None else f"{of['pruned']:.3f}" for of in (row, trained)),
-            *("" if speedup is None else f"{speedup['value'] or speedup['low']:.2f}x" for speedup in speedups),
+            *("" if speedup is None else f"{least_speedup(speedup):.2f}x" for speedup in speedups),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -216,13 +216,12 @@ def latency_table() -> str:
     ]
     for cut in (cut for cut in latency_cuts() if str(cut) in rows):
         row = rows[str(cut)]
-        speedup = row["speedup"]
         cells = [
             f"{cut.model}, {cut.kept} in {cut.runtime}",
             "blocks and channels" if cut.depth else "channels alone",
             f"{row['macs_kept']:.0%}",
             str(len(row["blocks"])) if cut.depth else "",
-            f"{speedup['value'] or speedup['low']:.2f}x",
+            f"{least_speedup(row['speedup']):.2f}x",
             f"{row['dense']:.3f}",
             f"{row['pruned']:.3f}",
             difference(row, rows.get(str(replace(cut, depth=False)))) if cut.depth else "",
@@ -236,7 +235,7 @@ def difference(row: dict[str, Any], other: dict[str, Any] | None) -> str:
     if other is None:
         return ""
     error = standard_error(differences([row["resampled"]], [other["resampled"]]))
-    return f"{100 * (row['pruned'] - other['pruned']):+.1f} ± {100 * INTERVAL * error:.1f}"
+    return with_interval(100 * (row["pruned"] - other["pruned"]), error)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from accuracy import Case
-from training import ENVIRONMENT, data_yaml, is_missing, parser_of, rows_of, write
+from training import ENVIRONMENT, data_yaml, is_missing, least_speedup, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "devices.json"
 CASES = tuple(product(("yolo11n", "yolov8n"), ("onnx", "openvino", "ncnn", "litert")))
@@ -58,7 +58,9 @@ def made(case: Case, runtime: str, shared: Path, runs: Path, device: Path) -> di
     latency = _on_device(device, folder / "kit.pyz", "latency.json")  # goes on where it was
     predictions_off_by = errors(dense, folder / "latency.json")
     found = _pruned(dense, data_yaml(shared, case.data), folder, runtime, device, TARGETS)
-    if missed := [of for of in found if abs(_speedup(of) / float(of["target"].rstrip("x")) - 1) > NEAR]:
+    if missed := [
+        of for of in found if abs(least_speedup(of["measured"]) / float(of["target"].rstrip("x")) - 1) > NEAR
+    ]:
         compared = (str(dense), *(str(folder / f"{target}.pt") for target in TARGETS))
         given = (f"results={folder / 'latency-result.json'}", f"latency={folder / 'latency.json'}", f"imgsz={IMGSZ}")
         _yolo_prune("bench", *compared, *given)
@@ -95,12 +97,6 @@ def _pruned(
     for result, speedup in zip(found, speedups[1:], strict=True):
         result["measured"] = {side: speedup[side] for side in ("low", "value", "high", "settled")}
     return found
-
-
-def _speedup(result: Mapping[str, Any]) -> float:
-    """Return the speed-up of a result; the least of one that did not settle."""
-    measured = result["measured"]
-    return float(measured["value"] or measured["low"])
 
 
 def errors(dense: Path, latency: Path) -> list[float]:

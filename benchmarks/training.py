@@ -105,6 +105,11 @@ def finish(arguments: Sequence[str], folder: Path) -> dict[str, str]:
     return given
 
 
+def least_speedup(measured: Mapping[str, Any]) -> float:
+    """Return a speed-up, or the least of one that did not settle."""
+    return float(measured["value"] or measured["low"])
+
+
 def epoch_ends(results: Path) -> list[float]:
     """Return the seconds from a run's start to the end of each epoch, from its ``results.csv``.
 

@@ -124,8 +124,10 @@ class LatencyModel:
 
     def slopes(self, work: Workload, out: np.ndarray, inp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return per layer the seconds that an output, and an input, more takes."""
-        factor = self._correction(self._fitted(work.features(out, inp, self.stairs)))
-        return work.slopes(out, inp, factor * np.array(self.weights))
+        weights = np.array(self.weights)
+        if self.corrections:
+            weights *= self._correction(self._fitted(work.features(out, inp, self.stairs)))
+        return work.slopes(out, inp, weights)
 
     def scaled(self, factor: float) -> LatencyModel:
         """Return a model by which what is cut takes so many times as long."""
