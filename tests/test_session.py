@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -278,9 +279,24 @@ def test_cuts_come_later_where_the_model_has_to_learn_its_classes_first(run: Run
     assert [report_of(trainer)["cuts"][0]["epoch"] for trainer in (learning, knowing)] == [1, 0]
     dense = [report_of(trainer)["dense"] for trainer in (learning, knowing)]
     assert [(d["finished"], d["epochs"]) for d in dense] == [(False, 1), (True, 0)]
-    assert dense[0]["fitness_at_start"] is None and dense[1]["fitness_at_start"] == dense[0]["fitness"]
+    assert [d["fitness_at_start"] for d in dense] == [None, None]  # measured before the cut, which comes first
     too_short = run(prune=soon(0.3, steps=3, start=None, end=None), epochs=9)  # 3, 4 and 4
     assert [cut["epoch"] for cut in report_of(too_short)["cuts"]] == [1, 2, 4]
+
+
+@pytest.mark.slow
+def test_what_a_run_begins_with_is_measured_before_it_is_trained_on(run: Run, tiny_data: Path) -> None:
+    """At the run's own image size, which the checkpoint cannot tell, and without a change of what is trained."""
+    learned = run(epochs=2).best
+    size = {"imgsz": 96, "batch": 4}
+    begun = report_of(run(YOLO(learned), soon(0.3), **size))["dense"]
+    found = YOLO(learned).val(data=str(tiny_data), rect=False, plots=False, workers=0, **size).fitness
+    assert begun["finished"] and begun["fitness_at_start"] == pytest.approx(found, abs=1e-6)
+    plain, measured = (
+        next(csv.DictReader((run(YOLO(learned), prune, **size).csv).open())) for prune in (None, soon(0.3))
+    )
+    del plain["time"]
+    assert plain == {name: measured[name] for name in plain}  # of the epoch before the first cut
 
 
 @pytest.mark.slow

@@ -32,8 +32,9 @@ class Stage:
         finished: Whether the dense network was: it began with weights that had learned the data's classes, or nothing
             was trained. If not, its fitness is that of the middle of a training, and nothing is compared with it. None
             for others, and in reports of earlier versions, where nobody knows.
-        fitness_at_start: Fitness of the weights that the run began with, where their checkpoint tells it of the same
-            data set and image size; None for others. Some epochs later the dense network may be worse.
+        fitness_at_start: Fitness of the weights that the run began with, if they had learned the data's classes; None
+            for others, and where the first cut is before the first epoch. Some epochs later the dense network may be
+            worse.
         sparsity: Share of zeros among the weights that may be zero, where that was asked for, or None.
         compressed: Bytes of the checkpoint file after zlib's best compression, likewise.
     """

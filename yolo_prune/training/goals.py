@@ -110,26 +110,28 @@ def _least(run: Run, graph: ChannelGraph, cost: CostModel) -> Goal:
     return Goal({quantity: (dense, least)} if least < dense else {})
 
 
-def reference_fitness(run: Run, knows_classes: bool) -> float | None:
-    """Return the fitness of a dense model that was trained to the end, or None if there is none to measure.
+def fitness_at_start(run: Run) -> float | None:
+    """Return the fitness of weights that have learned the data's classes, before they are trained on.
+
+    None where the run does not validate, cuts nothing, or does so before its first epoch, when it is measured anyway.
+    """
+    trainer, schedule = run.trainer, run.progress.schedule
+    if not trainer.args.val or not schedule or not schedule[0].epoch:
+        return None
+    trainer.epoch = trainer.start_epoch  # which a validator reads, and the first epoch sets
+    with preserved_rng():
+        return ddp.broadcast(validate(trainer)[1])
+
+
+def fitness_of_named(run: Run) -> float | None:
+    """Return the fitness of the dense model that the run is told to compare with, or None without one.
 
     Raises:
-        ConfigError: If there is no file of the one that is named.
+        ConfigError: If there is no such file.
         CheckpointError: If Ultralytics cannot validate it with the run's data.
     """
-    trainer, config = run.trainer, run.config
-    if config.max_drop is None or not run.progress.schedule:
+    if not (dense := run.config.dense) or not run.progress.schedule:
         return None
-    if config.dense:
-        return _fitness_of(run, config.dense)
-    if knows_classes and run.progress.schedule[0].epoch > 0:  # else it is measured when it is cut
-        trainer.epoch = trainer.start_epoch  # which a validator reads, and the first epoch sets
-        with preserved_rng():
-            return ddp.broadcast(validate(trainer)[1])
-    return None
-
-
-def _fitness_of(run: Run, dense: str) -> float | None:
     if not Path(dense).is_file():
         raise ConfigError(f"dense={dense}: there is no such file; name the checkpoint of the dense model.")
     try:

@@ -101,21 +101,15 @@ def note_dense(run: Run) -> None:
     dense.fitness = None if fitness is None else float(fitness)
     dense.bytes, dense.checkpoint, dense.epochs = path.stat().st_size, str(path), int(trainer.epoch)
     if run.config.max_drop is not None and dense.fitness is not None:
-        set_guard(run, dense.fitness)
+        set_guard(run)
 
 
-def set_guard(run: Run, fitness: float) -> None:
-    """Let cuts be judged by the dense model: one that was trained to the end, or what the run has, which is said.
-
-    Args:
-        run: Just before its first cut.
-        fitness: Of the dense network there.
-    """
-    config, reference = run.config, run.progress.reference
-    finished = bool(run.report.dense.finished) or reference is not None
-    if not config.dense:  # what the run started from may have been better than what it is now, or not as good
-        reference = max(fitness, reference or 0.0)
-    guard = Guard(config.max_drop or 0.0, reference or 0.0, finished=finished, is_search=config.is_auto)
+def set_guard(run: Run) -> None:
+    """Let cuts be judged by the dense model: one that was trained to the end, or what the run has, which is said."""
+    config, dense, named = run.config, run.report.dense, run.progress.reference
+    bar = dense.reference if named is None else named
+    finished = bool(dense.finished) or named is not None
+    guard = Guard(config.max_drop or 0.0, bar or 0.0, finished=finished, is_search=config.is_auto)
     run.progress.guard = guard
     run.log(f"max_drop={guard.max_drop:g} of the dense fitness {guard.dense:.4f} asks for {guard.floor:.4f}")
     if not finished:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from yolo_prune.surgery.classes import names_of
 from yolo_prune.surgery.slicing import check_optimizer
 from yolo_prune.training import exact_state
 from yolo_prune.training.exact_state import StepCount
-from yolo_prune.training.goals import reference_fitness, schedule_of, set_goals
+from yolo_prune.training.goals import fitness_at_start, fitness_of_named, schedule_of, set_goals
 from yolo_prune.training.progress import Progress
 from yolo_prune.training.reduction import check_reduction, classes_to_keep, keep_classes_of_data, reduce, rows_by_name
 from yolo_prune.training.rehearsal import outside_readers, rehearse
@@ -62,23 +62,18 @@ class Prepared:
         quantizes: Whether ``quantize=8`` was asked for and is put off until after the last cut.
         knows_classes: Whether the network is made from weights of the data's classes.
         given: The network before levels and classes of it were removed, or None where none are.
-        before: What the checkpoint of these weights tells of its training.
+        was_cut_short: Whether the checkpoint of these weights says that its training was not over.
     """
 
     quantizes: bool = False
     knows_classes: bool = False
     given: Given | None = None
-    before: checkpoint.Training = field(default_factory=checkpoint.Training)
+    was_cut_short: bool = False
 
     @property
     def is_finished(self) -> bool:
         """Whether the network was trained to the end before this run, as far as can be told."""
-        return self.knows_classes and self.before.finished is not False
-
-    def fitness_at_start(self, arguments: Any) -> float | None:
-        """Return the fitness of these weights, if it was measured as a run with such arguments measures it."""
-        alike = all(self.before.arguments.get(name) == getattr(arguments, name) for name in ("data", "imgsz"))
-        return self.before.fitness if self.knows_classes and alike and self.given is None else None
+        return self.knows_classes and not self.was_cut_short
 
 
 def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared | None = None) -> Prepared:
@@ -128,7 +123,7 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
         )
         prepared.knows_classes = set(asked) <= set(learned) if keeps else learned == asked
         if path := getattr(given.get("weights"), "pt_path", None):
-            prepared.before = checkpoint.training_of(path)
+            prepared.was_cut_short = checkpoint.training_of(path).finished is False
         if keeps and "weights" in given:
             given["weights"] = rows_by_name(given["weights"], asked)
         model = build(given)
@@ -209,10 +204,9 @@ def start(run: Run, given: Prepared | None) -> None:
         cost.params() if cost else sum(p.numel() for p in model.parameters()),
         latency=run.latency.dense if run.latency else None,
         finished=given is None or prepared.is_finished,  # without, nothing is trained
-        fitness_at_start=prepared.fitness_at_start(trainer.args),
+        fitness_at_start=fitness_at_start(run) if prepared.knows_classes else None,
     )
-    if given is not None:
-        progress.reference = reference_fitness(run, given.knows_classes)
+    progress.reference = fitness_of_named(run)
     for network in {model, unwrap_model(trainer.model)}:
         network.yaml = checkpoint.with_run(model.yaml, progress.to_dict())
     if ddp.is_first():
