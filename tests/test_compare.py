@@ -79,6 +79,13 @@ def test_runs_of_the_same_name_are_told_apart() -> None:
     assert [run.name for run in found.runs] == ["train", "b/train"] and Path("here/compare.html").is_file()
 
 
+def test_a_resumed_run_is_told_by_what_it_began_with() -> None:
+    """Its arguments name the last.pt that it went on from."""
+    asked = {"model": "train/weights/last.pt"}
+    runs = written("train", asked, start="best.pt"), written("train2", asked)  # the second is of an earlier version
+    assert [run.start for run in compare(runs, verbose=False).runs] == ["best.pt", "train/weights/last.pt"]
+
+
 def test_nothing_to_compare_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match=r"no finished run to compare; .* train: the run is not finished"):
         compare([written("train", final=None)], verbose=False)

@@ -28,7 +28,7 @@ def a_cut(epoch: int) -> CutRecord:
 @pytest.fixture
 def progress() -> Progress:
     config = PruneConfig(target=0.5, max_drop=0.01)
-    report = Report([64, 64], Stage(macs=100), config.to_dict(), cuts=[a_cut(3)])
+    report = Report([64, 64], Stage(macs=100), config.to_dict(), cuts=[a_cut(3)], start="best.pt")
     return Progress(
         config,
         report,

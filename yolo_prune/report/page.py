@@ -65,6 +65,8 @@ def write(run: Path, *, plots: bool = True) -> Path:
 def read_report(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what is in the ``report.json`` of a run, with all fields, and in its ``args.yaml``.
 
+    Of a resumed run ``model`` is what the run began with.
+
     Raises:
         ConfigError: If there is no report, or it cannot be read.
     """
@@ -76,7 +78,10 @@ def read_report(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path} cannot be read as a report ({type(e).__name__}: {e}); give the folder of a run with pruning, "
             "e.g. runs/detect/train."
         ) from e
-    return report, yaml.safe_load(asked.read_text(encoding="utf-8")) if asked.is_file() else {}
+    arguments = yaml.safe_load(asked.read_text(encoding="utf-8")) if asked.is_file() else {}
+    if report["start"]:  # a resumed run's arguments name the last.pt that it went on from
+        arguments["model"] = report["start"]
+    return report, arguments
 
 
 def render(

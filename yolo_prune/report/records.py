@@ -207,11 +207,12 @@ class Report:
         maps: Channels of the maps that a detection head reads in the final network, else nothing. Trackers that take
             the features of objects from them need multiples of the smallest (option ``reid``).
         given: The network before levels and classes of it were removed, or None where none were.
+        start: What the run began with: a checkpoint, or a model's YAML; empty in reports of earlier versions.
         zeros: Where zeros were asked for: layer path -> its ``weights``, how many ``zeros`` are among them in the final
             network, its ``inputs`` (channels times taps) and ``outputs``, and whether it has ``two_of_four``.
     """
 
-    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs", "given", "sizes")
+    NOTED: ClassVar = ("imgsz", "dense", "config", "cuts", "quantization", "epochs", "given", "sizes", "start")
     """Fields that an interrupted run needs."""
 
     imgsz: list[int]
@@ -230,6 +231,7 @@ class Report:
     samples: list[str] = field(default_factory=list)
     maps: list[int] = field(default_factory=list)
     given: Given | None = None
+    start: str = ""
     zeros: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,6 +251,7 @@ class Report:
             epochs=[EpochRecord(**e) for e in data["epochs"]],
             given=Given(**given) if given else None,
             sizes=[SizeRecord(**size) for size in data.get("sizes", ())],
+            start=data.get("start", ""),
         )
 
     def save(self, folder: Path) -> Path:

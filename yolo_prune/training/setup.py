@@ -162,7 +162,8 @@ def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepare
             f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5."
         )
     else:
-        report = Report([trainer.args.imgsz, trainer.args.imgsz], Stage(), config.to_dict())
+        imgsz, began_with = [trainer.args.imgsz] * 2, str(trainer.args.model or "")
+        report = Report(imgsz, Stage(), config.to_dict(), start=began_with)
         progress = Progress(config, report, trainer.epochs)
     run = Run(trainer, progress, RunFolder(Path(trainer.save_dir)), StepCount(trainer))
     with verbosity(run.config.verbose):
