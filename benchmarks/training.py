@@ -54,9 +54,17 @@ def rows_of(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else {}
 
 
-def is_missing(name: str, file: Path, only: str) -> bool:
-    """Whether a row is not in a result yet, and has all of what is asked for, with commas between, in its name."""
-    return name not in rows_of(file) and all(part in name for part in only.split(","))
+def is_missing(name: str, file: Path, only: str, without: str = "") -> bool:
+    """Whether a row is not in a result yet, and its name has all of what is asked for, with commas between.
+
+    Args:
+        name: Of the row.
+        file: The result.
+        only: What is asked for.
+        without: What its name may not have.
+    """
+    is_asked_for = all(part in name for part in only.split(",")) and not (without and without in name)
+    return is_asked_for and name not in rows_of(file)
 
 
 def prune(start: Path, data: Path, imgsz: int, target: float | str, folder: Path, **options: Any) -> None:

@@ -81,8 +81,7 @@ def main() -> None:
     parser.add_argument("--without", default="", help="a part of names to leave out")
     args = parser.parse_args()
     for row in () if args.table else rows():
-        is_left_out = args.without and args.without in str(row)
-        if is_missing(str(row), RESULTS, args.only) and not is_left_out:
+        if is_missing(str(row), RESULTS, args.only, args.without):
             made_row = made(row, args.shared.resolve(), args.runs.resolve())
             write(RESULTS, {"seed": 0, "rows": {**rows_of(RESULTS), str(row): made_row}})
     print(table())
