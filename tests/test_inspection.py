@@ -71,7 +71,7 @@ def test_tensorrt_is_told_which_layers_are_wide_enough() -> None:
     layer = {"weights": 9, "zeros": 4, "inputs": 576, "outputs": 256, "two_of_four": True}
     wide, narrow = {"a": layer, "b": {**layer, "outputs": 64}}, {"b": {**layer, "outputs": 64}}
     assert "gain, here a" in zeros.at_runtimes(wide, "best.pt")["TensorRT"]
-    assert "and there are none" in zeros.at_runtimes(narrow, "best.pt")["TensorRT"]
+    assert "hardly anything: 2:4 in 1 of 1 layers, none of which" in zeros.at_runtimes(narrow, "best.pt")["TensorRT"]
     single = {"a": {**layer, "two_of_four": False}}
     assert zeros.at_runtimes(single, "best.pt")["TensorRT"] == "nothing: only 2:4 is faster there (prune=2:4)"
 

@@ -26,12 +26,12 @@ def test_the_run_goes_through_every_epoch_and_every_change_in_order() -> None:
         ]
     ]
     assert [p.fitness for p in points if p.name] == [0.4, 0.51, 0.55]
-    assert [p.macs for p in points if p.name] == [1_500_000_000, 950_000_000, 950_000_000]
+    assert [p.size for p in points if p.name] == [1_500_000_000, 950_000_000, 950_000_000]
 
 
 def test_the_way_from_dense_to_final_leads_over_every_cut() -> None:
     report = full_report()
-    assert [(p.macs, p.fitness) for p in pictures.over_macs(report)] == [
+    assert [(p.size, p.fitness) for p in pictures.over_size(report)] == [
         (2_000_000_000, 0.586),
         (1_500_000_000, 0.4),
         (1_500_000_000, 0.57),
@@ -40,7 +40,20 @@ def test_the_way_from_dense_to_final_leads_over_every_cut() -> None:
         (950_000_000, 0.581),
     ]
     report["dense"]["fitness"] = report["cuts"][0]["fitness_recovered"] = None
-    assert [p.fitness for p in pictures.over_macs(report)] == [0.4, 0.51, 0.58, 0.581]
+    assert [p.fitness for p in pictures.over_size(report)] == [0.4, 0.51, 0.58, 0.581]
+
+
+def test_where_only_zeros_were_made_they_are_what_is_drawn(own_folder: Path) -> None:
+    report, dense = full_report(), full_report()["dense"]["macs"]
+    assert pictures.measure(report) is pictures.MACS
+    for stage in (*report["cuts"], report["final"], *report["epochs"]):
+        stage["macs"] = dense
+    assert pictures.measure(report) is pictures.ZEROS
+    assert [p.size for p in pictures.over_size(report)] == [0.0, 0.42, 0.42, 0.45, 0.45, 0.45]
+    assert [p.size for p in pictures.over_epochs(report)] == [0.0, 0.0, *[0.42] * 3, *[0.45] * 6]
+    assert not pictures.channels(report)
+    pictures.draw(report, own_folder, "mAP50-95")
+    assert [path.name for path in own_folder.iterdir()] == ["curve.png"]
 
 
 @pytest.mark.parametrize(

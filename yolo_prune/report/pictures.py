@@ -6,15 +6,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from yolo_prune.report.drawing import FORMATS
 from yolo_prune.utils.files import atomic_write
-from yolo_prune.utils.text import count, epochs
+from yolo_prune.utils.text import epochs
+
+
+class Measure(NamedTuple):
+    """What the size of a run's network is drawn by: a field of its records, its name, and how it is written."""
+
+    field: str
+    label: str
+    kind: str
+
+
+MACS, ZEROS = Measure("macs", "MACs", "count"), Measure("sparsity", "zeros (%)", "percent")
 
 
 class Point(NamedTuple):
-    """One validation: epochs that are over, multiply-adds or None, fitness, and what has just happened, if anything."""
+    """One validation: epochs that are over, size or None, fitness, and what has just happened, if anything."""
 
     epoch: int
-    macs: int | None
+    size: float | None
     fitness: float
     name: str = ""
 
@@ -70,33 +82,46 @@ def dense_name(report: Mapping[str, Any]) -> str:
     return f"dense after {epochs(dense['epochs'] or 0)}, not finished" if dense.get("finished") is False else "dense"
 
 
+def measure(report: Mapping[str, Any]) -> Measure:
+    """Return what a run has changed: multiply-adds, or where they all stayed the share of zeros."""
+    cuts, dense = report["cuts"], report["dense"]["macs"]
+    return ZEROS if any(cut["sparsity"] for cut in cuts) and all(cut["macs"] == dense for cut in cuts) else MACS
+
+
 def over_epochs(report: Mapping[str, Any]) -> list[Point]:
     """Return every validation in its order; none for a report without epochs."""
     if not report["epochs"]:
         return []
-    points = [Point(e["epoch"] + 1, e["macs"], e["fitness"]) for e in report["epochs"]]
-    for n, cut in enumerate(report["cuts"], 1):
-        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_cut"], f"cut {n}"))
+    field, dense, cuts = measure(report).field, report["dense"], report["cuts"]
+
+    def size(epoch: int) -> float | None:
+        return next((cut[field] for cut in reversed(cuts) if cut["epoch"] <= epoch), dense[field])
+
+    points = [Point(e["epoch"] + 1, e.get(field, size(e["epoch"])), e["fitness"]) for e in report["epochs"]]
+    for n, cut in enumerate(cuts, 1):
+        points.append(Point(cut["epoch"], cut[field], cut["fitness_cut"], f"cut {n}"))
     if q := report["quantization"]:
-        points.append(Point(q["epoch"], points[-1].macs, q["fitness_quantized"], "INT8"))
+        points.append(Point(q["epoch"], points[-1].size, q["fitness_quantized"], "INT8"))
     return sorted((p for p in points if p.fitness is not None), key=lambda p: (p.epoch, p.name != ""))
 
 
-def over_macs(report: Mapping[str, Any]) -> list[Point]:
+def over_size(report: Mapping[str, Any]) -> list[Point]:
     """Return the way from dense to final: each cut, and what came back after it."""
-    dense, final = report["dense"], report["final"]
-    points = [Point(0, dense["macs"], dense["fitness"], "dense")]
+    dense, final, field = report["dense"], report["final"], measure(report).field
+    points = [Point(0, dense[field], dense["fitness"], "dense")]
     sizes = {size["cut"]: f"size {size['size']}" for size in report.get("sizes", ())}
     for n, cut in enumerate(report["cuts"], 1):
-        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_cut"], f"cut {n}"))
-        points.append(Point(cut["epoch"], cut["macs"], cut["fitness_recovered"], sizes.get(n, "")))
+        points.append(Point(cut["epoch"], cut[field], cut["fitness_cut"], f"cut {n}"))
+        points.append(Point(cut["epoch"], cut[field], cut["fitness_recovered"], sizes.get(n, "")))
     if final:
-        points.append(Point(0, final["macs"], final["fitness"], "final"))
-    return [p for p in points if p.macs is not None and p.fitness is not None]
+        points.append(Point(0, final[field], final["fitness"], "final"))
+    return [p for p in points if p.size is not None and p.fitness is not None]
 
 
 def channels(report: Mapping[str, Any]) -> list[Bar]:
-    """Return the layers in the order of the network."""
+    """Return the layers in the order of the network; none where only zeros were made."""
+    if measure(report) is ZEROS:
+        return []
     locked = {entry["layer"]: entry["why"] for cut in report["cuts"][-1:] for entry in cut["locked"]}
     bars = []
     for path, widths in report["layers"].items():
@@ -113,30 +138,30 @@ def draw(report: Mapping[str, Any], folder: Path, metric: str) -> None:
         folder: Where to.
         metric: What fitness is called.
     """
-    if len(over_macs(report)) > 1:
+    if len(over_size(report)) > 1:
         _draw_curve(report, folder / "curve.png", metric)
     if bars := channels(report):
         _draw_channels(bars, folder / "channels.png")
 
 
 def _draw_curve(report: Mapping[str, Any], path: Path, metric: str) -> None:
-    """Draw fitness over epochs, where they are known, and against multiply-adds."""
+    """Draw fitness over epochs, where they are known, and against size."""
     from matplotlib.figure import Figure  # without pyplot it is drawn by Agg, and no window or state is touched
 
-    run, macs = over_epochs(report), over_macs(report)
+    run, way, by = over_epochs(report), over_size(report), measure(report)
     figure = Figure(figsize=(12 if run else 6, 5), layout="constrained")
     *left, right = figure.subplots(1, 2 if run else 1, squeeze=False)[0]
     for axes in left:
         _plot_epochs(axes, run)
         axes.set_title(f"{metric}, epoch by epoch", fontsize=12)
-    right.plot([p.macs for p in macs], [p.fitness for p in macs], **_LINE)
-    for p in (p for p in macs if p.name.startswith(("cut", "size"))):
+    right.plot([p.size for p in way], [p.fitness for p in way], **_LINE)
+    for p in (p for p in way if p.name.startswith(("cut", "size"))):
         color, place = ("C1", (5, -12)) if p.name.startswith("cut") else ("C0", (5, 5))
-        right.annotate(p.name, (p.macs, p.fitness), place, textcoords="offset points", color=color)
-    right.xaxis.set_major_formatter(lambda amount, _: count(amount))
-    right.set_title(f"{metric} against MACs", fontsize=12)
-    for axes in (*left, right) if macs[0].name == "dense" else ():
-        axes.axhline(macs[0].fitness, color="0.5", linestyle="--", label=dense_name(report))
+        right.annotate(p.name, (p.size, p.fitness), place, textcoords="offset points", color=color)
+    right.xaxis.set_major_formatter(lambda amount, _: FORMATS[by.kind](amount))
+    right.set_title(f"{metric} against {by.label}", fontsize=12)
+    for axes in (*left, right) if way[0].name == "dense" else ():
+        axes.axhline(way[0].fitness, color="0.5", linestyle="--", label=dense_name(report))
         axes.legend()
     _save(figure, path)
 

@@ -38,17 +38,18 @@ def _tensorrt(layers: Layers, checkpoint: str) -> str:
     patterned = [path for path, of in layers.items() if of["two_of_four"] and of["zeros"]]
     if not patterned:
         return "nothing: only 2:4 is faster there (prune=2:4)"
-    onnx = checkpoint.removesuffix(".pt") + ".onnx"
+    told = f"2:4 in {len(patterned)} of {len(layers)} layers"
     wide = [path for path in patterned if min(layers[path]["inputs"], layers[path]["outputs"]) >= WIDE]
-    gain = (
-        f"layers of {WIDE} inputs and outputs gain, here {', '.join(wide)}"
+    told += (
+        f", of which those of {WIDE} inputs and outputs gain, here {', '.join(wide)}"
         if wide
-        else (f"layers of {WIDE} inputs and outputs gain, and there are none")
+        else f", none of which has {WIDE} inputs and outputs, from where on layers gain"
     )
+    onnx = checkpoint.removesuffix(".pt") + ".onnx"
     return (
-        f"2:4 in {len(patterned)} of {len(layers)} layers. Ultralytics' export sets no SPARSE_WEIGHTS, so: yolo export "
+        f"{'' if wide else 'hardly anything: '}{told}. Ultralytics' export sets no SPARSE_WEIGHTS, so: yolo export "
         f"{shlex.quote(f'model={checkpoint}')} format=onnx, then there trtexec {shlex.quote(f'--onnx={onnx}')} "
-        f"--saveEngine=best.engine --fp16 --sparsity=enable; {gain}"
+        "--saveEngine=best.engine --fp16 --sparsity=enable"
     )
 
 
