@@ -29,7 +29,7 @@ from yolo_prune.graph.zeros import has_two_of_four, share_of_zeros, sparse_layer
 from yolo_prune.host import checkpoint
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.calibration import CalibrationData
-from yolo_prune.planning.zeros import held_zeros, plan_zeros, set_zeros
+from yolo_prune.planning.zeros import _larger_places, held_zeros, plan_zeros, set_zeros
 from yolo_prune.surgery.least_squares import Moments
 from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import UndoLog
@@ -125,6 +125,14 @@ def test_layers_are_left_out_and_limited_by_pattern() -> None:
         plan_zeros(small(), PruneConfig(target="60% sparsity", importance="l2", layer_limits={"*": 0.5}))
     with pytest.raises(TargetError, match="2:4: no layer that may be changed has a multiple of 16 input channels"):
         plan_zeros(small(), PruneConfig(target="2:4", importance="l2", layer_limits={"*": 0.4}))
+
+
+def test_a_weight_is_as_dear_as_the_dearer_of_its_two_places() -> None:
+    """Of five weights; what is zero already comes first."""
+    moments = {"a": torch.tensor([1.0, 4.0, -1.0]), "b": torch.tensor([2.0, 3.0])}
+    lamp = {"a": torch.tensor([9.0, 1.0, 0.0]), "b": torch.tensor([2.0, 3.0])}
+    places = {path: of.tolist() for path, of in _larger_places(moments, lamp).items()}
+    assert places == {"a": pytest.approx([0.9, 0.9, -1]), "b": pytest.approx([0.5, 0.7])}
 
 
 def test_a_larger_share_keeps_the_zeros_of_a_smaller_one() -> None:

@@ -1,9 +1,11 @@
 """How many weights of each layer become zero, so that their share in the network is exactly what was asked for.
 
-With images, weights of all layers are compared by what they cost the loss once the others of their row have made up for
-them: the second moments of the inputs and the Fisher information of the outputs are the two factors of K-FAC (see
-`reconstruction_error`). Without, by magnitude: in the whole network by LAMP, the square over the sum of all squares of
-the layer that are no smaller (Lee et al. 2021, "Layer-adaptive sparsity for the Magnitude-based Pruning", section 3).
+Without images, weights of all layers are compared by LAMP: the square over the sum of all squares of the layer that are
+no smaller (Lee et al. 2021, "Layer-adaptive sparsity for the Magnitude-based Pruning", section 3). With images a weight
+has a second cost, to the loss once the others of its row have made up for it: the second moments of the inputs and the
+Fisher information of the outputs are the two factors of K-FAC (see `reconstruction_error`). That one takes each weight
+as if the others stayed, and would empty a head; LAMP knows no data, and takes too much of the first stages. So the
+larger counts of a weight's two places among all weights.
 """
 
 from __future__ import annotations
@@ -74,9 +76,13 @@ def plan_zeros(
     else:
         total = sum(of.numel() for of in costs.values())
         wanted = math.ceil(round(target.removed * fraction * total, 6))
-        found = _counts(
-            {p: _quantile(of) for p, of in costs.items()} if config.allocation == "uniform" else costs, wanted, config
-        )
+        if config.allocation == "uniform":
+            places = {path: _places({path: of})[path] for path, of in costs.items()}
+        elif moments:
+            places = _larger_places(costs, {path: _lamp(layer) for path, layer in layers.items()})
+        else:
+            places = costs
+        found = _counts(places, wanted, config)
     for path, asked in found.items():
         asked.value, asked.mask = values.get(path), _cheapest(costs[path], asked)
         asked.is_chosen = not (moments and config.reconstruction)
@@ -161,13 +167,22 @@ def _lamp(layer: nn.Module) -> torch.Tensor:
     return scores.view(layer.weight.shape)
 
 
-def _quantile(costs: torch.Tensor) -> torch.Tensor:
-    """Return costs by which all layers lose the same share: a weight's place among those of its layer, 0 to 1."""
-    places = torch.empty(costs.numel(), dtype=torch.double)
-    places[costs.flatten().argsort(stable=True)] = (
-        torch.arange(costs.numel(), dtype=torch.double) + 0.5
-    ) / costs.numel()
-    return torch.where(costs < 0, costs, places.view(costs.shape))
+def _places(costs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return each weight's place among all of them, 0 to 1, the cheapest first; negative costs stay."""
+    flat = torch.cat([of.flatten() for of in costs.values()]) if costs else torch.empty(0)
+    places = torch.empty(len(flat), dtype=torch.double)
+    places[flat.argsort(stable=True)] = (torch.arange(len(flat), dtype=torch.double) + 0.5) / max(1, len(flat))
+    parts = places.split([of.numel() for of in costs.values()])
+    return {
+        path: torch.where(of < 0, of, part.view(of.shape))
+        for (path, of), part in zip(costs.items(), parts, strict=True)
+    }
+
+
+def _larger_places(costs: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the larger of each weight's two places by two costs; where the first is negative, that stays."""
+    pairs = zip(_places(costs).items(), _places(others).values(), strict=True)
+    return {path: torch.where(place < 0, place, torch.maximum(place, other)) for (path, place), other in pairs}
 
 
 def _counts(costs: Mapping[str, torch.Tensor], wanted: int, config: PruneConfig) -> dict[str, LayerZeros]:
