@@ -102,6 +102,12 @@ def test_positions_are_drawn_where_the_loss_looks() -> None:
     assert positions.unique().numel() > 200
 
 
+def test_twice_the_density_draws_twice_the_positions() -> None:
+    once, twice = (layer_statistics(build("tiny"), labelled_batches(8), density=n) for n in (1, 2))
+    drawn = [found["model.0.conv"].positions[0].shape[1] for found in (once, twice)]
+    assert drawn == [64, 128]  # of 1024 over 16 images
+
+
 def test_only_so_many_images_take_part_as_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "HELD_BYTES", 3 * statistics.LIVE * 4 * (3 * 64 * 64 + 16 * 32 * 32))
     monkeypatch.setattr(statistics, "FEWEST_IMAGES", 2)

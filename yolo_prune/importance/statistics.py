@@ -93,13 +93,16 @@ class LayerStatistics:
         return products if products.ndim == 2 else products.diag()
 
 
-def layer_statistics(model: nn.Module, batches: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, LayerStatistics]:
+def layer_statistics(
+    model: nn.Module, batches: Sequence[dict[str, Any]], seed: int = 0, density: int = 1
+) -> dict[str, LayerStatistics]:
     """Return the statistics of every convolution and linear layer, in the order in which they run.
 
     Args:
         model: A network; a copy of it runs.
         batches: Preprocessed batches with labels, on the model's device.
         seed: Chooses the positions.
+        density: So many times as many positions are drawn.
     """
     found: dict[str, LayerStatistics] = {}
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float)
@@ -121,7 +124,7 @@ def layer_statistics(model: nn.Module, batches: Sequence[dict[str, Any]], seed: 
                     _add_sensitivity(seen, layer, by_channel(layer, gradient).mT)
                     return
                 most, energy = images_held(x, y), _energy(layer, gradient)
-                each = -(-_samples(layer) // min(most, total))
+                each = -(-density * _samples(layer) // min(most, total))
                 positions, expected = _draw(energy, each, generator)
                 is_small = energy.shape[1] <= each
                 sensed = by_channel(layer, gradient).mT if is_small else outputs_at(layer, gradient, positions)

@@ -42,17 +42,19 @@ class CalibrationData:
         batches: Preprocessed batches of training images with labels, without augmentation.
         collected: Gradients that the run has collected already, or None.
         readers: Layers that only a training step runs -> the modules whose results they take.
+        density: So many times as many positions are looked at as cuts of channels need.
     """
 
     model: nn.Module
     batches: Sequence[dict[str, Any]] = ()
     collected: Gradients | None = None
     readers: Mapping[str, str] = field(default_factory=dict)
+    density: int = 1
 
     @cached_property
     def statistics(self) -> dict[str, LayerStatistics]:
         """Moments of activations, and how much the loss cares."""
-        return layer_statistics(self.model, self._data)
+        return layer_statistics(self.model, self._data, density=self.density)
 
     @cached_property
     def gradients(self) -> Gradients:

@@ -29,6 +29,8 @@ from yolo_prune.surgery.zeros import LayerZeros, inverse_moments, saliency
 
 MOST = 0.98
 """Largest share of a layer's weights that is taken while others have some left: a layer needs a few."""
+DENSITY = 2
+"""Times as many positions are looked at as for channels: which weights go depends on more than their sums."""
 UNKNOWN, LAST = 1e29, 1e30
 """Costs of weights of which nothing is known, and of those beyond `MOST`."""
 

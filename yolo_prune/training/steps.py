@@ -30,7 +30,7 @@ from yolo_prune.planning.allocation import PlanRequest
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.latency_fit import PlannedCut
 from yolo_prune.planning.planner import plan_traced
-from yolo_prune.planning.zeros import held_zeros, plan_zeros, set_zeros
+from yolo_prune.planning.zeros import DENSITY, held_zeros, plan_zeros, set_zeros
 from yolo_prune.report.records import CutRecord, QuantizationRecord
 from yolo_prune.surgery.reconstruction import Targets, reconstruct
 from yolo_prune.surgery.rewinding import recall, remember, rewind
@@ -78,7 +78,8 @@ def prune_step(run: Run, fraction: float) -> None:
             note_dense(run)
         with ddp.all_or_none("looking at calibration images"):
             batches = calibration_batches(trainer, run.config.calibration)
-        data = CalibrationData(run.ema, batches, run.gradients.of(run.model, run.ema), run.readers or {})
+        density = DENSITY if run.config.zeros else 1
+        data = CalibrationData(run.ema, batches, run.gradients.of(run.model, run.ema), run.readers or {}, density)
         with progress_bar("planning", 1, share=PLANNING):
             planned = ddp.on_rank_zero(lambda: _plan(run, fraction, data))
         if progress.guard:
