@@ -504,6 +504,8 @@ def failing_at(n: int, error: type[BaseException], stages: list[Any]) -> Iterato
             return
         if code.co_name in ("set", "extend", "forget_states"):  # the list of what is to be undone; after last.pt
             return
+        if code.co_name == "__del__":  # of what is collected just then; nobody hears what that raises
+            return
         if code.co_filename.startswith(stage) and not code.co_filename.startswith(training):
             stages.append(code)
             if len(stages) == n + 1:
