@@ -231,7 +231,9 @@ def test_an_interrupted_run_goes_on_in_int8(own_folder: Path, tiny_data: Path) -
 
 
 @needs_modelopt
-@pytest.mark.parametrize(("owner", "stage"), [(quantization, "restore_qat"), (run_files, "save_checkpoint")])
+@pytest.mark.parametrize(
+    ("owner", "stage"), [(quantization.torch_utils, "restore_qat"), (run_files, "save_checkpoint")]
+)
 def test_a_step_to_int8_that_fails_leaves_the_trainer_as_it_was(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, stage: str
 ) -> None:
