@@ -124,13 +124,13 @@ def fitness_at_start(run: Run) -> float | None:
 
 
 def fitness_of_named(run: Run) -> float | None:
-    """Return the fitness of the dense model that the run is told to compare with, or None without one.
+    """Return the fitness of the dense model that is named for ``max_drop``, or None where nothing is judged by one.
 
     Raises:
         ConfigError: If there is no such file.
         CheckpointError: If Ultralytics cannot validate it with the run's data.
     """
-    if not (dense := run.config.dense) or not run.progress.schedule:
+    if not (dense := run.config.dense) or run.config.max_drop is None or not run.progress.schedule:
         return None
     if not Path(dense).is_file():
         raise ConfigError(f"dense={dense}: there is no such file; name the checkpoint of the dense model.")

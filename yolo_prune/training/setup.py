@@ -162,8 +162,7 @@ def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepare
             f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5."
         )
     else:
-        imgsz, began_with = [trainer.args.imgsz] * 2, str(trainer.args.model or "")
-        report = Report(imgsz, Stage(), config.to_dict(), start=began_with)
+        report = Report([trainer.args.imgsz] * 2, Stage(), config.to_dict(), start=str(trainer.args.model or ""))
         progress = Progress(config, report, trainer.epochs)
     run = Run(trainer, progress, RunFolder(Path(trainer.save_dir)), StepCount(trainer))
     with verbosity(run.config.verbose):
@@ -207,7 +206,8 @@ def start(run: Run, given: Prepared | None) -> None:
         finished=given is None or prepared.is_finished,  # without, nothing is trained
         fitness_at_start=fitness_at_start(run) if prepared.knows_classes else None,
     )
-    progress.reference = fitness_of_named(run)
+    if given is not None:
+        progress.reference = fitness_of_named(run)
     for network in {model, unwrap_model(trainer.model)}:
         network.yaml = checkpoint.with_run(model.yaml, progress.to_dict())
     if ddp.is_first():
