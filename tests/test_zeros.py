@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from yolo_prune.errors import TargetError
 from yolo_prune.graph.zeros import has_two_of_four, share_of_zeros, sparse_layers, takes_two_of_four, zeros_of
 from yolo_prune.host import checkpoint
 from yolo_prune.plan import PrunePlan
+from yolo_prune.planning import calibration
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.planning.zeros import _larger_places, held_zeros, plan_zeros, set_zeros
 from yolo_prune.surgery.least_squares import Moments
@@ -133,6 +135,32 @@ def test_a_weight_is_as_dear_as_the_dearer_of_its_two_places() -> None:
     lamp = {"a": torch.tensor([9.0, 1.0, 0.0]), "b": torch.tensor([2.0, 3.0])}
     places = {path: of.tolist() for path, of in _larger_places(moments, lamp).items()}
     assert places == {"a": pytest.approx([0.9, 0.9, -1]), "b": pytest.approx([0.5, 0.7])}
+
+
+def test_a_layer_that_seems_to_cost_nothing_is_not_emptied() -> None:
+    """LAMP holds against moments that tell nothing of what its weights do together."""
+    statistics, path = deepcopy(seen().statistics), "model.2.m.0.cv1.conv"
+    statistics[path].sensitivity *= 0
+    zeros = plan_zeros(small(), PruneConfig(target="30% sparsity"), 1.0, statistics)
+    share = zeros[path].count / small().get_submodule(path).weight.numel()
+    assert 0.3 < share < 0.8
+
+
+@pytest.mark.parametrize(("target", "density"), [("50% sparsity", 2), (0.3, 1)])
+def test_zeros_have_more_positions_looked_at(
+    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, target: float | str, density: int
+) -> None:
+    asked: list[int] = []
+    made = calibration.layer_statistics
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["density"])
+        return made(*arguments, **options)
+
+    monkeypatch.setattr(calibration, "layer_statistics", look)
+    yolo = YOLO(tiny_yaml(own_folder))
+    prune_model(yolo, target, data=tiny_data, imgsz=IMGSZ, calibration=4, workers=0, val=False, benchmark=False)
+    assert asked[0] == density
 
 
 def test_a_larger_share_keeps_the_zeros_of_a_smaller_one() -> None:
