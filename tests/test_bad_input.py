@@ -314,6 +314,9 @@ WRONGS: dict[str, list[Wrong]] = {
         (knobs(max_drop=1.0), "max_drop=1 is not a share in", "0.01 allows 1 %"),
         (knobs(rewind=0.2), "rewind=0.2 is not in 0 <= rewind <=", "before the first"),
         (knobs(sparsity_strength=0.0), "sparsity_strength=0 is not > 0", "try 1e-4"),
+        (knobs(dense="a.pt"), "dense='a.pt' does nothing without max_drop", "give both, or leave out dense"),
+        (knobs(distill_loss="cwd"), "distill_loss='cwd' does nothing without distill", "leave out distill_loss"),
+        (knobs(sparsity_strength=0.1), "sparsity_strength=0.1 does nothing without sparsity", "sparsity_strength."),
         (knobs(quantize_at=1), "quantize_at=1 is not a fraction", "try 0.7"),
         (knobs(distill=""), "distill='' is neither True", "the path of a checkpoint"),
         (

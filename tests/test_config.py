@@ -12,13 +12,31 @@ from fuzz import PLAIN, SCALARS, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolo_prune.config.choices import ALLOCATIONS, IMPORTANCES, LEARNING_RATES, NORMALIZERS, SCHEDULES, SPARSITIES
-from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
+from yolo_prune.config.choices import (
+    ALLOCATIONS,
+    DISTILL_LOSSES,
+    IMPORTANCES,
+    LEARNING_RATES,
+    NORMALIZERS,
+    SCHEDULES,
+    SPARSITIES,
+)
+from yolo_prune.config.settings import HELP_TEXTS, OPTIONS, PruneConfig
 from yolo_prune.errors import ConfigError
 
 NAMES = st.lists(st.text(min_size=1), max_size=3).map(tuple)
+
+
+def useful(**options: Any) -> PruneConfig:
+    """Make a configuration, with the options that do nothing without another only beside that."""
+    needed = {"max_drop": "dense", "distill": "distill_loss", "sparsity": "sparsity_strength"}
+    usual = {name: OPTIONS[name].default for name in needed}
+    idle = {of for name, of in needed.items() if options[name] == usual[name]}
+    return PruneConfig(**{name: value for name, value in options.items() if name not in idle})
+
+
 CONFIGS = st.builds(
-    PruneConfig,
+    useful,
     target=st.floats(0, 0.99) | st.sampled_from(["1.5x", "2x as fast", "3.2 GMACs", "50% params, 8ms", "0.5,2 MB"]),
     importance=st.sampled_from(IMPORTANCES),
     allocation=st.sampled_from(ALLOCATIONS),
@@ -41,6 +59,7 @@ CONFIGS = st.builds(
     max_drop=st.none() | st.floats(0, 0.99),
     dense=st.none() | st.just("dense.pt"),
     distill=st.booleans() | st.just("teacher.pt"),
+    distill_loss=st.sampled_from(DISTILL_LOSSES),
     sparsity=st.sampled_from(SPARSITIES),
     sparsity_strength=st.floats(1e-9, 1.0),
     rewind=st.none() | st.just(0.0),

@@ -22,10 +22,17 @@ from yolo_prune.config.choices import (
 from yolo_prune.config.rules import Rule
 
 
-def _option(default: Any, rule: Rule, help: str) -> Any:
-    """Declare an option with its rule and its one-line description, of which help texts and documents are made."""
+def _option(default: Any, rule: Rule, help: str, of: str | None = None) -> Any:
+    """Declare an option with its rule and its one-line description, of which help texts and documents are made.
+
+    Args:
+        default: Its value where none is given.
+        rule: What it may be.
+        help: The description.
+        of: Another option, without which it does nothing.
+    """
     given: dict[str, Any] = {"default_factory": dict} if isinstance(default, dict) else {"default": default}
-    return field(**given, metadata={"help": help, "rule": rule})
+    return field(**given, metadata={"help": help, "rule": rule, "of": of})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +163,7 @@ class Options:
         rules.path().or_none(),
         "checkpoint of the dense model, trained to the end, whose fitness max_drop is a share of; by default the model "
         "that the run starts from, or what it is before the first cut",
+        of="max_drop",
     )
     distill: bool | str = _option(
         False, rules.flag_or_path(), "learn from the dense model after the first cut, or from a given checkpoint"
@@ -164,6 +172,7 @@ class Options:
         "features",
         rules.choice(*DISTILL_LOSSES),
         f"what it learns there, beside the labels: {', '.join(DISTILL_LOSSES)}",
+        of="distill",
     )
     sparsity: str = _option(
         "none",
@@ -175,7 +184,7 @@ class Options:
         f"regularise until the first cut: {', '.join(SPARSITIES)}; no zeros come of it, those are a target",
     )
     sparsity_strength: float = _option(
-        1e-4, rules.number(lambda x: x > 0, "is not > 0; try 1e-4."), "weight of that penalty, > 0"
+        1e-4, rules.number(lambda x: x > 0, "is not > 0; try 1e-4."), "weight of that penalty, > 0", of="sparsity"
     )
     rewind: float | None = _option(
         None,

@@ -50,6 +50,8 @@ class PruneConfig(Options):
             self._settle_sizes()
         if self.is_auto:
             self._settle_auto()
+        for name, option in OPTIONS.items():
+            self._check_is_of_use(name, option)
         start, end = self.span()
         if self.schedule != "one-shot" and not start <= end < 1:
             raise ConfigError(
@@ -247,6 +249,15 @@ class PruneConfig(Options):
     def is_limited(self, layer: str) -> bool:
         """Whether a pattern of ``layer_limits`` matches a layer, so that not all of it may go."""
         return any(fnmatch.fnmatchcase(layer, pattern) for pattern in self.layer_limits)
+
+    def _check_is_of_use(self, name: str, option: Field[Any]) -> None:
+        """Raise a ConfigError if an option was given that does nothing without another, which was not."""
+        other, value = option.metadata["of"], getattr(self, name)
+        if other and value != option.default and getattr(self, other) == OPTIONS[other].default:
+            raise ConfigError(
+                f"{name}={short_repr(value)} does nothing without {other} ({HELP_TEXTS[other]}); give both, or leave "
+                f"out {name}."
+            )
 
     def _settle_sizes(self) -> None:
         """Let the target be that of the smallest size.
