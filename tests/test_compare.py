@@ -20,6 +20,7 @@ from yolo_prune.deploy import compare as module
 from yolo_prune.device.stopwatch import Speedup
 from yolo_prune.errors import ConfigError
 from yolo_prune.report import compare_page
+from yolo_prune.report.pictures import Mark, joined_labels
 from yolo_prune.report.records import Stage
 from yolo_prune.report.runs import Comparison, FinishedRun
 
@@ -41,6 +42,12 @@ def final(**changes: Any) -> dict[str, Any]:
 
 def dense(**changes: Any) -> dict[str, Any]:
     return {**full_report()["dense"], **changes}
+
+
+def test_labels_of_marks_that_lie_on_each_other_are_one_text() -> None:
+    marks = [Mark(100, 0.5, "1"), Mark(99, 0.501, "2"), Mark(99, 0.6, "3"), Mark(40, 0.5, ""), Mark(40, 0.5, "4")]
+    assert joined_labels(marks) == [("1, 2", (100, 0.5)), ("3", (99, 0.6)), ("4", (40, 0.5))]
+    assert joined_labels([Mark(1, 0.5, "1")]) == [("1", (1, 0.5))]
 
 
 def test_runs_of_one_data_set_and_image_size_are_compared_and_others_named() -> None:

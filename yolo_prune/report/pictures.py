@@ -184,8 +184,8 @@ def draw_sizes(panels: Sequence[Panel], path: Path, metric: str, dense: float | 
         for mark in panel.marks:
             if not mark.is_full:
                 axes.plot([mark.amount], [mark.fitness], "o", color="C1", markerfacecolor="white")
-            if mark.label:
-                axes.annotate(mark.label, (mark.amount, mark.fitness), (5, -12), textcoords="offset points", color="C1")
+        for label, place in joined_labels(panel.marks):
+            axes.annotate(label, place, (5, -12), textcoords="offset points", color="C1")
         for name, amount in panel.others.items():
             axes.axvline(amount, color="0.8", linewidth=1)
             axes.text(amount, 0.01, name, rotation=90, color="0.5", transform=axes.get_xaxis_transform(), fontsize=8)
@@ -200,6 +200,22 @@ def draw_sizes(panels: Sequence[Panel], path: Path, metric: str, dense: float | 
         lines = (", ".join(named[i : i + per_line]) for i in range(0, len(named), per_line))
         figure.supxlabel("\n".join(lines), fontsize=9)
     _save(figure, path)
+
+
+def joined_labels(marks: Sequence[Mark], near: float = 0.03) -> list[tuple[str, tuple[float, float]]]:
+    """Return what is written at marks, and where, with one text for those that would be written over each other.
+
+    Args:
+        marks: Of one panel.
+        near: Marks so near, as a share of the panel's width and height, have their text at the first of them.
+    """
+    width, height = (max(of) - min(of) or 1.0 for of in zip(*((m.amount, m.fitness) for m in marks), strict=True))
+    texts: dict[tuple[float, float], list[str]] = {}
+    for mark in (mark for mark in marks if mark.label):
+        at = (mark.amount, mark.fitness)
+        there = (p for p in texts if abs(p[0] - at[0]) <= near * width and abs(p[1] - at[1]) <= near * height)
+        texts.setdefault(next(there, at), []).append(mark.label)
+    return [(", ".join(dict.fromkeys(labels)), at) for at, labels in texts.items()]
 
 
 _LINE: dict[str, Any] = {"marker": ".", "linewidth": 2, "markersize": 8}
