@@ -64,7 +64,7 @@ def test_the_last_attempt_has_the_rest_of_the_run() -> None:
 
 def test_auto_has_a_drop_and_chooses_its_cuts() -> None:
     config = PruneConfig.from_cli({"prune": "Auto"})
-    assert config.target == "auto" and config.max_drop == 0.01 and config.learning_rate == "anneal"
+    assert config.target == "auto" and config.max_drop == 0.01 and config.learning_rate == "cycle"
     assert config == PruneConfig.from_dict(config.to_dict()) == PruneConfig.from_cli(config.to_cli())
     assert [target.quantity for target in config.targets] == [MACS]
     assert PruneConfig(target="auto", runtime="onnx").is_timed and not config.is_timed

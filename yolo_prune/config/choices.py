@@ -18,7 +18,7 @@ SPARSITIES = ("none", "bn_scale", "group_lasso")
 RUNTIMES = ("onnx", "openvino", "ncnn", "litert", "coreml", "pytorch", "tensorrt")
 PORTABLE = tuple(name for name in RUNTIMES if name != "pytorch")
 """Runtimes that a device can have without Ultralytics."""
-LEARNING_RATES = ("keep", "rewind", "anneal", "cycle")
+LEARNING_RATES = ("keep", "rewind", "cycle")
 SCHEDULES = ("one-shot", "linear", "cubic", "exponential")
 BY_WEIGHTS = (
     *("target", "importance", "allocation", "normalizer", "per_cost"),

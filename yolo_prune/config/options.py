@@ -149,7 +149,7 @@ class Options:
     lr_after_cut: str | None = _option(
         None,
         rules.choice(*LEARNING_RATES, removed={"rewarm": "use keep, which recovers as much"}).or_none(),
-        f"learning rate after a cut: {', '.join(LEARNING_RATES)}; by default keep, or anneal with several sizes or "
+        f"learning rate after a cut: {', '.join(LEARNING_RATES)}; by default keep, or cycle with several sizes or "
         "target=auto",
     )
     max_drop: float | None = _option(

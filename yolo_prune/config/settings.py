@@ -101,7 +101,7 @@ class PruneConfig(Options):
     @property
     def learning_rate(self) -> str:
         """What happens to the learning rate at a cut."""
-        return self.lr_after_cut or ("anneal" if len(self.sizes) > 1 or self.is_auto else "keep")
+        return self.lr_after_cut or ("cycle" if len(self.sizes) > 1 or self.is_auto else "keep")
 
     @property
     def zeros(self) -> Target | None:

@@ -21,8 +21,7 @@ def bend_learning_rate(run: Run) -> None:
         read_learning_rate_at(trainer, lambda epoch: learning_rate_epoch(int(epoch), epochs, last, mode))
     elif part := _part(run):
         begin, end = part
-        since = 0.0 if mode == "cycle" else begin / run.progress.epochs
-        since = max(since, CALM) if run.config.is_auto else since
+        since = CALM if run.config.is_auto else 0.0
         # With time= the schedule goes by shares of the run, and its length is estimated anew after each epoch.
         share, epochs = run.progress.epochs / trainer.epochs if trainer.args.time else 1.0, run.progress.epochs
         read_learning_rate_at(trainer, lambda e: part_epoch(int(e) * share, epochs, begin, end, since) / share)
