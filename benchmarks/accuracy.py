@@ -37,11 +37,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training import ENVIRONMENT, data_yaml, parser_of, train, write
+from training import ENVIRONMENT, data_of, parser_of, train, write
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 TRAIN = ("batch=16", "workers=0", "plots=False")
-USUALLY, SETTINGS = (25, 224), {"deeppcb": (50, 320)}
+USUALLY, SETTINGS = (25, 224), {"deeppcb": (50, 320), "sign-digits-cls": (25, 96)}
 """Epochs and size of the images in pixels; data set -> the same, where it has its own."""
 INGREDIENTS: dict[str, tuple[str, ...]] = {
     "without reconstruction": ("prune_reconstruction=False",),
@@ -118,7 +118,9 @@ class Case:
         return runs / f"{self}-start" / "weights" / "best.pt"
 
     def pretrained(self, shared: Path) -> tuple[str, ...]:
-        """Return the arguments for the pretrained weights; other tasks than detection take what fits."""
+        """Return the arguments for the pretrained weights; segmentation takes what fits of those for detection."""
+        if self.model.endswith("-cls"):
+            return (f"model={shared / 'weights' / f'{self.model}-from-int8.pt'}",)
         weights = shared / "weights" / f"{self.model.partition('-')[0]}-from-int8.pt"
         return (f"model={self.model}.yaml", f"pretrained={weights}") if "-" in self.model else (f"model={weights}",)
 
@@ -166,7 +168,7 @@ class Run:
         if prune:
             prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
         length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")
-        data = f"data={data_yaml(shared, self.case.data)}"
+        data = f"data={data_of(shared, self.case.data)}"
         return (*model, data, *length, f"seed={self.case.seed}", *TRAIN, *prune)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from accuracy import TRAIN, Case
 from accuracy_tables import with_interval
-from training import data_yaml, is_missing, least_speedup, parser_of, prune, rows_of, train, write
+from training import data_of, is_missing, least_speedup, parser_of, prune, rows_of, train, write
 from validation import ENVIRONMENT, differences, standard_error, validate
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"
@@ -114,7 +114,7 @@ def start(model: str, runs: Path) -> Path:
 
 def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
     """Make a cut, and return its row."""
-    folder, data = cut.best(runs).parent.parent, str(data_yaml(shared, DATA))
+    folder, data = cut.best(runs).parent.parent, str(data_of(shared, DATA))
     dense, imgsz = start(cut.model, runs), KIT_AT if cut.runtime else TRAINED_AT
     if cut.is_trained:
         given = (f"model={dense}", f"data={data}", f"epochs={EPOCHS}", f"imgsz={imgsz}", "seed=0", *TRAIN)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import data_yaml, parser_of, write
+from training import data_of, parser_of, write
 
 from yolo_prune.config.choices import IMPORTANCES
 
@@ -33,7 +33,7 @@ def main() -> None:
     """Make the cuts that are missing and print the table."""
     args = parser_of(__doc__).parse_args()
     if not args.table:
-        data = str(data_yaml(args.shared))
+        data = str(data_of(args.shared))
         for model in MODELS:
             for importance, allocation in WAYS:
                 if not any(is_of(row, model, importance, allocation) for row in rows()):

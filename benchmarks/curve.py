@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case, Run, result
-from training import data_yaml, parser_of, rows_of, train, write
+from training import data_of, parser_of, rows_of, train, write
 from validation import ENVIRONMENT
 
 from yolo_prune.report.size_curve import Curve
@@ -55,7 +55,7 @@ def note(name: str, row: dict[str, Any]) -> None:
 def curve(case: Case, shared: Path, runs: Path) -> dict[str, Any]:
     """Make the curve of a dense model, and return what is in ``curve.json``."""
     command, folder = Path(sys.executable).with_name("yolo-prune"), runs / f"curve-{case}"
-    given = (f"model={case.start(runs)}", f"data={data_yaml(shared, case.data)}", f"imgsz={case.imgsz}", "workers=0")
+    given = (f"model={case.start(runs)}", f"data={data_of(shared, case.data)}", f"imgsz={case.imgsz}", "workers=0")
     subprocess.run([command, "curve", *given, f"out={folder}"], check=True, env=ENVIRONMENT)
     found: dict[str, Any] = json.loads((folder / "curve.json").read_text())
     return {name: value for name, value in found.items() if name not in {"model", "data", "knee", "advice"}}

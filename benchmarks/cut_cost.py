@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training import ENVIRONMENT, data_yaml, is_missing, parser_of, rows_of, write
+from training import ENVIRONMENT, data_of, is_missing, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "cut_cost.json"
 CASES = (
@@ -96,7 +96,7 @@ def main() -> None:
 
 def made(model: str, images: int, shared: Path, runs: Path) -> dict[str, Any]:
     """Make a cut, and return its row."""
-    arguments = (model, images, data_yaml(shared, "coco-part"), IMGSZ, runs)
+    arguments = (model, images, data_of(shared, "coco-part"), IMGSZ, runs)
     done = subprocess.run(
         [sys.executable, "-c", CUT, *map(str, arguments)],
         check=True,

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from accuracy import Case
-from training import ENVIRONMENT, data_yaml, is_missing, least_speedup, parser_of, rows_of, write
+from training import ENVIRONMENT, data_of, is_missing, least_speedup, parser_of, rows_of, write
 
 RESULTS = Path(__file__).parent / "results" / "devices.json"
 CASES = tuple(product(("yolo11n", "yolov8n"), ("onnx", "openvino", "ncnn", "litert")))
@@ -57,14 +57,14 @@ def made(case: Case, runtime: str, shared: Path, runs: Path, device: Path) -> di
         _yolo_prune("kit", f"model={dense}", *where, f"out={folder / 'kit.pyz'}")
     latency = _on_device(device, folder / "kit.pyz", "latency.json")  # goes on where it was
     predictions_off_by = errors(dense, folder / "latency.json")
-    found = _pruned(dense, data_yaml(shared, case.data), folder, runtime, device, TARGETS)
+    found = _pruned(dense, data_of(shared, case.data), folder, runtime, device, TARGETS)
     if missed := [
         of for of in found if abs(least_speedup(of["measured"]) / float(of["target"].rstrip("x")) - 1) > NEAR
     ]:
         compared = (str(dense), *(str(folder / f"{target}.pt") for target in TARGETS))
         given = (f"results={folder / 'latency-result.json'}", f"latency={folder / 'latency.json'}", f"imgsz={IMGSZ}")
         _yolo_prune("bench", *compared, *given)
-        again = _pruned(dense, data_yaml(shared, case.data), folder, runtime, device, [of["target"] for of in missed])
+        again = _pruned(dense, data_of(shared, case.data), folder, runtime, device, [of["target"] for of in missed])
         for first, of in zip(missed, again, strict=True):
             first["corrected"] = of
     return {

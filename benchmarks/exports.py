@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from accuracy import Case
-from training import ENVIRONMENT, data_yaml
+from training import ENVIRONMENT, data_of
 
 from yolo_prune.report.records import ExportRecord
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)  # this process makes one export
     parser.add_argument("--table", action="store_true", help="export nothing")
     args = parser.parse_args()
-    data = data_yaml(args.shared)
+    data = data_of(args.shared)
     checkpoint = (args.checkpoint or args.runs / "yolov8n-bccd-s0-exports" / "weights" / "best.pt").resolve()
     if args.one:
         print(json.dumps(export(checkpoint, args.one, data)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_yaml, finish, is_missing, parser_of, prune, rows_of, write
+from training import data_of, finish, is_missing, parser_of, prune, rows_of, write
 from validation import validate
 
 RESULTS = Path(__file__).parent / "results" / "levels_classes.json"
@@ -83,7 +83,7 @@ def main() -> None:
 
 def of_levels(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     """Return what a network without levels has and can."""
-    start, data, folder = Case(row.model, "bccd").start(runs), data_yaml(shared), runs / f"levels-classes-{row}"
+    start, data, folder = Case(row.model, "bccd").start(runs), data_of(shared), runs / f"levels-classes-{row}"
     options = {"drop_levels": row.levels} if row.levels else {}
     (trained if row.trained else prune)(start, data, 224, row.target, folder, **options)
     return figures(folder, folder / "weights" / "best.pt", data, 224)
@@ -98,7 +98,7 @@ def trained(start: Path, data: Path, imgsz: int, target: float, folder: Path, **
 
 def of_classes(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     """Return what a network of two of its classes has and can."""
-    start, data = shared / "weights" / f"{row.model}-from-int8.pt", data_yaml(shared, "coco-part")
+    start, data = shared / "weights" / f"{row.model}-from-int8.pt", data_of(shared, "coco-part")
     folder = runs / f"levels-classes-{row}"
     kept = {} if row.classes == "last" else {"keep_classes": CLASSES}
     (trained if row.trained else prune)(start, data, 416, row.target, folder, **kept)

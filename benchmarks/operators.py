@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from accuracy import Case
 from speed import MODELS, cut, table_of
-from training import data_yaml, parser_of, write
+from training import data_of, parser_of, write
 
 RESULTS = Path(__file__).parent / "results" / "operators.json"
 HALF, IMGSZ, ROUNDS, THREADS = "50 % fewer MACs", 640, 20, 2
@@ -35,7 +35,7 @@ def main() -> None:
     """Measure what is missing and print the tables."""
     args = parser_of(__doc__).parse_args()
     if not args.table and not RESULTS.exists():
-        data, runs = str(data_yaml(args.shared)), args.runs.resolve()
+        data, runs = str(data_of(args.shared)), args.runs.resolve()
         rows = []
         for case in (Case(model, "bccd") for model in MODELS):
             files = {"dense": case.start(runs), "half": cut(case, HALF, data, runs)[0]}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import data_yaml, parser_of, write
+from training import data_of, parser_of, write
 
 RESULTS = Path(__file__).parent / "results" / "reid.json"
 KEPT = (70, 50)
@@ -54,7 +54,7 @@ def cut(case: Case, kept: int, reid: bool, shared: Path, runs: Path) -> dict[str
     result = prune_model(
         YOLO(case.start(runs)),
         1 - kept / 100,
-        data=data_yaml(shared, case.data),
+        data=data_of(shared, case.data),
         imgsz=IMGSZ,
         reid=reid,
         benchmark=False,

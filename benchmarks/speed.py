@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accuracy import TRAIN, Case
-from training import ENVIRONMENT, data_yaml, parser_of, train, write
+from training import ENVIRONMENT, data_of, parser_of, train, write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.table:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        data = str(data_yaml(args.shared))
+        data = str(data_of(args.shared))
         for case, part in product((Case(model, "bccd") for model in MODELS), args.parts):
             if part == "prediction":
                 measure_prediction(case, args.runs.resolve())
@@ -252,7 +252,7 @@ def measure_recovery(case: Case, shared: Path, runs: Path) -> None:
     """Train on what was cut at 224 px, for a latency or for MACs; runs that are there are not made again."""
     file = RESULTS / f"{case.model}-recovery.json"
     known = json.loads(file.read_text())["fitness"] if file.exists() else {}
-    data = data_yaml(shared, case.data)
+    data = data_of(shared, case.data)
     for name in (name for name in (*FOR_LATENCY[224], *PLAIN) if name not in known):
         best, refusal = cut_calmly(case, name, str(data), runs)
         if refusal:

@@ -37,9 +37,10 @@ def parser_of(about: str | None, runs: str = "runs/accuracy") -> argparse.Argume
     return parser
 
 
-def data_yaml(shared: Path, name: str = "bccd") -> Path:
-    """Return the description of one of the data sets."""
-    return shared.resolve() / "data" / name / "data.yaml"
+def data_of(shared: Path, name: str = "bccd") -> Path:
+    """Return what Ultralytics takes as one of the data sets: its description, or of classification its folder."""
+    folder = shared.resolve() / "data" / name
+    return folder if name.endswith("-cls") else folder / "data.yaml"
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from training import ENVIRONMENT, data_yaml, parser_of, write
+from training import ENVIRONMENT, data_of, parser_of, write
 
 RESULTS = Path(__file__).parent / "results" / "uses.json"
 MODELS = ("yolov8n", "yolo11n", "yolo26n")
@@ -114,7 +114,7 @@ def predict(subject: Subject) -> str:
 
 def validate(subject: Subject) -> str:
     """Validate."""
-    data = data_yaml(subject.shared, "coco8")
+    data = data_of(subject.shared, "coco8")
     settings = {"imgsz": IMGSZ, "workers": 0, "plots": False, "verbose": False, "project": str(subject.folder)}
     return f"mAP50-95 {subject.yolo.val(data=str(data), **settings).box.map:.3f}"
 
@@ -309,7 +309,7 @@ def cut(name: str, variant: str, shared: Path, runs: Path) -> Path:
 
         from yolo_prune import prune_model
 
-        source = YAML.load(data_yaml(shared, "coco8"))
+        source = YAML.load(data_of(shared, "coco8"))
         data = runs / "calibration.yaml"
         runs.mkdir(parents=True, exist_ok=True)
         part, eight = (shared / "data" / n for n in ("coco-part", "coco8"))

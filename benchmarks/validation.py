@@ -30,7 +30,8 @@ def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, Any]:
     """Validate a checkpoint without yolo_prune.
 
     Returns:
-        ``metrics``, Ultralytics' own, and ``resampled``: each metric of `CURVES` for each draw.
+        ``metrics``, Ultralytics' own, and ``resampled``: each metric of `CURVES` for each draw, or of classification
+        ``accuracy_top1`` and ``accuracy_top5``.
     """
     done = subprocess.run(
         [sys.executable, __file__, str(checkpoint), data, str(imgsz)],
@@ -58,6 +59,22 @@ def differences(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float
     return [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, others, strict=True)]
 
 
+def resampled_classes(labels: Any, best: Any, draws: int = DRAWS) -> dict[str, list[float]]:
+    """Return the accuracies of validation images that are drawn with replacement.
+
+    Args:
+        labels: Class of each image, (n,).
+        best: The classes that were found most likely, the best first, (n, 5).
+        draws: How often images are drawn.
+    """
+    import numpy as np
+
+    right = np.asarray(labels)[:, None] == np.asarray(best)
+    chosen = np.random.default_rng(0).integers(len(right), size=(draws, len(right)))
+    hits = {"accuracy_top1": right[:, 0], "accuracy_top5": right.any(1)}
+    return {metric: [round(float(hit[drawn].mean()), 5) for drawn in chosen] for metric, hit in hits.items()}
+
+
 def resampled(stats: Mapping[str, Sequence[Any]], draws: int = DRAWS) -> dict[str, list[float]]:
     """Return metrics of validation images that are drawn with replacement.
 
@@ -82,6 +99,7 @@ def resampled(stats: Mapping[str, Sequence[Any]], draws: int = DRAWS) -> dict[st
 def main(checkpoint: str, data: str, imgsz: str) -> None:
     """Validate, and print what was found."""
     sys.modules["yolo_prune"] = None  # type: ignore[assignment]  # importing it now raises
+    import torch
     from ultralytics import YOLO
     from ultralytics.nn.tasks import torch_safe_load
 
@@ -90,11 +108,14 @@ def main(checkpoint: str, data: str, imgsz: str) -> None:
 
     def remember(validator: Any) -> None:
         stats.update({key: [*values] for key, values in getattr(validator.metrics, "stats", {}).items()})
+        if validator.args.task == "classify":
+            stats.update(labels=torch.cat(validator.targets), best=torch.cat(validator.pred))
 
     model.add_callback("on_val_batch_end", remember)
     results = model.val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
     metrics = {key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}
-    print(json.dumps({"metrics": metrics, "resampled": resampled(stats) if stats else {}}))
+    draws = resampled_classes(**stats) if model.task == "classify" else resampled(stats) if stats else {}
+    print(json.dumps({"metrics": metrics, "resampled": draws}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import data_yaml, is_missing, parser_of, rows_of, write
+from training import data_of, is_missing, parser_of, rows_of, write
 from validation import ENVIRONMENT, validate
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
@@ -105,7 +105,7 @@ def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:
     """Make a cut, and return its row."""
     is_pretrained = cut.data == "coco-part"
     start = shared / "weights" / f"{cut.model}-from-int8.pt" if is_pretrained else Case(cut.model, cut.data).start(runs)
-    metric, data = "mAP50-95(B)", str(data_yaml(shared, cut.data))
+    metric, data = "mAP50-95(B)", str(data_of(shared, cut.data))
     folder = runs / f"without-training-{cut}"
     before = INGREDIENTS.get(cut.without, "")
     arguments = (start, data, cut.imgsz, 1 - cut.kept / 100, folder, before)

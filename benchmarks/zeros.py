@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_yaml, is_missing, parser_of, prune, rows_of, train, write
+from training import data_of, is_missing, parser_of, prune, rows_of, train, write
 from validation import validate
 
 from yolo_prune.deploy.formats import compressed_size
@@ -85,7 +85,7 @@ def main() -> None:
 def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     """Make a network, and return its row."""
     start = shared / "weights" / f"{row.model}-from-int8.pt" if row.data == "coco-part" else None
-    start, data = start or Case(row.model, row.data).start(runs), data_yaml(shared, row.data)
+    start, data = start or Case(row.model, row.data).start(runs), data_of(shared, row.data)
     folder, imgsz = runs / f"zeros-{row}", IMGSZ[row.data]
     if row.epochs:
         options = [f"prune_{name}={value}" for name, value in WAYS[row.way].items()]

@@ -102,6 +102,20 @@ def test_models_are_compared_on_the_same_draws_of_images_and_seeds_count() -> No
 
 
 @pytest.mark.usefixtures("scripts")
+def test_the_standard_error_of_a_classifier_is_that_of_the_images() -> None:
+    import validation
+
+    labels = np.arange(400) % 10
+    best = (labels[:, None] + np.arange(5)) % 10
+    best[:40] += 5  # not among the five
+    best[40:120, [0, 1]] = best[40:120, [1, 0]]  # the second
+    found = validation.resampled_classes(labels, best)
+    assert np.mean(found["accuracy_top1"]) == pytest.approx(0.7, abs=0.01)
+    assert np.mean(found["accuracy_top5"]) == pytest.approx(0.9, abs=0.01)
+    assert validation.standard_error([found["accuracy_top1"]]) == pytest.approx(math.sqrt(0.7 * 0.3 / 400), rel=0.15)
+
+
+@pytest.mark.usefixtures("scripts")
 def test_the_clock_of_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     import training
 
