@@ -1,7 +1,10 @@
-"""``target=auto``: the smallest model within a drop, by bisection."""
+"""``target=auto``: the smallest model within a drop, by steps that grow and shrink."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +12,57 @@ import pytest
 import trainings
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import tiny_yaml
+from nets import assert_same_tensors, tiny_yaml
 from test_recovery import pretend
 from trainings import report_of, soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
-from yolo_prune import PruneConfig, prune_model
+from yolo_prune import PruneCallback, PruneConfig, prune_model
 from yolo_prune.config.targets import LATENCY, MACS
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.report.records import Stage
-from yolo_prune.training.guard import FIRST, TOLERANCE, Guard
-from yolo_prune.training.schedule import attempts
+from yolo_prune.training.guard import FIRST, SMALLEST, Guard
+from yolo_prune.training.schedule import attempt_since, attempts
 
 
-def searched(limit: float, tries: int = 50) -> tuple[Guard, int]:
-    """Return a guard of a search after which nothing is left to try, and how often it tried, if so much can go."""
-    guard, fraction, made = Guard(0.01, 0.5, is_search=True), FIRST, 0
-    while fraction is not None and made < tries:
-        made += 1
-        if fraction <= limit:
-            fraction = guard.accept(fraction, made, 100, 0.5)
-        else:
-            fraction = guard.reject(fraction, made, 100, 0.4)
-    return guard, made
+def searched(limits: Iterable[float]) -> Guard:
+    """Return the guard of a search, if so much can go at each of its attempts."""
+    guard, fraction = Guard(0.01, 0.5, is_search=True), FIRST
+    for epoch, limit in enumerate(limits):
+        if fraction is None:
+            break
+        attempt = (fraction, epoch, 100, 0.5)
+        fraction = guard.accept(*attempt) if fraction <= limit else guard.reject(*attempt)
+    return guard
 
 
-@given(st.floats(0, 1))
+@given(st.floats(0, 0.99))
 def test_a_search_ends_with_the_smallest_model_that_held(limit: float) -> None:
-    guard, made = searched(limit)
+    guard = searched([limit] * 100)
     held = [attempt["way"] for attempt in guard.tried]
-    assert guard.held == max(held, default=0.0) <= limit < guard.held + 2 * TOLERANCE
-    assert all(failure["way"] > limit for failure in guard.failures) and made <= 6
-    assert guard.following is None
+    assert held == sorted(held) and guard.held == max(held, default=0.0) <= limit
+    assert limit < guard.held + 2 * SMALLEST * (1 - guard.held) and guard.following is None
+    assert all(failure["way"] > limit for failure in guard.failures)
 
 
-def test_a_search_grows_by_half_of_what_is_left_and_shrinks_by_half_of_the_step() -> None:
-    assert [attempt["way"] for attempt in searched(1.0)[0].tried] == [0.5, 0.75, 0.875, 0.9375, 0.96875]
-    assert [attempt["way"] for attempt in searched(0.0)[0].failures] == [0.5, 0.25, 0.125, 0.0625, 0.03125]
-    assert searched(0.0)[0].held == 0.0
+def test_steps_are_shares_of_the_way_that_is_left_and_halved_where_a_cut_fails() -> None:
+    assert [attempt["way"] for attempt in searched([1.0] * 5).tried] == [0.5, 0.75, 0.875, 0.9375, 0.96875]
+    assert [attempt["way"] for attempt in searched([0.0] * 9).failures] == [0.5, 0.25, 0.125, 0.0625]
+    assert searched([0.0] * 9).held == 0.0
+
+
+def test_a_size_that_has_failed_is_tried_again_once_others_have_held() -> None:
+    guard = searched([0.4, 0.4, 0.9, 0.9])
+    assert [attempt["way"] for attempt in guard.failures] == [0.5]
+    assert [attempt["way"] for attempt in guard.tried] == [0.25, 0.4375, 0.578125]
+
+
+def test_steps_grow_where_a_cut_holds_at_once() -> None:
+    guard = Guard(0.01, 0.5, is_search=True, held=0.2, step=0.125)
+    assert guard.accept(0.3, at_once=True) == pytest.approx(0.3 + 0.25 * 0.7)
+    assert guard.accept(0.475) == pytest.approx(0.475 + 0.25 * 0.525)
+    assert [guard.accept(0.5, at_once=True) for _ in range(3)] == [0.75] * 3  # no step takes more
 
 
 def test_a_search_goes_on_at_once_only_with_half_of_the_drop_to_spare() -> None:
@@ -60,6 +75,10 @@ def test_the_last_attempt_has_the_rest_of_the_run() -> None:
     assert attempts(epochs=2, start=0.0, end=0.6) == (0, 1, 1)
     with pytest.raises(ConfigError, match=r"target=auto with end=0\.6 leaves none of epochs=1 to recover"):
         attempts(epochs=1, start=0.0, end=0.6)
+
+
+def test_a_long_attempt_begins_with_a_higher_learning_rate() -> None:
+    assert [attempt_since(epochs, 6) for epochs in (3, 6, 12, 24)] == [0.5, 0.5, 0.25, 0.125]
 
 
 def test_auto_has_a_drop_and_chooses_its_cuts() -> None:
@@ -106,6 +125,32 @@ def test_a_run_ends_with_the_smallest_model_that_held(
         assert [cut["macs"] for cut in report["cuts"]] == [tried["macs"] for tried in report["guard"]["tried"]]
     if holds == 0.0:
         assert report["final"]["macs"] < 0.3 * report["dense"]["macs"] and not report["guard"]["failures"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [3, 8, 13])
+def test_a_search_that_was_interrupted_ends_as_if_nothing_had_happened(
+    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    pretend(monkeypatch, 0.6)
+    yolo, left = YOLO(tiny_yaml(own_folder)), own_folder / "left"
+
+    def keep(trainer: Any) -> None:
+        if trainer.epoch == epoch:
+            shutil.copytree(trainer.save_dir, left)
+
+    yolo.add_callback("on_fit_epoch_end", keep)
+    prune = soon("auto", steps=3, start=None, end=None)
+    at = trainings.train(own_folder, tiny_data, yolo, prune, name="run", nbs=4, epochs=16).save_dir
+    whole = at.rename(own_folder / "whole")
+    left.rename(at)
+    again = YOLO(at / "weights" / "last.pt")
+    resumed = trainings.train(own_folder, tiny_data, again, PruneCallback(None), resume=True).save_dir
+    reports = [json.loads((folder / "pruning" / "report.json").read_text()) for folder in (whole, resumed)]
+    assert reports[0]["guard"] == reports[1]["guard"] and reports[0]["guard"]["failures"]
+    assert len({json.dumps([cut["plan_sha256"] for cut in report["cuts"]]) for report in reports}) == 1
+    weights = [load_checkpoint(folder / "weights" / "best.pt")[0].state_dict() for folder in (whole, resumed)]
+    assert_same_tensors(*weights)
 
 
 @pytest.mark.slow

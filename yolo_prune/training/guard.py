@@ -4,8 +4,9 @@ After a cut the network has its recovery epochs to come back to the floor. If it
 state before that cut and tries half of the step, twice at most; then it stops cutting, and the epochs that are left
 recover.
 
-A run that finds its own target (``target=auto``) goes on from what holds: the next cut is in the middle between that
-and the least that has failed, or the least that can be reached.
+A run that finds its own target (``target=auto``) goes on from what holds, by a share of the way that is left to the
+least that can be reached. The share is halved where a cut does not hold, and doubled where one holds at once. A size
+that has failed is no bound: the network has trained on since, and may come back from what was too large before.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 ATTEMPTS = 2
 """Smaller steps that are tried after the first one that was too large."""
 FIRST = 0.5
-"""Of the way to the least that can be reached: what a search tries first."""
-TOLERANCE = 0.02
-"""Of the way to the least that can be reached: a search ends where the next cut would be nearer to the last."""
+"""Share of the way that is left to the least that can be reached: what a search tries first, and its largest step."""
+SMALLEST = 0.05
+"""A search ends where a step would be a smaller share."""
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Guard:
         finished: Whether the dense fitness is that of a model that was trained to the end.
         is_search: Whether the run finds its own target.
         tried: Of such a run the cuts that held, as ``failures``.
+        step: Of such a run the share of the way that is left which the next cut takes.
     """
 
     max_drop: float
@@ -43,6 +45,7 @@ class Guard:
     finished: bool = True
     is_search: bool = False
     tried: list[dict[str, Any]] = field(default_factory=list)
+    step: float = FIRST
 
     @property
     def floor(self) -> float:
@@ -68,20 +71,27 @@ class Guard:
         return fitness is not None and fitness >= self.dense * (1 - self.max_drop / 2)
 
     @property
-    def ceiling(self) -> float:
-        """The least fraction that has failed, or that of the least that can be reached."""
-        return min((float(failure["way"]) for failure in self.failures), default=1.0)
-
-    @property
     def following(self) -> float | None:
         """The fraction that a search tries next, or None where it has ended."""
-        middle = (self.held + self.ceiling) / 2
-        return middle if middle - self.held >= TOLERANCE else None
+        return self.held + self.step * (1 - self.held) if self.step >= SMALLEST else None
 
     def accept(
-        self, fraction: float, epoch: int = 0, macs: int | None = 0, fitness: float | None = None
+        self,
+        fraction: float,
+        epoch: int = 0,
+        macs: int | None = 0,
+        fitness: float | None = None,
+        *,
+        at_once: bool = False,
     ) -> float | None:
-        """Note that a cut holds; arguments as for `reject`.
+        """Note that a cut holds.
+
+        Args:
+            fraction: Of the target, that was tried.
+            epoch: Of the cut.
+            macs: Multiply-adds after it.
+            fitness: What the network came to.
+            at_once: Whether half of an attempt was enough, or less.
 
         Returns:
             The fraction that a search tries next, or None.
@@ -89,6 +99,7 @@ class Guard:
         self.held = max(self.held, fraction)
         if not self.is_search:
             return None
+        self.step = min(FIRST, 2 * self.step) if at_once else self.step
         self.tried.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness})
         return self.following
 
@@ -106,6 +117,7 @@ class Guard:
         """
         self.failures.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness})
         if self.is_search:
+            self.step /= 2
             return self.following
         return self.held + (fraction - self.held) / 2 if len(self.failures) <= ATTEMPTS else None
 

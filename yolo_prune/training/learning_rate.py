@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from yolo_prune.host.trainer import read_learning_rate_at
-from yolo_prune.training.schedule import CALM, learning_rate_epoch, part_epoch
+from yolo_prune.training.schedule import attempt_since, learning_rate_epoch, part_epoch
 
 if TYPE_CHECKING:
     from yolo_prune.training.run import Run
@@ -21,7 +21,7 @@ def bend_learning_rate(run: Run) -> None:
         read_learning_rate_at(trainer, lambda epoch: learning_rate_epoch(int(epoch), epochs, last, mode))
     elif part := _part(run):
         begin, end = part
-        since = CALM if run.config.is_auto else 0.0
+        since = attempt_since(end - begin, run.progress.attempts[2]) if run.config.is_auto else 0.0
         # With time= the schedule goes by shares of the run, and its length is estimated anew after each epoch.
         share, epochs = run.progress.epochs / trainer.epochs if trainer.args.time else 1.0, run.progress.epochs
         read_learning_rate_at(trainer, lambda e: part_epoch(int(e) * share, epochs, begin, end, since) / share)

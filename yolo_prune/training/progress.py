@@ -101,7 +101,7 @@ class Progress:
 
     @property
     def attempts(self) -> tuple[int, int, int]:
-        """When a run that finds its own target makes its first and, at latest, its last attempt, and their length."""
+        """When a run that finds its own target makes its first attempt and a long one, and the length of the others."""
         start, end = self.config.span(self.report.dense.finished is not False)
         return attempts(epochs=self.float_epochs, start=start, end=end)
 

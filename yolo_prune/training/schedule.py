@@ -140,16 +140,19 @@ def quantization(*, epochs: int, at: float, cuts: Sequence[ScheduledCut]) -> int
 
 
 ATTEMPT = 0.12
-"""Length of an attempt of ``target=auto``, as a fraction of the run, but for the last, which has the rest of it."""
+"""Length of an attempt of ``target=auto``, as a fraction of the run, but for late ones, which have the rest of it."""
 
 
 def attempts(*, epochs: int, start: float, end: float) -> tuple[int, int, int]:
-    """Return when a run that finds its own target makes its first attempt, when at latest its last, and their length.
+    """Return when a run that finds its own target makes its first attempt, when the first with the rest of the run.
 
     Args:
         epochs: Length of the run.
         start: First attempt as a fraction of the run.
-        end: Last one, which recovers for the rest of the run.
+        end: Where an attempt that is not over by then has the rest of the run.
+
+    Returns:
+        Both epochs, and the length of the attempts before.
 
     Raises:
         ConfigError: If no epoch is left to recover after the last one.
@@ -160,8 +163,14 @@ def attempts(*, epochs: int, start: float, end: float) -> tuple[int, int, int]:
     return first, last, max(1, math.ceil(epochs * ATTEMPT))
 
 
-CALM = 0.5
-"""Where on the run's learning-rate curve an attempt of ``target=auto`` begins at the earliest: few epochs judge it."""
+def attempt_since(epochs: float, least: int) -> float:
+    """Return at which fraction of the run's learning-rate curve an attempt of ``target=auto`` begins.
+
+    Args:
+        epochs: Length of the attempt; with twice the epochs it begins half as far along the curve.
+        least: Length of the shortest ones, which begin in the middle.
+    """
+    return min(0.5, 0.5 * least / epochs)
 
 
 def part_epoch(epoch: float, epochs: int, begin: float, end: float, since: float = 0.0) -> float:

@@ -149,13 +149,14 @@ def accept_or_roll_back(run: Run) -> None:
     """Keep the latest cut, or go back to before it and schedule a smaller one."""
     trainer, progress, guard = run.trainer, run.progress, run.progress.guard
     assert guard is not None and run.before_cut is not None
-    progress.deadline = None
+    deadline, progress.deadline = progress.deadline, None
     record, fraction = run.report.cuts[-1], progress.schedule[len(run.report.cuts) - 1].fraction
     record.fitness_recovered, is_last = ddp.broadcast((record.fitness_recovered, bool(trainer.stop)))
     upcoming = run.epoch + (0 if run.in_epoch else 1)
     if guard.holds(record.fitness_recovered):
-        further = guard.accept(fraction, record.epoch, record.macs, record.fitness_recovered)
-        if further is not None and upcoming <= progress.attempts[1] and not is_last:
+        at_once = deadline is not None and 2 * (upcoming - record.epoch) <= deadline - record.epoch
+        further = guard.accept(fraction, record.epoch, record.macs, record.fitness_recovered, at_once=at_once)
+        if further is not None and upcoming + progress.attempts[2] <= progress.float_epochs and not is_last:
             progress.schedule.append(ScheduledCut(upcoming, further))
         if guard.is_search:
             follows = "a further one follows" if progress.pending else "no more cuts"
