@@ -118,7 +118,8 @@ def test_a_penalty_acts_until_the_first_cut(own_folder: Path, tiny_data: Path) -
 
     for kind in ("none", "bn_scale", "group_lasso"):
         hooks[kind], norms[kind] = [], []
-        prune = soon(schedule="one-shot", start=0.5, sparsity=kind, sparsity_strength=0.1)
+        strength = {} if kind == "none" else {"sparsity_strength": 0.1}
+        prune = soon(schedule="one-shot", start=0.5, sparsity=kind, **strength)
         train(own_folder, tiny_data, prune, ("on_train_epoch_end", look), optimizer="SGD", lr0=0.1, warmup_epochs=0)
     assert hooks.pop("none") == [0, 0, 0, 0] and all(seen == [1, 1, 0, 0] for seen in hooks.values())
     without = norms.pop("none")[1]
