@@ -104,6 +104,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "curve": table("curve"),
     "blocks": table("blocks"),
     "blocks.latency": table("blocks", "latency_table"),
+    "sizes": table("sizes"),
+    "sizes.differences": table("sizes", "difference_table"),
     "cut_cost": table("cut_cost"),
     "devices": table("devices"),
     "file_sizes": table("file_sizes"),

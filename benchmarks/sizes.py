@@ -1,0 +1,172 @@
+"""Three sizes from one run, beside three runs: of the same epochs in all, and of as many each.
+
+    python benchmarks/sizes.py --shared ../shared                 # every run whose result is not there yet
+    python benchmarks/sizes.py --only bccd-s0,family              # runs with all of this in their names
+    python benchmarks/sizes.py --table                            # print the tables of what is there
+
+All runs of a data set start from one dense model, trained where it is not there yet, with a seed of their own.
+``family`` is one run of 45 epochs with ``prune_sizes=0.3,0.5,0.7`` and its default, the whole learning-rate curve for
+each size; ``family, keep`` leaves the run's curve as it is. ``third`` is three runs of 15 epochs, ``whole`` three of
+45. Each model is validated in a process that cannot import yolo_prune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from accuracy import TRAIN, Case, Run
+from accuracy_tables import error_of, with_interval
+from training import data_of, finish, is_missing, parser_of, rows_of, train, write
+from validation import differences, validate
+
+RESULTS = Path(__file__).parent / "results" / "sizes.json"
+CASES = {Case("yolov8n", "bccd"): 3, Case("yolov8n", "deeppcb"): 1}
+"""What the runs start from -> how many seeds they have."""
+SIZES, EPOCHS = (0.3, 0.5, 0.7), 45
+WAYS = {
+    "family": (),
+    "family, keep": ("prune_lr_after_cut=keep",),
+    "third": (),
+    "whole": (),
+}
+"""Name -> options of the pruning."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training.
+
+    Attributes:
+        start: The dense model, and its data.
+        seed: Of the training.
+        way: One of `WAYS`.
+        size: Share of the MACs that goes; None for all of `SIZES` in one run.
+    """
+
+    start: Case
+    seed: int
+    way: str
+    size: float | None = None
+
+    def __str__(self) -> str:
+        kept = "" if self.size is None else f"-{100 - round(100 * self.size)}"
+        return f"{self.start.model}-{self.start.data}-s{self.seed}-{self.way.replace(', ', '-')}{kept}"
+
+    @property
+    def epochs(self) -> int:
+        """How long it trains."""
+        return EPOCHS // len(SIZES) if self.way == "third" else EPOCHS
+
+
+def trainings() -> Iterator[Training]:
+    """Yield all trainings, seed by seed."""
+    for start, seeds in CASES.items():
+        for seed, way in product(range(seeds), WAYS):
+            for size in (None,) if way.startswith("family") else SIZES:
+                yield Training(start, seed, way, size)
+
+
+def made(training: Training, shared: Path, runs: Path) -> dict[str, Any]:
+    """Train, and return the accuracy of each size."""
+    start, folder, data = training.start, runs / f"sizes-{training}", data_of(shared, training.start.data)
+    finish(Run(start, "start").arguments(shared, runs), runs / f"{start}-start")
+    length = (f"epochs={training.epochs}", f"imgsz={start.imgsz}", f"seed={training.seed}")
+    sizes = f"prune={training.size}" if training.size is not None else f"prune_sizes={','.join(map(str, SIZES))}"
+    options = (sizes, "prune_benchmark=False", *WAYS[training.way])
+    found = train((f"model={start.start(runs)}", f"data={data}", *length, *TRAIN, *options), folder, shared)
+    report = found["report"]
+    if training.size is not None:
+        reached = {str(training.size): (report["final"], found["plain_process"])}
+    else:
+        files = {size["size"]: folder / "weights" / f"best-{size['size']}.pt" for size in report["sizes"]}
+        judged = {name: validate(file, str(data), start.imgsz) for name, file in files.items()}
+        reached = {size["size"]: (size, judged[size["size"]]) for size in report["sizes"]}
+    return {
+        "epochs": training.epochs,
+        "imgsz": start.imgsz,
+        "seed": training.seed,
+        "seconds": found["seconds"],
+        "sizes": {
+            name: {
+                "macs_kept": of["macs"] / report["dense"]["macs"],
+                "pruned": judgement["metrics"][start.metric],
+                "resampled": judgement["resampled"][start.metric],
+            }
+            for name, (of, judgement) in reached.items()
+        },
+    }
+
+
+def main() -> None:
+    """Make the runs that are missing, and print the tables."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", default="", help="parts of names, with commas between them")
+    parser.add_argument("--without", default="", help="a part of names to leave out")
+    args = parser.parse_args()
+    for training in () if args.table else trainings():
+        if is_missing(str(training), RESULTS, args.only, args.without):
+            row = made(training, args.shared.resolve(), args.runs.resolve())
+            write(RESULTS, {"rows": {**rows_of(RESULTS), str(training): row}})
+    print(table(), difference_table(), sep="\n\n")
+
+
+def found(start: Case, way: str, size: float) -> dict[int, dict[str, Any]]:
+    """Return what a way has made of a size, by seed."""
+    rows = rows_of(RESULTS)
+    there = (t for t in trainings() if (t.start, t.way) == (start, way) and t.size in {None, size})
+    return {t.seed: rows[str(t)]["sizes"][str(size)] for t in there if str(t) in rows}
+
+
+def table() -> str:
+    """Return the mean accuracy of each way at each size, with its standard error, over the seeds that are there."""
+    lines = [
+        "| model, data | way | seeds | epochs in all | " + " | ".join(f"{size:.0%} removed" for size in SIZES) + " |",
+        "|---" * (4 + len(SIZES)) + "|",
+    ]
+    for start, way in product(CASES, WAYS):
+        sizes = [found(start, way, size) for size in SIZES]
+        if any(sizes):
+            cells = (f"{_mean(of):.3f} ± {error_of(_draws(of)):.3f}" if of else "" for of in sizes)
+            epochs = EPOCHS * len(SIZES) if way == "whole" else EPOCHS
+            seeds = " to ".join(map(str, sorted({len(of) for of in sizes if of})))
+            lines.append(f"| {start.model}, {start.data} | {way} | {seeds} | {epochs} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference_table() -> str:
+    """Return by how many points one run for all sizes is above the other ways, over the seeds that both have."""
+    lines = [
+        "| family, in points above | | " + " | ".join(f"{size:.0%} removed" for size in SIZES) + " |",
+        "|---" * (2 + len(SIZES)) + "|",
+    ]
+    for start, way in product(CASES, list(WAYS)[1:]):
+        cells = [_difference(found(start, "family", size), found(start, way, size)) for size in SIZES]
+        if any(cells):
+            lines.append(f"| {start.model}, {start.data} | {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> str:
+    seeds = sorted(ours.keys() & others.keys())
+    if not seeds:
+        return ""
+    ours, others = ({seed: of[seed] for seed in seeds} for of in (ours, others))
+    error = error_of(differences(_draws(ours), _draws(others)))
+    return with_interval(100 * (_mean(ours) - _mean(others)), error or 0.0)
+
+
+def _mean(of: dict[int, dict[str, Any]]) -> float:
+    return mean(row["pruned"] for row in of.values())
+
+
+def _draws(of: dict[int, dict[str, Any]]) -> list[list[float]]:
+    return [of[seed]["resampled"] for seed in sorted(of)]
+
+
+if __name__ == "__main__":
+    main()
