@@ -130,7 +130,7 @@ def fitness_of_named(run: Run) -> float | None:
         ConfigError: If there is no such file.
         CheckpointError: If Ultralytics cannot validate it with the run's data.
     """
-    if not (dense := run.config.dense) or run.config.max_drop is None or not run.progress.schedule:
+    if not (dense := run.config.dense) or not run.progress.schedule:
         return None
     if not Path(dense).is_file():
         raise ConfigError(f"dense={dense}: there is no such file; name the checkpoint of the dense model.")
