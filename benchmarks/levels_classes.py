@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_of, finish, is_missing, parser_of, prune, rows_of, write
+from training import data_of, finish, make_missing, prune, rows_of
 from validation import validate
 
 RESULTS = Path(__file__).parent / "results" / "levels_classes.json"
@@ -70,15 +70,12 @@ _WHEN = ((0.0, "only"), (0.5, "first"), (0.5, "last"))
 
 def main() -> None:
     """Make the rows that are missing, and print the tables."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--only", default="", help="parts of names, with commas between them")
-    args = parser.parse_args()
-    if not args.table:
-        for row in rows():
-            if is_missing(str(row), RESULTS, args.only):
-                found = (of_classes if row.classes else of_levels)(row, args.shared.resolve(), args.runs.resolve())
-                write(RESULTS, {"seed": 0, "epochs": EPOCHS, "rows": {**rows_of(RESULTS), str(row): found}})
-    print(level_table(), class_table(), sep="\n\n")
+    make_missing(__doc__, RESULTS, rows(), made, level_table, class_table, seed=0, epochs=EPOCHS)
+
+
+def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
+    """Return what a network without levels, or with kept classes, has and can."""
+    return (of_classes if row.classes else of_levels)(row, shared, runs)
 
 
 def of_levels(row: Row, shared: Path, runs: Path) -> dict[str, Any]:

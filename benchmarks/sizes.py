@@ -21,7 +21,7 @@ from typing import Any
 
 from accuracy import TRAIN, Case, Run
 from accuracy_tables import error_of, with_interval
-from training import data_of, finish, is_missing, parser_of, rows_of, train, write
+from training import data_of, finish, make_missing, rows_of, train
 from validation import differences, validate
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
@@ -79,13 +79,14 @@ def made(training: Training, shared: Path, runs: Path) -> dict[str, Any]:
     sizes = f"prune={training.size}" if training.size is not None else f"prune_sizes={','.join(map(str, SIZES))}"
     options = (sizes, "prune_benchmark=False", *WAYS[training.way])
     found = train((f"model={start.start(runs)}", f"data={data}", *length, *TRAIN, *options), folder, shared)
-    report = found["report"]
+    report, judged = found["report"], found["plain_process"]
     if training.size is not None:
-        reached = {str(training.size): (report["final"], found["plain_process"])}
+        reached = {str(training.size): (report["final"], judged)}
     else:
-        files = {size["size"]: folder / "weights" / f"best-{size['size']}.pt" for size in report["sizes"]}
-        judged = {name: validate(file, str(data), start.imgsz) for name, file in files.items()}
-        reached = {size["size"]: (size, judged[size["size"]]) for size in report["sizes"]}
+        *before, last = report["sizes"]  # the last one's file is best.pt as well
+        files = [(size, folder / "weights" / f"best-{size['size']}.pt") for size in before]
+        reached = {size["size"]: (size, validate(file, str(data), start.imgsz)) for size, file in files}
+        reached[last["size"]] = (last, judged)
     return {
         "epochs": training.epochs,
         "imgsz": start.imgsz,
@@ -104,15 +105,7 @@ def made(training: Training, shared: Path, runs: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Make the runs that are missing, and print the tables."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--only", default="", help="parts of names, with commas between them")
-    parser.add_argument("--without", default="", help="a part of names to leave out")
-    args = parser.parse_args()
-    for training in () if args.table else trainings():
-        if is_missing(str(training), RESULTS, args.only, args.without):
-            row = made(training, args.shared.resolve(), args.runs.resolve())
-            write(RESULTS, {"rows": {**rows_of(RESULTS), str(training): row}})
-    print(table(), difference_table(), sep="\n\n")
+    make_missing(__doc__, RESULTS, trainings(), made, table, difference_table)
 
 
 def found(start: Case, way: str, size: float) -> dict[int, dict[str, Any]]:

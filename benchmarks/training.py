@@ -10,12 +10,13 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from validation import ENVIRONMENT, validate
 
+R = TypeVar("R")
 PRUNE = """
 import json, sys
 from yolo_prune import prune_model
@@ -66,6 +67,35 @@ def is_missing(name: str, file: Path, only: str, without: str = "") -> bool:
     """
     is_asked_for = all(part in name for part in only.split(",")) and not (without and without in name)
     return is_asked_for and name not in rows_of(file)
+
+
+def make_missing(
+    about: str | None,
+    results: Path,
+    rows: Iterable[R],
+    made: Callable[[R, Path, Path], dict[str, Any]],
+    *tables: Callable[[], str],
+    **content: Any,
+) -> None:
+    """Make the rows that are missing and asked for on the command line, and print the tables.
+
+    Args:
+        about: A script's docstring.
+        results: Its file.
+        rows: All rows, in order; each is called by its text.
+        made: Makes a row from it, the folder of data and weights, and that of the runs.
+        tables: Make the tables, each.
+        content: What stands in the file beside the rows.
+    """
+    parser = parser_of(about)
+    parser.add_argument("--only", default="", help="parts of names, with commas between them")
+    parser.add_argument("--without", default="", help="a part of names to leave out")
+    args = parser.parse_args()
+    for row in () if args.table else rows:
+        if is_missing(str(row), results, args.only, args.without):
+            found = made(row, args.shared.resolve(), args.runs.resolve())
+            write(results, {**content, "rows": {**rows_of(results), str(row): found}})
+    print(*(table() for table in tables), sep="\n\n")
 
 
 def prune(start: Path, data: Path, imgsz: int, target: float | str, folder: Path, **options: Any) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import Case
-from training import data_of, is_missing, parser_of, rows_of, write
+from training import data_of, make_missing, rows_of
 from validation import ENVIRONMENT, validate
 
 RESULTS = Path(__file__).parent / "results" / "without_training.json"
@@ -90,15 +90,7 @@ def cuts() -> Iterator[Cut]:
 
 def main() -> None:
     """Make the cuts whose result is missing, and print the tables."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--only", default="", help="parts of names, with commas between them")
-    args = parser.parse_args()
-    if not args.table:
-        for cut in cuts():
-            if is_missing(str(cut), RESULTS, args.only):
-                row = made(cut, args.shared.resolve(), args.runs.resolve())
-                write(RESULTS, {"seed": 0, "rows": {**rows_of(RESULTS), str(cut): row}})
-    print(table())
+    make_missing(__doc__, RESULTS, cuts(), made, table, seed=0)
 
 
 def made(cut: Cut, shared: Path, runs: Path) -> dict[str, Any]:

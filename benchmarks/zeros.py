@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_of, is_missing, parser_of, prune, rows_of, train, write
+from training import data_of, make_missing, prune, rows_of, train
 from validation import validate
 
 from yolo_prune.deploy.formats import compressed_size
@@ -71,15 +71,7 @@ def rows() -> Iterator[Row]:
 
 def main() -> None:
     """Make the rows that are missing, and print the tables."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--only", default="", help="parts of names, with commas between them")
-    parser.add_argument("--without", default="", help="a part of names to leave out")
-    args = parser.parse_args()
-    for row in () if args.table else rows():
-        if is_missing(str(row), RESULTS, args.only, args.without):
-            made_row = made(row, args.shared.resolve(), args.runs.resolve())
-            write(RESULTS, {"seed": 0, "rows": {**rows_of(RESULTS), str(row): made_row}})
-    print(table())
+    make_missing(__doc__, RESULTS, rows(), made, table, seed=0)
 
 
 def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
