@@ -62,7 +62,7 @@ def full_report() -> dict[str, Any]:
             "max_drop": 0.05,
             "dense": 0.586,
             "held": 0.7,
-            "failures": [{"way": 1.0, "epoch": 3, "macs": 800_000_000, "fitness": 0.3}],
+            "failures": [{"way": 1.0, "epoch": 3, "macs": 800_000_000, "fitness": 0.3, "until": 4}],
         },
         sizes=[
             SizeRecord(1_500_000_000, 2_000_000, 4_100_000, 0.57, "runs/a/weights/best-0.25.pt", size="0.25", cut=1),

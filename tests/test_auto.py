@@ -33,7 +33,7 @@ def searched(limits: Iterable[float]) -> Guard:
         if fraction is None:
             break
         attempt = (fraction, epoch, 100, 0.5)
-        fraction = guard.accept(*attempt) if fraction <= limit else guard.reject(*attempt)
+        fraction = guard.accept(*attempt) if fraction <= limit else guard.reject(*attempt, epoch + 1)
     return guard
 
 
@@ -123,6 +123,10 @@ def test_a_run_ends_with_the_smallest_model_that_held(
     else:
         assert holds <= share < 1.0
         assert [cut["macs"] for cut in report["cuts"]] == [tried["macs"] for tried in report["guard"]["tried"]]
+    for failure in report["guard"]["failures"]:
+        macs = {epoch["epoch"]: epoch["macs"] for epoch in report["epochs"]}
+        attempt = range(failure["epoch"], failure["until"])
+        assert {macs[epoch] for epoch in attempt} == {failure["macs"]} != {macs.get(failure["until"])}
     if holds == 0.0:
         assert report["final"]["macs"] < 0.3 * report["dense"]["macs"] and not report["guard"]["failures"]
 

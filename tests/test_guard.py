@@ -26,12 +26,12 @@ def test_each_failure_halves_the_step_until_there_are_no_attempts_left() -> None
     way: float | None = 0.8
     while way is not None:
         ways.append(way)
-        way = guard.reject(way, epoch=10, macs=100, fitness=0.3)
+        way = guard.reject(way, epoch=10, macs=100, fitness=0.3, until=12)
     assert ways == pytest.approx([0.8, 0.6, 0.5])
     assert len(guard.failures) == ATTEMPTS + 1 and guard.held == 0.4
 
 
 def test_a_guard_survives_the_way_through_json() -> None:
     guard = Guard(0.01, 0.5)
-    guard.reject(0.8, epoch=10, macs=100, fitness=0.3)
+    guard.reject(0.8, epoch=10, macs=100, fitness=0.3, until=12)
     assert Guard(**json.loads(json.dumps(guard.to_dict()))) == guard

@@ -29,6 +29,13 @@ def test_the_run_goes_through_every_epoch_and_every_change_in_order() -> None:
     assert [p.size for p in points if p.name] == [1_500_000_000, 950_000_000, 950_000_000]
 
 
+def test_cuts_that_were_taken_back_are_told_where_a_report_says_until_when() -> None:
+    report = full_report()
+    assert pictures.taken_back(report) == [(3, 4)]
+    del report["guard"]["failures"][0]["until"]  # as in 0.2
+    assert not pictures.taken_back(report) and not pictures.taken_back({"guard": None})
+
+
 def test_the_way_from_dense_to_final_leads_over_every_cut() -> None:
     report = full_report()
     assert [(p.size, p.fitness) for p in pictures.over_size(report)] == [

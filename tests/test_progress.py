@@ -61,7 +61,7 @@ def test_every_change_counts_once_also_when_it_is_taken_back(progress: Progress)
     assert progress.guard
     seen = [progress.changes]
     progress.report.cuts.pop()
-    progress.guard.reject(0.5, 3, 10, 0.1)
+    progress.guard.reject(0.5, 3, 10, 0.1, 4)
     seen.append(progress.changes)
     progress.report.cuts.append(a_cut(4))
     seen.append(progress.changes)

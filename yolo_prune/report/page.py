@@ -116,6 +116,7 @@ def render(
         bars=pictures.channels(report),
         over_epochs=pictures.over_epochs(report),
         over_size=pictures.over_size(report),
+        taken_back=pictures.taken_back(report),
         measure=pictures.measure(report),
         are_multiples=are_multiples,
         comparable=_comparable(report),

@@ -105,6 +105,12 @@ def over_epochs(report: Mapping[str, Any]) -> list[Point]:
     return sorted((p for p in points if p.fitness is not None), key=lambda p: (p.epoch, p.name != ""))
 
 
+def taken_back(report: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return the epochs of each cut that was taken back: its own, and that from which the network before it went on."""
+    failures = (report["guard"] or {}).get("failures", ())
+    return [(failure["epoch"], failure["until"]) for failure in failures if "until" in failure]  # since 0.3
+
+
 def over_size(report: Mapping[str, Any]) -> list[Point]:
     """Return the way from dense to final: each cut, and what came back after it."""
     dense, final, field = report["dense"], report["final"], measure(report).field
@@ -153,6 +159,8 @@ def _draw_curve(report: Mapping[str, Any], path: Path, metric: str) -> None:
     *left, right = figure.subplots(1, 2 if run else 1, squeeze=False)[0]
     for axes in left:
         _plot_epochs(axes, run)
+        for n, (start, end) in enumerate(taken_back(report)):
+            axes.axvspan(start, end, color="C1", alpha=0.12, linewidth=0, label=None if n else "taken back")
         axes.set_title(f"{metric}, epoch by epoch", fontsize=12)
     right.plot([p.size for p in way], [p.fitness for p in way], **_LINE)
     for p in (p for p in way if p.name.startswith(("cut", "size"))):

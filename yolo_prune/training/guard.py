@@ -31,10 +31,10 @@ class Guard:
         dense: The dense fitness.
         held: Fraction of the target that is known to hold.
         failures: Cuts that were taken back, in order: the fraction of the target that was tried (``way``), the epoch,
-            the multiply-adds, and the fitness reached.
+            the multiply-adds, the fitness reached, and the epoch from which the network before it went on (``until``).
         finished: Whether the dense fitness is that of a model that was trained to the end.
         is_search: Whether the run finds its own target.
-        tried: Of such a run the cuts that held, as ``failures``.
+        tried: Of such a run the cuts that held, as ``failures``, without ``until``.
         step: Of such a run the share of the way that is left which the next cut takes.
     """
 
@@ -103,7 +103,7 @@ class Guard:
         self.tried.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness})
         return self.following
 
-    def reject(self, fraction: float, epoch: int, macs: int | None, fitness: float | None) -> float | None:
+    def reject(self, fraction: float, epoch: int, macs: int | None, fitness: float | None, until: int) -> float | None:
         """Note that a cut does not hold.
 
         Args:
@@ -111,11 +111,13 @@ class Guard:
             epoch: Of the cut.
             macs: Multiply-adds after it.
             fitness: What the network came to.
+            until: Epoch from which the network before the cut goes on.
 
         Returns:
             The fraction of the target to try instead, or None to stop cutting.
         """
-        self.failures.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness})
+        attempt = {"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness}
+        self.failures.append({**attempt, "until": until})
         if self.is_search:
             self.step /= 2
             return self.following

@@ -165,7 +165,7 @@ def accept_or_roll_back(run: Run) -> None:
     run.before_cut.restore(trainer)
     run.gradients.clear()  # of parameters that are gone
     run.report.cuts.pop()
-    less = guard.reject(fraction, record.epoch, record.macs, record.fitness_recovered)
+    less = guard.reject(fraction, record.epoch, record.macs, record.fitness_recovered, upcoming)
     latest = progress.attempts[1] if guard.is_search else progress.float_epochs - 2
     is_possible = less is not None and upcoming <= latest and not is_last
     progress.schedule = [*progress.schedule[: len(run.report.cuts)]]
