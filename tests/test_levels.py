@@ -339,7 +339,10 @@ def test_a_plan_tells_which_level_is_free(own_folder: Path, tiny_data: Path) -> 
     model.model = build("yolo11n")
     model.model.names = names = {0: "circle", 1: "square", 2: "triangle"}
     yaml = model.model.yaml
-    config, data = PruneConfig(target=0.2, calibration=4), {"data": str(tiny_data), "imgsz": 64, "workers": 0}
+    config, data = (
+        PruneConfig(target=0.2, calibration=4, importance="l2"),
+        {"data": str(tiny_data), "imgsz": 64, "workers": 0},
+    )
     told = dry_run(model, config, **data)
     lines = [line for line in told.splitlines() if line.startswith("P")]
     assert [line[:3] for line in lines] == ["P3:", "P4:", "P5:"] and all("% of the boxes" in line for line in lines)

@@ -73,7 +73,7 @@ def test_a_budget_of_something_else_has_the_iterations_of_the_multiply_adds_that
 
 @pytest.mark.slow
 def test_the_iterations_of_a_cut_by_parameters_are_small_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("yolo11n")
+    model = build("tiny")
     uniform = plan_cut(model, PruneConfig(target="60% params", importance="l1", allocation="uniform"), IMGSZ)
     least = min(0.4, uniform.macs["after"] / uniform.macs["before"])
     plan, seen = planned(model, monkeypatch, target="60% params")
@@ -115,7 +115,7 @@ def lands(
     importance: str = "l2",  # whatever ranks, it is planned as often, and this takes no time
 ) -> Clock:
     """Return a clock after a plan, which is the one that it found nearest to 1.6 times as fast."""
-    model = build("yolov8n")
+    model = build("tiny")
     clock = Clock(model, wrong)
     knobs = {"target": target, "importance": importance}
     plan, seen = planned(model, monkeypatch, latency=clock.table, measure=clock, **knobs)
@@ -131,11 +131,8 @@ def lands(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("better", [None, MACS])
-def test_of_two_plans_for_a_latency_that_one_stays_which_loses_less(
-    monkeypatch: pytest.MonkeyPatch, better: str | None
-) -> None:
-    model, batches = build("yolov8n"), labelled_batches(2)
+def test_of_two_plans_for_a_latency_that_one_stays_which_loses_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = build("tiny"), labelled_batches(2)
     table = Clock(model, lambda speedup, looks: 1.0).table
     config = PruneConfig(target="1.6x", importance="l2", allocation="global")
 
@@ -150,8 +147,9 @@ def test_of_two_plans_for_a_latency_that_one_stays_which_loses_less(
     held_out = HeldOutLoss(model, batches, batches)
     real = min(made, key=lambda metric: held_out.loss(made[metric], weights=config.reconstruction))
     assert plan_with(None) == made[real]
-    monkeypatch.setattr(HeldOutLoss, "loss", lambda held_out, plan, **_: float(plan != made[better]))
-    assert plan_with(None) == made[better]
+    for better in made:
+        monkeypatch.setattr(HeldOutLoss, "loss", lambda held_out, plan, best=made[better], **_: float(plan != best))
+        assert plan_with(None) == made[better]
     assert plan_with(None, given=[]) == made[None]  # nothing judges
 
 
@@ -173,7 +171,7 @@ def test_the_last_iteration_is_made_anew_for_what_the_planned_network_really_tak
 
 @pytest.mark.slow
 def test_a_prediction_that_gets_worse_the_more_goes_is_met_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = lands(monkeypatch, lambda speedup, looks: 1.08 + 0.25 * (speedup - 1.6))
+    clock = lands(monkeypatch, lambda speedup, looks: 1.08 + 0.4 * (speedup - 1.6))
     assert len(clock.predicted) > 2 and clock.measured[-1] == pytest.approx(1.6, rel=TOLERANCE)
     assert clock.predicted == sorted(clock.predicted)
 
@@ -207,7 +205,7 @@ def test_where_another_target_binds_the_network_may_be_faster_than_asked(monkeyp
 
 @pytest.mark.slow
 def test_each_iteration_looks_at_what_the_one_before_would_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("yolo11n")
+    model = build("tiny")
     before = state(model)
     plan, seen = planned(model, monkeypatch, target=0.5)
     assert_same_tensors(before, state(model))
@@ -221,7 +219,7 @@ def test_each_iteration_looks_at_what_the_one_before_would_leave(monkeypatch: py
 
 @pytest.mark.slow
 def test_limits_and_multiples_hold_over_all_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("yolov8n")
+    model = build("tiny")
     plan, seen = planned(model, monkeypatch, target=0.5, max_pruning_ratio=0.6, round_to=4)
     assert len(seen) > 1
     for path, sides in plan.layers.items():
@@ -234,7 +232,7 @@ def test_limits_and_multiples_hold_over_all_iterations(monkeypatch: pytest.Monke
 def test_what_does_not_look_again_takes_one_iteration(monkeypatch: pytest.MonkeyPatch, knobs: dict[str, str]) -> None:
     if "allocation" in knobs:
         monkeypatch.setattr(planner, "_measured_tolerance", lambda *_: lambda bundle, share: share)
-    _, seen = planned(build("yolov8n"), monkeypatch, target=0.5, **knobs)
+    _, seen = planned(build("tiny"), monkeypatch, target=0.5, **knobs)
     assert len(seen) == 1
 
 
@@ -248,9 +246,9 @@ def test_iterations_after_the_first_look_at_half_of_the_images(sizes: tuple[int,
 
 @pytest.mark.slow
 def test_a_later_iteration_looks_at_no_other_images() -> None:
-    model, seen = build("yolov8n"), labelled_batches(3)
+    model, seen = build("tiny"), labelled_batches(3)
     data = CalibrationData(model, seen)
-    graph, config = graph_of("yolov8n"), PruneConfig(target=0.2)
+    graph, config = graph_of("tiny"), PruneConfig(target=0.2)
     plan = plan_traced(model, graph, config, request_for(model, graph, config), data).plan
     after = data.after(plan, config, 2)
     assert list(after.batches) == seen[:2] and set(after.statistics["model.1.conv"].positions) == {0, 1}

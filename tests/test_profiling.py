@@ -133,9 +133,9 @@ def test_more_samples_begin_with_the_same_and_their_widths_are_those_of_the_cut_
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx", "pytorch"])
 def test_networks_are_really_timed(runtime: str, tmp_path: Path) -> None:
-    latency = measure(build("yolov8n"), graph_of("yolov8n"), runtime, 1, tmp_path)
+    latency = measure(build("tiny"), graph_of("tiny"), runtime, 1, tmp_path)
     assert isinstance(latency, LatencyModel) and latency.dense > 0 and latency.where["runtime"] == runtime
-    timing = compare_networks([build("yolov8n"), build("yolov8n")], runtime, 64)
+    timing = compare_networks([build("tiny"), build("tiny")], runtime, 64)
     assert timing.share is not None and 0 < timing.share <= 1
     assert timing.speedup(0).low == 1 and timing.speedup(1).low > 0
 

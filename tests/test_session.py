@@ -97,7 +97,6 @@ def done(folder: Path, tiny_data: Path) -> Any:
     "family",
     [  # older releases export an end-to-end head that asks for 300 boxes, of which 64 pixels have 84
         pytest.param("yolov8n", marks=pytest.mark.drift),
-        pytest.param("yolo11n", marks=[pytest.mark.drift, pytest.mark.slow]),
         pytest.param("yolo26n", marks=pytest.mark.slow),
     ],
 )

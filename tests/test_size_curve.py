@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import IMGSZ, build, labelled_batches, narrow_yaml, per_value, tiny_yaml
+from nets import IMGSZ, build, labelled_batches, per_value, tiny_yaml
 from ultralytics import YOLO
 
 from yolo_prune import curve, prune_model, size_curve
@@ -202,7 +202,7 @@ def test_wrong_arguments_of_a_curve_are_refused(
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0.2, 0.5])
 def test_a_point_is_what_pruning_to_that_size_gives(own_folder: Path, tiny_data: Path, size: float) -> None:
-    yolo = YOLO(narrow_yaml("yolov8n", own_folder))
+    yolo = YOLO(tiny_yaml(own_folder))
     short = {"data": str(tiny_data), "imgsz": 64, "batch": 4, "workers": 0, "project": str(own_folder / "runs")}
     yolo.train(**short, epochs=2, plots=False)
     before = {name: value.clone() for name, value in yolo.model.state_dict().items()}
