@@ -23,7 +23,7 @@ from yolo_prune import PruneCallback, PruneConfig, prune_model
 from yolo_prune.config.targets import LATENCY, MACS
 from yolo_prune.errors import CheckpointError, ConfigError
 from yolo_prune.report.records import Stage
-from yolo_prune.training.guard import FIRST, SMALLEST, Guard
+from yolo_prune.training.guard import FIRST, LAST, SMALLEST, Guard
 from yolo_prune.training.schedule import attempt_since, attempts
 
 
@@ -114,12 +114,14 @@ def test_a_run_ends_with_the_smallest_model_that_held(
     own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, holds: float
 ) -> None:
     pretend(monkeypatch, holds)
-    trainer, report = search(own_folder, tiny_data)
+    trainer, report = search(own_folder, tiny_data, options={"start": 0.05, "end": 0.75} if holds == 1.0 else {})
     params = sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters())
     share = params / report["dense"]["params"]
     assert report["final"]["params"] == params and report["guard"]["is_search"]
     if holds == 1.0:
-        assert share == 1.0 and not report["cuts"] and len(report["guard"]["failures"]) >= 3
+        assert share == 1.0 and not report["cuts"]
+        tried = [(failure["way"], failure["epoch"]) for failure in report["guard"]["failures"]]
+        assert tried == [(0.5, 1), (0.25, 4), (0.125, 7), (0.0625, 10), (LAST, 15)]  # which has the rest of the run
         assert not trainer.best.with_name("last.pt").read_bytes().count(b"This network was pruned")
     else:
         assert holds <= share < 1.0

@@ -6,7 +6,8 @@ recover.
 
 A run that finds its own target (``target=auto``) goes on from what holds, by a share of the way that is left to the
 least that can be reached. The share is halved where a cut does not hold, and doubled where one holds at once. A size
-that has failed is no bound: the network has trained on since, and may come back from what was too large before.
+that has failed is no bound: the network has trained on since, and may come back from what was too large before. Where
+no step is small enough, the network trains on, and the rest of the run is for one more attempt.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ ATTEMPTS = 2
 FIRST = 0.5
 """Share of the way that is left to the least that can be reached: what a search tries first, and its largest step."""
 SMALLEST = 0.05
-"""A search ends where a step would be a smaller share."""
+"""A search makes no step that is a smaller share."""
+LAST = 0.125
+"""What it tries with the rest of the run where smaller steps have failed in less time."""
 
 
 @dataclass
@@ -70,9 +73,14 @@ class Guard:
         """Whether a fitness is allowed with half of the drop to spare, so that a search need not wait for more."""
         return fitness is not None and fitness >= self.dense * (1 - self.max_drop / 2)
 
+    def last(self) -> float:
+        """Return the fraction that a search tries once more, where no step was small enough."""
+        self.step = LAST
+        return self.held + self.step * (1 - self.held)
+
     @property
     def following(self) -> float | None:
-        """The fraction that a search tries next, or None where it has ended."""
+        """The fraction that a search tries next, or None where the step would be too small."""
         return self.held + self.step * (1 - self.held) if self.step >= SMALLEST else None
 
     def accept(

@@ -167,19 +167,22 @@ def accept_or_roll_back(run: Run) -> None:
     run.report.cuts.pop()
     less = guard.reject(fraction, record.epoch, record.macs, record.fitness_recovered, upcoming)
     latest = progress.attempts[1] if guard.is_search else progress.float_epochs - 2
-    is_possible = less is not None and upcoming <= latest and not is_last
+    is_possible = upcoming <= latest and not is_last
     progress.schedule = [*progress.schedule[: len(run.report.cuts)]]
-    if less is not None and is_possible:
+    if is_possible and less is not None:
         progress.schedule.append(ScheduledCut(upcoming, less))
+    elif is_possible and guard.is_search:
+        progress.schedule.append(ScheduledCut(latest, guard.last()))
     save_run(run)
     if ddp.is_first():
         run.folder.plan(len(run.report.cuts) + 1).unlink(missing_ok=True)
         if is_last and not trainer.best.exists():
             save_checkpoint(trainer, trainer.best, epoch=trainer.epoch)
+    another = [f"another one follows at epoch {scheduled.epoch}" for scheduled in progress.pending]
     run.log(
         f"the cut of epoch {record.epoch} was taken back: fitness came to {record.fitness_recovered:.4f}, "
         f"max_drop={guard.max_drop:g} asks for {guard.floor:.4f}; "
-        f"{'a smaller one follows' if is_possible else 'no more cuts, the rest of the run recovers'}"
+        f"{another[0] if another else 'no more cuts, the rest of the run recovers'}"
     )
 
 
