@@ -106,6 +106,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "blocks.latency": table("blocks", "latency_table"),
     "sizes": table("sizes"),
     "sizes.differences": table("sizes", "difference_table"),
+    "auto": table("auto"),
     "cut_cost": table("cut_cost"),
     "devices": table("devices"),
     "file_sizes": table("file_sizes"),
