@@ -30,6 +30,12 @@ def test_light_modules_load_neither_torch_nor_ultralytics(python: Python, module
     assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
+def test_commands_load_no_torchvision(python: Python) -> None:
+    """It takes as long as all else; Ultralytics loads it when it predicts."""
+    done = python("-c", "import sys, yolo_prune.cli.commands; print('torchvision' in sys.modules)")
+    assert (done.stdout, done.returncode) == ("False\n", 0)
+
+
 def test_the_version_is_the_one_of_the_installed_distribution() -> None:
     assert yolo_prune.__version__ == version("yolo-prune")
 

@@ -6,23 +6,21 @@ nothing for the others. Whether a module of a user's works on each channel by it
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import FrozenBatchNorm2d
 
-NORMS: dict[type[nn.Module], str] = {
+_NORMS: dict[type[nn.Module], str] = {
     nn.BatchNorm2d: "num_features",
     nn.SyncBatchNorm: "num_features",
     nn.InstanceNorm2d: "num_features",
     nn.GroupNorm: "num_channels",
-    FrozenBatchNorm2d: "num_features",
     nn.PReLU: "num_parameters",
 }
-"""Class -> the attribute that holds its width. The channels of a GroupNorm's group hang together beside."""
 
 _INERT = {
     *("__init__", "__new__", "__repr__", "__setstate__", "extra_repr", "reset_parameters", "reset_running_stats"),
@@ -36,6 +34,16 @@ _NORM_KINDS: dict[type[nn.Module], type[nn.Module] | None] = {}
 _TRIED: dict[Any, tuple[str, ...] | None] = {}
 _CHANNELS = 6
 """Of the map that a module without parameters per channel is tried on."""
+
+
+def norms() -> dict[type[nn.Module], str]:
+    """Return the layers that have something per channel: class -> the attribute that holds its width.
+
+    The channels of a GroupNorm's group hang together beside. What torchvision has is among them once a network can have
+    it: importing torchvision takes longer than everything else here.
+    """
+    vision = sys.modules.get("torchvision.ops")
+    return _NORMS | {vision.FrozenBatchNorm2d: "num_features"} if vision else _NORMS
 
 
 def inherited(kind: type[nn.Module], known: Mapping[type[nn.Module], Any]) -> type[nn.Module] | None:
@@ -54,18 +62,18 @@ def inherited(kind: type[nn.Module], known: Mapping[type[nn.Module], Any]) -> ty
 
 
 def norm_kind(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """Return the class among `NORMS` that a class computes as, or None."""
+    """Return the class among `norms` that a class computes as, or None."""
     if kind not in _NORM_KINDS:
-        _NORM_KINDS[kind] = inherited(kind, NORMS)
+        _NORM_KINDS[kind] = inherited(kind, norms())
     return _NORM_KINDS[kind]
 
 
 def norm_width(module: nn.Module) -> int | None:
-    """Return the number of channels of a layer that has something per channel and is one of `NORMS`, or None."""
+    """Return the number of channels of a layer that has something per channel and is one of `norms`, or None."""
     kind = norm_kind(type(module))
     if kind is None:
         return None
-    width = getattr(module, NORMS[kind], None)
+    width = getattr(module, norms()[kind], None)
     width = len(module.weight) if width is None else int(width)  # torchvision's frozen one has no attribute for it
     return None if kind is nn.PReLU and width == 1 else width
 

@@ -11,7 +11,7 @@ from torch import nn
 from ultralytics.nn.modules.block import DFL
 from ultralytics.nn.modules.conv import DWConvTranspose2d
 
-from yolo_prune.blocks import NORMS, adapter_for, channel_dim, channel_parameters, inherited, norm_width
+from yolo_prune.blocks import adapter_for, channel_dim, channel_parameters, inherited, norm_width, norms
 
 AnyLayer: TypeAlias = nn.Module | nn.Parameter
 """A module of one of the kinds below, or a parameter of a block with one value per channel."""
@@ -24,9 +24,11 @@ _WIDTH: dict[type[nn.Module], dict[str, str]] = {
     nn.ConvTranspose2d: {"out": "out_channels", "in": "in_channels"},
     DWConvTranspose2d: {"out": "out_channels", "in": "in_channels"},
     nn.Linear: {"out": "out_features", "in": "in_features"},
-    **{kind: {"out": name} for kind, name in NORMS.items()},
 }
-"""Class -> side -> the attribute that holds its width; the same for subclasses that compute as it does."""
+"""Class -> side -> the attribute that holds its width; the same for subclasses that compute as it does.
+
+Beside them there are `norms`.
+"""
 
 _KINDS: dict[type[nn.Module], type[nn.Module] | None] = {}
 """Cache of `layer_kind`."""
@@ -37,7 +39,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:
     modules = list(model.named_modules())
     for path, module in modules:
         kind = layer_kind(type(module))
-        if kind and (kind not in NORMS or norm_width(module)):
+        if kind and (kind in _WIDTH or norm_width(module)):
             yield path, module
     for path, module in modules:
         adapter = adapter_for(module)
@@ -49,7 +51,7 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:
 def layer_kind(kind: type[nn.Module]) -> type[nn.Module] | None:
     """Return the class of layers that a class computes as, or None."""
     if kind not in _KINDS:
-        _KINDS[kind] = inherited(kind, _WIDTH)
+        _KINDS[kind] = inherited(kind, {**_WIDTH, **norms()})
     return _KINDS[kind]
 
 
@@ -150,4 +152,4 @@ def _names(layer: nn.Module) -> dict[str, str]:
     """Return side -> attribute of a layer's width."""
     kind = layer_kind(type(layer))
     assert kind is not None
-    return _WIDTH[kind]
+    return _WIDTH[kind] if kind in _WIDTH else {"out": norms()[kind]}
