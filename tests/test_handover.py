@@ -46,6 +46,17 @@ def test_the_guard_says_where_its_bar_is_low(
 
 
 @pytest.mark.parametrize(
+    ("fitness", "told"), [(0.46, ""), (0.44, ", which training has brought to 0.4400; keep what the run began with")]
+)
+def test_where_nothing_held_a_dense_model_that_is_worse_by_now_is_told(
+    report: Report, fitness: float, told: str
+) -> None:
+    report.cuts, report.final = [], Stage(1000, 2000, 4000, fitness)
+    said = handover._held(report, {"max_drop": 0.1, "dense": 0.5, "failures": [{}]})
+    assert said == f"max_drop=0.1 asks for fitness 0.4500: no cut held, so this is dense{told}"
+
+
+@pytest.mark.parametrize(
     ("ratio", "error", "told"),
     [
         (2.0, 0.0, "2.00x as fast as dense"),

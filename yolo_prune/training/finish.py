@@ -203,7 +203,7 @@ def _held(report: Report, guard: Mapping[str, Any]) -> str:
     floor, is_search = guard["dense"] * (1 - guard["max_drop"]), guard.get("is_search", False)
     told = f"max_drop={guard['max_drop']:g} asks for fitness {floor:.4f}"
     if guard["failures"] or is_search:
-        told += f": {'this is the smallest model that held' if report.cuts else 'no cut held, so this is dense'}"
+        told += f": {_outcome(report, floor)}"
     if not guard.get("finished", report.dense.finished is not False):
         told += f"; that is a low bar, since the dense model {report.dense.unfinished}"
     elif not (guard["failures"] or is_search):
@@ -212,6 +212,16 @@ def _held(report: Report, guard: Mapping[str, Any]) -> str:
     if missing := [size for size in report.config.get("sizes", ()) if size not in made]:
         told += f"\nnot made, since no cut on the way there held: {', '.join(missing)}"
     return f"{told}\n{_tried(report, guard)}" if is_search else told
+
+
+def _outcome(report: Report, floor: float) -> str:
+    """Return what is handed over where cuts have been judged."""
+    if report.cuts:
+        return "this is the smallest model that held"
+    fitness = report.final.fitness if report.final else None
+    if fitness is None or fitness >= floor:
+        return "no cut held, so this is dense"
+    return f"no cut held, so this is dense, which training has brought to {fitness:.4f}; keep what the run began with"
 
 
 def _tried(report: Report, guard: Mapping[str, Any]) -> str:
