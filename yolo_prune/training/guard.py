@@ -76,12 +76,16 @@ class Guard:
     def last(self) -> float:
         """Return the fraction that a search tries once more, where no step was small enough."""
         self.step = LAST
-        return self.held + self.step * (1 - self.held)
+        return self._further
 
     @property
     def following(self) -> float | None:
         """The fraction that a search tries next, or None where the step would be too small."""
-        return self.held + self.step * (1 - self.held) if self.step >= SMALLEST else None
+        return self._further if self.step >= SMALLEST else None
+
+    @property
+    def _further(self) -> float:
+        return self.held + self.step * (1 - self.held)
 
     def accept(
         self,
@@ -124,8 +128,7 @@ class Guard:
         Returns:
             The fraction of the target to try instead, or None to stop cutting.
         """
-        attempt = {"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness}
-        self.failures.append({**attempt, "until": until})
+        self.failures.append({"way": fraction, "epoch": epoch, "macs": macs, "fitness": fitness, "until": until})
         if self.is_search:
             self.step /= 2
             return self.following
