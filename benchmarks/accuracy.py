@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training import ENVIRONMENT, data_of, parser_of, train, write
+from training import ENVIRONMENT, data_of, finish, parser_of, train, write
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 TRAIN = ("batch=16", "workers=0", "plots=False")
@@ -170,6 +170,13 @@ class Run:
         length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")
         data = f"data={data_of(shared, self.case.data)}"
         return (*model, data, *length, f"seed={self.case.seed}", *TRAIN, *prune)
+
+
+def trained_start(case: Case, shared: Path, runs: Path) -> Path:
+    """Return the dense model that a case starts from, trained where it is not there yet."""
+    run = Run(case, "start")
+    finish(run.arguments(shared, runs), runs / run.name)
+    return case.start(runs)
 
 
 MAIN = [Case(model, "bccd", seed) for seed in range(3) for model in ("yolov8n", "yolo11n")]

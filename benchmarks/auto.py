@@ -19,9 +19,9 @@ from statistics import stdev
 from typing import Any
 
 import sizes
-from accuracy import TRAIN, Case, Run, result
+from accuracy import TRAIN, Case, Run, result, trained_start
 from accuracy_tables import INTERVAL
-from training import data_of, finish, make_missing, rows_of, train
+from training import data_of, make_missing, rows_of, train
 from validation import validate
 
 RESULTS = Path(__file__).parent / "results" / "auto.json"
@@ -56,11 +56,9 @@ class Search:
 
     def start(self, shared: Path, runs: Path) -> Path:
         """Return the dense model, trained where it is not there yet."""
-        pretrained = shared / "weights" / f"{self.case.model}-from-int8.pt"
         if self.case == HARD:
-            return pretrained
-        finish(Run(self.case, "start").arguments(shared, runs), runs / f"{self.case}-start")
-        return self.case.start(runs)
+            return shared / "weights" / f"{self.case.model}-from-int8.pt"
+        return trained_start(self.case, shared, runs)
 
 
 def searches() -> list[Search]:
@@ -112,9 +110,8 @@ def table() -> str:
         "|---" * 9 + "|",
     ]
     cases = [*CASES, HARD]
-    for search in sorted(searches(), key=lambda search: (cases.index(search.case), search.drop)):
-        if str(search) not in rows:
-            continue
+    there = [search for search in searches() if str(search) in rows]
+    for search in sorted(there, key=lambda search: (cases.index(search.case), search.drop)):
         row = rows[str(search)]
         drop, interval = 1 - row["pruned"] / row["dense"], INTERVAL * row["error"]
         cells = [

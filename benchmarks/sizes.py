@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from accuracy import TRAIN, Case, Run
+from accuracy import TRAIN, Case, trained_start
 from accuracy_tables import error_of, with_interval
-from training import data_of, finish, make_missing, rows_of, train
+from training import data_of, make_missing, rows_of, train
 from validation import differences, validate
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
@@ -74,11 +74,12 @@ def trainings() -> Iterator[Training]:
 def made(training: Training, shared: Path, runs: Path) -> dict[str, Any]:
     """Train, and return the accuracy of each size."""
     start, folder, data = training.start, runs / f"sizes-{training}", data_of(shared, training.start.data)
-    finish(Run(start, "start").arguments(shared, runs), runs / f"{start}-start")
     length = (f"epochs={training.epochs}", f"imgsz={start.imgsz}", f"seed={training.seed}")
     sizes = f"prune={training.size}" if training.size is not None else f"prune_sizes={','.join(map(str, SIZES))}"
     options = (sizes, "prune_benchmark=False", *WAYS[training.way])
-    found = train((f"model={start.start(runs)}", f"data={data}", *length, *TRAIN, *options), folder, shared)
+    found = train(
+        (f"model={trained_start(start, shared, runs)}", f"data={data}", *length, *TRAIN, *options), folder, shared
+    )
     report, judged = found["report"], found["plain_process"]
     if training.size is not None:
         reached = {str(training.size): (report["final"], judged)}
