@@ -77,6 +77,17 @@ def test_every_figure_is_the_one_in_the_report() -> None:
     assert told["exports/0/fitness"] == "58.0" and told["guard/failures/0/macs"] == "800M"
 
 
+def test_a_cut_that_was_taken_back_is_shaded_and_has_its_size_for_as_long() -> None:
+    report = full_report()
+    report["epochs"][3]["macs"] = report["guard"]["failures"][0]["macs"]
+    shown = page.render(report, ARGUMENTS, "a")
+    assert re.findall('class="back" d="([^"]*)"', shown) == ["M156.5 16H196.0V226H156.5Z"]  # of 8 epochs, 38 to 354
+    (area,) = re.findall('class="macs" d="([^"]*)"', shown)
+    assert "H156.5V210.0H196.0" in area and "Shaded:" in shown
+    report["guard"]["failures"] = []
+    assert "Shaded:" not in page.render(report, ARGUMENTS, "a")
+
+
 def test_the_headline_says_what_was_measured_and_leaves_out_the_rest() -> None:
     def said(**changes: Any) -> str:
         return page.headline({**full_report(), **changes}, ARGUMENTS)
