@@ -137,7 +137,7 @@ def finish(arguments: Sequence[str], folder: Path) -> dict[str, str]:
     last, results = folder / "weights" / "last.pt", folder / "results.csv"
     made = len(epoch_ends(results)) if last.exists() and results.exists() else 0
     if made < int(given["epochs"]):
-        prune = ("prune=True",) if "prune" in given else ()
+        prune = ("prune=True",) if any(name.startswith("prune") for name in given) else ()
         where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
         again = ("resume", f"model={last}", *prune) if made else (*arguments, *where)
         subprocess.run([Path(sys.executable).with_name("yolo"), "train", *again], check=True, env=ENVIRONMENT)
