@@ -127,7 +127,7 @@ def test_a_stock_training_of_a_pruned_checkpoint_stops_with_the_way_out(
     with pytest.raises(KeyError) as error:
         YOLO(path).train(data=tiny_data, epochs=1, imgsz=64, project=own_folder, plots=False)
     assert error.value.args == (checkpoint.SENTENCE,)
-    assert "prune=0" in checkpoint.SENTENCE
+    assert "prune=0" in checkpoint.SENTENCE and "resumed with" in checkpoint.SENTENCE
 
 
 def test_a_checkpoint_promises_no_package_index() -> None:

@@ -42,7 +42,8 @@ INSTALL = "install the yolo_prune plugin (whoever made this checkpoint has it)"
 
 SENTENCE = (
     "This network was pruned by yolo_prune, and a plain train() would make it dense again. Way out: "
-    f"{INSTALL}, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command."
+    f"{INSTALL}, then PruneCallback(0).attach(model) before model.train(), or add prune=0 to the yolo command; an "
+    "interrupted run is resumed with PruneCallback(None), or prune=True."
 )
 
 RUN_SENTENCE = (
