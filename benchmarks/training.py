@@ -27,6 +27,8 @@ fixed = {"workers": 0, "seed": 0, "val": False, "benchmark": False}
 prune_model(YOLO(start), data=data, imgsz=int(imgsz), **fixed, **where, **json.loads(given))
 """
 """What `prune` runs."""
+IN_BFLOAT16 = {"deeppcb"}
+"""Data sets on which is trained in bfloat16 where there is no GPU: on a CPU they take hours."""
 
 
 def parser_of(about: str | None, runs: str = "runs/accuracy") -> argparse.ArgumentParser:
@@ -118,10 +120,11 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         training and per epoch, validation included) and ``report`` (the run's ``report.json``, empty for a dense run).
     """
     given, best = finish(arguments, folder), folder / "weights" / "best.pt"
+    command = "python benchmarks/bfloat16.py train" if _is_in_bfloat16(given) else "yolo train"
     report_file = folder / "pruning" / "report.json"
     times = epoch_ends(folder / "results.csv")
     return {
-        "command": " ".join(("yolo train", *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
+        "command": " ".join((command, *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
         "plain_process": {
             **validate(best, given["data"], int(given["imgsz"])),
             "bytes": best.stat().st_size,
@@ -140,8 +143,16 @@ def finish(arguments: Sequence[str], folder: Path) -> dict[str, str]:
         prune = ("prune=True",) if any(name.startswith("prune") for name in given) else ()
         where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
         again = ("resume", f"model={last}", *prune) if made else (*arguments, *where)
-        subprocess.run([Path(sys.executable).with_name("yolo"), "train", *again], check=True, env=ENVIRONMENT)
+        python = Path(sys.executable)
+        in_bfloat16 = (python, Path(__file__).with_name("bfloat16.py"))
+        command = in_bfloat16 if _is_in_bfloat16(given) else (python.with_name("yolo"),)
+        subprocess.run([*command, "train", *again], check=True, env=ENVIRONMENT)
     return given
+
+
+def _is_in_bfloat16(given: Mapping[str, str]) -> bool:
+    """Whether a training with these arguments is one of `IN_BFLOAT16`."""
+    return Path(given["data"]).parent.name in IN_BFLOAT16
 
 
 def least_speedup(measured: Mapping[str, Any]) -> float:
