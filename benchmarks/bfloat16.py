@@ -1,10 +1,10 @@
-"""Ultralytics' command with forward passes in bfloat16 on a CPU, as ``amp=bf16`` has them on a GPU.
+"""Ultralytics' command that trains in bfloat16 on a CPU, as ``amp=bf16`` does on a GPU.
 
     python benchmarks/bfloat16.py train model=yolov8n.pt data=my.yaml prune=0.5
 
-An epoch takes about 60 % of the time. In bfloat16, on images in channels-last order, are the layers, in training and in
-the validation after each epoch. Single precision are weights, gradients, the loss, the decoding of boxes, all that
-yolo_prune measures, and the validation at the end of a run. With a GPU this is Ultralytics' own command, with its AMP.
+The layers compute in bfloat16 while a network trains. Weights, gradients, the loss, validation, and all that yolo_prune
+measures are in single precision. Images are in channels-last order in training and in validation. An epoch takes about
+60 % of the time. With a GPU this is Ultralytics' own command, with its AMP.
 """
 
 from __future__ import annotations
@@ -19,53 +19,34 @@ import torch
 from yolo_prune.cli.startup import prepare
 
 
-class Bfloat16:
-    """Forward passes of Ultralytics' networks that are in bfloat16 where a trainer asks for them.
+class Layers:
+    """How the layers of Ultralytics' networks compute.
 
     Attributes:
-        is_on: Whether they are now.
+        dtype: Their precision, on images in channels-last order; None leaves both as they are.
     """
 
-    is_on = False
+    dtype: torch.dtype | None = None
 
     @contextmanager
-    def on(self, *_: Any, **__: Any) -> Iterator[None]:
-        """Have it on, whatever precision is asked for."""
-        self.is_on = True
+    def compute_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Have them compute in a precision for a while."""
+        before, self.dtype = self.dtype, dtype
         try:
             yield
         finally:
-            self.is_on = False
+            self.dtype = before
 
-    def layers(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``BaseModel._predict_once`` that computes in bfloat16 where that is on."""
+    def wrap(self, stock: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``BaseModel._predict_once``, the pass through the layers, in that precision."""
 
         def predict_once(network: Any, x: torch.Tensor, *others: Any, **given: Any) -> Any:
-            if not self.is_on:
+            if self.dtype is None:
                 return stock(network, x, *others, **given)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
                 return single(stock(network, x.contiguous(memory_format=torch.channels_last), *others, **given))
 
         return predict_once
-
-    def validate(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``BaseTrainer.validate`` with it on."""
-
-        def validate(trainer: Any) -> Any:
-            with self.on():
-                return stock(trainer)
-
-        return validate
-
-
-def decoded(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``Detect._inference`` that decodes in single precision."""
-
-    def inference(head: Any, preds: dict[str, Any]) -> Any:
-        with torch.autocast("cpu", enabled=False):
-            return stock(head, single(preds))
-
-    return inference
 
 
 def single(value: Any) -> Any:
@@ -82,15 +63,18 @@ def main() -> None:
     prepare(sys.argv)
     from ultralytics.cfg import entrypoint
     from ultralytics.engine import trainer
-    from ultralytics.nn.modules.head import Detect
     from ultralytics.nn.tasks import BaseModel
 
     if not torch.cuda.is_available():
-        half = Bfloat16()
-        trainer.autocast = half.on
-        trainer.BaseTrainer.validate = half.validate(trainer.BaseTrainer.validate)
-        BaseModel._predict_once = half.layers(BaseModel._predict_once)
-        Detect._inference = decoded(Detect._inference)
+        layers, validate = Layers(), trainer.BaseTrainer.validate
+
+        def validate_in_single_precision(of: trainer.BaseTrainer) -> Any:
+            with layers.compute_in(torch.float32):
+                return validate(of)
+
+        BaseModel._predict_once = layers.wrap(BaseModel._predict_once)
+        trainer.autocast = lambda *_, **__: layers.compute_in(torch.bfloat16)
+        trainer.BaseTrainer.validate = validate_in_single_precision
     entrypoint()
 
 
