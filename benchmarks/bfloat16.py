@@ -2,51 +2,62 @@
 
     python benchmarks/bfloat16.py train model=yolov8n.pt data=my.yaml prune=0.5
 
-The layers compute in bfloat16 while a network trains. Weights, gradients, the loss, validation, and all that yolo_prune
-measures are in single precision. Images are in channels-last order in training and in validation. An epoch takes about
-60 % of the time. With a GPU this is Ultralytics' own command, with its AMP.
+Forward passes of a training are in bfloat16 (`torch.autocast`). In single precision are weights, gradients, the loss of
+what a network predicts, validation, and all that yolo_prune measures. Images are in channels-last order in training and
+in validation. An epoch takes about 60 % of the time. With a GPU this is Ultralytics' own command, with its AMP.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 
 from yolo_prune.cli.startup import prepare
 
+is_validating = False
 
-class Layers:
-    """How the layers of Ultralytics' networks compute.
 
-    Attributes:
-        dtype: Their precision, on images in channels-last order; None leaves both as they are.
-    """
+def in_channels_last(predict_once: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``BaseModel._predict_once``, with images in channels-last order in a training and its validation."""
 
-    dtype: torch.dtype | None = None
+    @wraps(predict_once)
+    def run(network: Any, x: torch.Tensor, *others: Any, **given: Any) -> Any:
+        if torch.is_autocast_enabled("cpu") or is_validating:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return predict_once(network, x, *others, **given)
 
-    @contextmanager
-    def compute_in(self, dtype: torch.dtype) -> Iterator[None]:
-        """Have them compute in a precision for a while."""
-        before, self.dtype = self.dtype, dtype
+    return run
+
+
+def in_single_precision(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``BaseModel.loss``, of which the forward pass alone is in bfloat16."""
+
+    @wraps(loss)
+    def run(network: Any, batch: dict[str, Any], preds: Any = None) -> Any:
+        preds = single(network.forward(batch["img"]) if preds is None else preds)
+        with torch.autocast("cpu", enabled=False):
+            return loss(network, batch, preds)
+
+    return run
+
+
+def noting_that(validate: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``BaseTrainer.validate``, which sets `is_validating`."""
+
+    @wraps(validate)
+    def run(trainer: Any) -> Any:
+        global is_validating  # one process, one training
+        is_validating = True
         try:
-            yield
+            return validate(trainer)
         finally:
-            self.dtype = before
+            is_validating = False
 
-    def wrap(self, stock: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``BaseModel._predict_once``, the pass through the layers, in that precision."""
-
-        def predict_once(network: Any, x: torch.Tensor, *others: Any, **given: Any) -> Any:
-            if self.dtype is None:
-                return stock(network, x, *others, **given)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-                return single(stock(network, x.contiguous(memory_format=torch.channels_last), *others, **given))
-
-        return predict_once
+    return run
 
 
 def single(value: Any) -> Any:
@@ -66,15 +77,10 @@ def main() -> None:
     from ultralytics.nn.tasks import BaseModel
 
     if not torch.cuda.is_available():
-        layers, validate = Layers(), trainer.BaseTrainer.validate
-
-        def validate_in_single_precision(of: trainer.BaseTrainer) -> Any:
-            with layers.compute_in(torch.float32):
-                return validate(of)
-
-        BaseModel._predict_once = layers.wrap(BaseModel._predict_once)
-        trainer.autocast = lambda *_, **__: layers.compute_in(torch.bfloat16)
-        trainer.BaseTrainer.validate = validate_in_single_precision
+        trainer.autocast = lambda *_, **__: torch.autocast("cpu", torch.bfloat16)
+        trainer.BaseTrainer.validate = noting_that(trainer.BaseTrainer.validate)
+        BaseModel._predict_once = in_channels_last(BaseModel._predict_once)
+        BaseModel.loss = in_single_precision(BaseModel.loss)
     entrypoint()
 
 
