@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 from validation import ENVIRONMENT, validate
 
+from yolo_prune.config.text import is_argument
+
 R = TypeVar("R")
 PRUNE = """
 import json, sys
@@ -140,7 +142,7 @@ def finish(arguments: Sequence[str], folder: Path) -> dict[str, str]:
     last, results = folder / "weights" / "last.pt", folder / "results.csv"
     made = len(epoch_ends(results)) if last.exists() and results.exists() else 0
     if made < int(given["epochs"]):
-        prune = ("prune=True",) if any(name.startswith("prune") for name in given) else ()
+        prune = ("prune=True",) if any(map(is_argument, given)) else ()
         where = (f"project={folder.parent}", f"name={folder.name}", "exist_ok=True")
         again = ("resume", f"model={last}", *prune) if made else (*arguments, *where)
         python = Path(sys.executable)
