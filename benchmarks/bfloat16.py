@@ -18,15 +18,13 @@ import torch
 
 from yolo_prune.cli.startup import prepare
 
-is_validating = False
-
 
 def in_channels_last(predict_once: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``BaseModel._predict_once``, with images in channels-last order in a training and its validation."""
 
     @wraps(predict_once)
     def run(network: Any, x: torch.Tensor, *others: Any, **given: Any) -> Any:
-        if torch.is_autocast_enabled("cpu") or is_validating:
+        if torch.is_autocast_enabled("cpu") or torch.is_inference_mode_enabled():  # Ultralytics validates so
             x = x.contiguous(memory_format=torch.channels_last)
         return predict_once(network, x, *others, **given)
 
@@ -41,21 +39,6 @@ def in_single_precision(loss: Callable[..., Any]) -> Callable[..., Any]:
         preds = single(network.forward(batch["img"]) if preds is None else preds)
         with torch.autocast("cpu", enabled=False):
             return loss(network, batch, preds)
-
-    return run
-
-
-def noting_that(validate: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``BaseTrainer.validate``, which sets `is_validating`."""
-
-    @wraps(validate)
-    def run(trainer: Any) -> Any:
-        global is_validating  # one process, one training
-        is_validating = True
-        try:
-            return validate(trainer)
-        finally:
-            is_validating = False
 
     return run
 
@@ -78,7 +61,6 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         trainer.autocast = lambda *_, **__: torch.autocast("cpu", torch.bfloat16)
-        trainer.BaseTrainer.validate = noting_that(trainer.BaseTrainer.validate)
         BaseModel._predict_once = in_channels_last(BaseModel._predict_once)
         BaseModel.loss = in_single_precision(BaseModel.loss)
     entrypoint()
