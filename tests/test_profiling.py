@@ -14,6 +14,7 @@ from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy import latency_profile as profiling
 from yolo_prune.deploy.latency_profile import SAMPLES, compare_networks, measure
 from yolo_prune.deploy.samples import EVERY, MULTIPLES, cut_networks, random_plan, sample_plans, widths_of
+from yolo_prune.device.timers import Effort
 from yolo_prune.errors import TargetError, UnsupportedError
 from yolo_prune.graph.trace import trace
 from yolo_prune.planning.allocation import PlanRequest, make_plan
@@ -132,7 +133,9 @@ def test_more_samples_begin_with_the_same_and_their_widths_are_those_of_the_cut_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx", "pytorch"])
-def test_networks_are_really_timed(runtime: str, tmp_path: Path) -> None:
+def test_networks_are_really_timed(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for effort in ("SAMPLING", "COMPARING"):
+        monkeypatch.setattr(profiling, effort, Effort(seconds=1.0, fewest=3, most=5))
     latency = measure(build("tiny"), graph_of("tiny"), runtime, 1, tmp_path)
     assert isinstance(latency, LatencyModel) and latency.dense > 0 and latency.where["runtime"] == runtime
     timing = compare_networks([build("tiny"), build("tiny")], runtime, 64)
