@@ -154,7 +154,9 @@ class Run:
         if kind == "start":
             model = self.case.pretrained(shared)
         elif kind in PREPARED:
-            like = runs / Run(self.case, "ours", self.kept).name / "weights" / "best.pt" if kind == "scratch" else start
+            like = start if kind != "scratch" else runs / Run(self.case, "ours", self.kept).name / "weights" / "best.pt"
+            if not like.exists():
+                raise SystemExit(f"{self.name}: {like} is not there, and this begins with its network; train it first.")
             prepared = runs / f"{self.name}.pt"
             here = [sys.executable, __file__, "--prepare", kind, str(like), removed, str(prepared)]
             subprocess.run(here, check=True, env=ENVIRONMENT)

@@ -6,12 +6,13 @@ validation images (see `validation.py`); both count the spread of the seeds wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
+from typing import Any
 
 from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result, score
-from validation import differences, standard_error
+from validation import accuracy, difference
 
 NAMES = {
     "usual": "usual recipe",
@@ -21,8 +22,9 @@ NAMES = {
     "ours:random channels": "random channels",
     "one-run": "in one run",
 }
-INTERVAL = 1.96
-"""Half of a normal distribution's 95 % interval, in standard errors."""
+ABOVE = "ours, in points above"
+COARSE, COARSE_DATA = "mAP50(B)", "deeppcb"
+"""A metric that small shifts of boxes do not change, and the data set of which it is told as well."""
 
 
 @dataclass(frozen=True)
@@ -64,63 +66,56 @@ def contenders() -> list[str]:
     return [contender for contender in CONTENDERS if any(row.runs(contender) for row in rows())]
 
 
-def accuracy(runs: Sequence[Run]) -> str:
-    """Return ``0.603 ± 0.011``: the mean over trainings, and its standard error."""
-    if not runs:
-        return ""
-    error, said = error_of(draws(runs)), f"{mean(map(score, runs)):.3f}"
-    return said if error is None else f"{said} ± {error:.3f}"
+def told(row: Row, contender: str, metric: str = "") -> str:
+    """Return what a contender reached, by a metric or by the one that is compared: ``0.603 ± 0.011``."""
+    return accuracy(judged(row.runs(contender)), metric or row.cases[0].metric)
 
 
-def difference(ours: Sequence[Run], others: Sequence[Run]) -> str:
-    """Return ``-1.4 ± 0.8``: the difference of two contenders in points, and its 95 % interval."""
-    if not (ours and others):
-        return ""
-    points = 100 * (mean(map(score, ours)) - mean(map(score, others)))
-    one, other = draws(ours), draws(others)
-    error = error_of(differences(one, other)) if one and other else None
-    return f"{points:+.1f}" if error is None else with_interval(points, error)
+def above(row: Row, contender: str, metric: str = "") -> str:
+    """Return by how many points ours is above a contender: ``-1.4 ± 0.8``."""
+    ours, others = (judged(row.runs(of)) for of in ("ours", contender))
+    return difference(ours, others, metric or row.cases[0].metric)
 
 
-def with_interval(points: float, error: float) -> str:
-    """Return points with their 95 % interval, of a standard error as a share: ``-1.4 ± 0.8``."""
-    return f"{points:+.1f} ± {100 * INTERVAL * error:.1f}"
-
-
-def draws(runs: Sequence[Run]) -> list[list[float]]:
-    """Return the resampled accuracies of each run, or none where a run was not judged by them."""
-    found = [(result(run) or {})["plain_process"].get("resampled", {}).get(run.case.metric) for run in runs]
-    return found if all(found) else []
-
-
-def error_of(found: Sequence[Sequence[float]]) -> float | None:
-    """Return the standard error of the mean over trainings, or None without resampled accuracies."""
-    return standard_error(found) if found else None
+def judged(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return what judged each run, as `validation.validate` has it."""
+    return [(result(run) or {})["plain_process"] for run in runs]
 
 
 def table() -> str:
     """Return the comparison: what each contender reached."""
-    shown = contenders()
-    lines = [
-        "| model, data | seeds | MACs kept | " + " | ".join(NAMES.get(c, c) for c in shown) + " |",
-        "|---" * (3 + len(shown)) + "|",
-    ]
-    for row in rows():
-        cells = (accuracy(row.runs(contender)) for contender in shown)
-        lines.append(f"| {row.name} | {len(row.cases)} | {row.kept} % | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return _table("model, data", contenders(), told)
 
 
 def difference_table() -> str:
     """Return by how many points of mAP50-95 ours is above the others."""
-    others = [contender for contender in contenders() if contender not in ("ours", "one-run")]
+    return _table(ABOVE, _others(), above)
+
+
+def coarse_table() -> str:
+    """Return the comparison by mAP50, of the data set on which the other metric changes with small shifts of boxes."""
+    return _table("mAP50", contenders(), lambda row, c: told(row, c, COARSE), COARSE_DATA)
+
+
+def coarse_difference_table() -> str:
+    """Return by how many points of mAP50 ours is above the others there."""
+    return _table(ABOVE, _others(), lambda row, c: above(row, c, COARSE), COARSE_DATA)
+
+
+def _others() -> list[str]:
+    return [contender for contender in contenders() if contender not in ("ours", "one-run")]
+
+
+def _table(head: str, shown: Sequence[str], cell: Callable[[Row, str], str], data: str = "") -> str:
+    """Return a table with a line for each row, of one data set or of all, and a column for each contender."""
     lines = [
-        "| ours, in points above | seeds | MACs kept | " + " | ".join(NAMES.get(c, c) for c in others) + " |",
-        "|---" * (3 + len(others)) + "|",
+        f"| {head} | seeds | MACs kept | " + " | ".join(NAMES.get(c, c) for c in shown) + " |",
+        "|---" * (3 + len(shown)) + "|",
     ]
     for row in rows():
-        cells = (difference(row.runs("ours"), row.runs(contender)) for contender in others)
-        lines.append(f"| {row.name} | {len(row.cases)} | {row.kept} % | " + " | ".join(cells) + " |")
+        if data in ("", row.cases[0].data):
+            cells = " | ".join(cell(row, contender) for contender in shown)
+            lines.append(f"| {row.name} | {len(row.cases)} | {row.kept} % | {cells} |")
     return "\n".join(lines)
 
 
@@ -146,8 +141,10 @@ def ablation() -> str:
     ]
     for name, runs in _ablated():
         lowest = mean(min(cut["fitness_cut"] for cut in (result(run) or {})["report"]["cuts"]) for run in runs)
-        change = difference(runs, [replace(run, contender="ours") for run in runs]) if name else ""
-        lines.append(f"| {name or 'defaults'} | {len(runs)} | {lowest:.3f} | {accuracy(runs)} | {change} |")
+        found, usual = judged(runs), judged([replace(run, contender="ours") for run in runs])
+        metric = runs[0].case.metric
+        change = difference(found, usual, metric) if name else ""
+        lines.append(f"| {name or 'defaults'} | {len(runs)} | {lowest:.3f} | {accuracy(found, metric)} | {change} |")
     return "\n".join(lines)
 
 
@@ -179,4 +176,5 @@ def time_table() -> str:
 
 def tables() -> str:
     """Return all tables."""
-    return "\n\n".join((table(), difference_table(), ablation(), time_table()))
+    compared = (table(), difference_table(), coarse_table(), coarse_difference_table())
+    return "\n\n".join((*compared, ablation(), time_table()))

@@ -20,9 +20,8 @@ from typing import Any
 
 import sizes
 from accuracy import TRAIN, Case, Run, result, trained_start
-from accuracy_tables import INTERVAL
 from training import data_of, make_missing, rows_of, train
-from validation import validate
+from validation import INTERVAL, validate
 
 RESULTS = Path(__file__).parent / "results" / "auto.json"
 EPOCHS = 48

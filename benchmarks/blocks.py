@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from accuracy_tables import with_interval
 from training import data_of, is_missing, least_speedup, parser_of, prune, rows_of, train, write
-from validation import ENVIRONMENT, differences, standard_error, validate
+from validation import ENVIRONMENT, differences, standard_error, validate, with_interval
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"
 MODELS, RANDOM = ("yolov8n", "yolo11n"), "yolo11s"

@@ -20,9 +20,8 @@ from statistics import mean
 from typing import Any
 
 from accuracy import TRAIN, Case, trained_start
-from accuracy_tables import error_of, with_interval
 from training import data_of, make_missing, rows_of, train
-from validation import differences, validate
+from validation import differences, error_of, validate, with_interval
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 CASES = {Case("yolov8n", "bccd"): 3, Case("yolov8n", "deeppcb"): 1}

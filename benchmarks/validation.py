@@ -22,16 +22,18 @@ from typing import Any
 ENVIRONMENT = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 DRAWS = 300
 """Times that the validation images are drawn anew; the standard error is then known to 4 %."""
-CURVES = {"mAP50-95(B)": "tp", "mAP50-95(M)": "tp_m", "mAP50-95(P)": "tp_p"}
-"""Metrics that are resampled, and Ultralytics' names of what they are computed from."""
+INTERVAL = 1.96
+"""Half of a normal distribution's 95 % interval, in standard errors."""
+FOUND = {"(B)": "tp", "(M)": "tp_m", "(P)": "tp_p"}
+"""End of the names of metrics -> Ultralytics' name of what they are computed from."""
 
 
 def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, Any]:
     """Validate a checkpoint without yolo_prune.
 
     Returns:
-        ``metrics``, Ultralytics' own, and ``resampled``: each metric of `CURVES` for each draw, or of classification
-        ``accuracy_top1`` and ``accuracy_top5``.
+        ``metrics``, Ultralytics' own, and ``resampled``: for each draw ``mAP50-95`` and ``mAP50`` of each of `FOUND`, or
+        of classification ``accuracy_top1`` and ``accuracy_top5``.
     """
     done = subprocess.run(
         [sys.executable, __file__, str(checkpoint), data, str(imgsz)],
@@ -57,6 +59,50 @@ def standard_error(draws: Sequence[Sequence[float]]) -> float:
 def differences(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> list[list[float]]:
     """Return by how much trainings are better than others of the same seeds, draw by draw."""
     return [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, others, strict=True)]
+
+
+def accuracy(judged: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Return ``0.603 ± 0.011``: the mean over trainings, and its standard error where images were resampled.
+
+    Args:
+        judged: What `validate` returned of each training; of none, this is empty.
+        metric: Ultralytics' name of it.
+    """
+    if not judged:
+        return ""
+    error, said = error_of(draws(judged, metric)), f"{mean_of(judged, metric):.3f}"
+    return said if error is None else f"{said} ± {error:.3f}"
+
+
+def difference(ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Return ``-1.4 ± 0.8``: by how many points trainings are better than others, and the 95 % interval of that."""
+    if not (ours and others):
+        return ""
+    points = 100 * (mean_of(ours, metric) - mean_of(others, metric))
+    one, other = draws(ours, metric), draws(others, metric)
+    error = error_of(differences(one, other)) if one and other else None
+    return f"{points:+.1f}" if error is None else with_interval(points, error)
+
+
+def with_interval(points: float, error: float) -> str:
+    """Return points with their 95 % interval, of a standard error as a share: ``-1.4 ± 0.8``."""
+    return f"{points:+.1f} ± {100 * INTERVAL * error:.1f}"
+
+
+def mean_of(judged: Sequence[Mapping[str, Any]], metric: str) -> float:
+    """Return the mean accuracy of trainings."""
+    return mean(of["metrics"][metric] for of in judged)
+
+
+def draws(judged: Sequence[Mapping[str, Any]], metric: str) -> list[list[float]]:
+    """Return the resampled accuracies of each training, or none where one was not judged by them."""
+    found = [of.get("resampled", {}).get(metric) for of in judged]
+    return found if all(found) else []
+
+
+def error_of(found: Sequence[Sequence[float]]) -> float | None:
+    """Return the standard error of the mean over trainings, or None without resampled accuracies."""
+    return standard_error(found) if found else None
 
 
 def resampled_classes(labels: Any, best: Any, draws: int = DRAWS) -> dict[str, list[float]]:
@@ -85,14 +131,16 @@ def resampled(stats: Mapping[str, Sequence[Any]], draws: int = DRAWS) -> dict[st
     import numpy as np
     from ultralytics.utils.metrics import ap_per_class
 
-    images = len(stats["conf"])
-    chosen = np.random.default_rng(0).integers(images, size=(draws, images))
+    n = len(stats["conf"])
+    chosen = np.random.default_rng(0).integers(n, size=(draws, n))
     found = {}
-    for metric, key in CURVES.items():
+    for end, key in FOUND.items():
         if len(stats.get(key, ())):
             parts = (key, "conf", "pred_cls", "target_cls")
-            aps = (ap_per_class(*(np.concatenate([stats[p][i] for i in drawn]) for p in parts))[5] for drawn in chosen)
-            found[metric] = [round(float(ap.mean()), 5) if ap.size else 0.0 for ap in aps]
+            drawn = ([np.concatenate([stats[p][i] for i in images]) for p in parts] for images in chosen)
+            aps = [ap_per_class(*of)[5] for of in drawn]  # of each class, at each IoU from 0.5 to 0.95
+            for metric, of in (("mAP50-95", slice(None)), ("mAP50", 0)):
+                found[f"{metric}{end}"] = [round(float(ap[:, of].mean()), 5) if ap.size else 0.0 for ap in aps]
     return found
 
 

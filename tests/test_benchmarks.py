@@ -89,6 +89,18 @@ def test_the_standard_error_of_an_accuracy_is_that_of_the_images() -> None:
 
 
 @pytest.mark.usefixtures("scripts")
+def test_map50_is_that_of_boxes_that_overlap_by_half() -> None:
+    import validation
+
+    stats = detections(60, 0.7)
+    for hits in stats["tp"]:
+        hits[:, 5:] = False  # no box overlaps by 0.75 or more
+    found = validation.resampled(stats)
+    assert found["mAP50(B)"] == validation.resampled(detections(60, 0.7))["mAP50(B)"]
+    assert np.mean(found["mAP50-95(B)"]) == pytest.approx(np.mean(found["mAP50(B)"]) / 2, abs=1e-4)
+
+
+@pytest.mark.usefixtures("scripts")
 def test_models_are_compared_on_the_same_draws_of_images_and_seeds_count() -> None:
     import validation
 
