@@ -17,6 +17,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune import PruneCallback
+from yolo_prune.host.distillation import is_distilled, student_of
 from yolo_prune.planning.calibration import CalibrationData
 from yolo_prune.training import steps
 
@@ -37,7 +38,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, holds: float) -> None:
     dense: list[int] = []
 
     def validate(trainer: Any) -> tuple[dict[str, float], float]:
-        params = sum(p.numel() for p in unwrap_model(trainer.model).parameters())
+        params = sum(p.numel() for p in student_of(trainer.model).parameters())
         dense.append(params)
         fitness = 0.5 if params >= holds * dense[0] else 0.3
         trainer.best_fitness = max(trainer.best_fitness or 0.0, fitness)
@@ -47,15 +48,21 @@ def pretend(monkeypatch: pytest.MonkeyPatch, holds: float) -> None:
     monkeypatch.setattr(steps, "validate", validate)
 
 
-@pytest.mark.parametrize(("holds", "failures"), [(1.0, 3), (0.7, 1)])
+@pytest.mark.parametrize(("holds", "failures", "distill"), [(1.0, 3, False), (0.7, 1, False), (0.7, 1, True)])
 def test_a_guarded_run_ends_with_a_model_that_holds(
-    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, holds: float, failures: int
+    own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, holds: float, failures: int, distill: bool
 ) -> None:
     pretend(monkeypatch, holds)
-    trainer = train(own_folder, tiny_data, soon(schedule="one-shot", start=0.1, max_drop=0.01), epochs=16)
+    prune = soon(schedule="one-shot", start=0.1, max_drop=0.01, distill=distill)
+    wrapped: list[bool] = []
+    watch = ("on_train_epoch_end", lambda t: wrapped.append(bool(t.args.distill_model) and is_distilled(t.model)))
+    trainer = train(own_folder, tiny_data, prune, watch, epochs=16)
     report = report_of(trainer)
     params = sum(p.numel() for p in load_checkpoint(trainer.best)[0].parameters())
-    assert params == report["final"]["params"] == sum(p.numel() for p in trainer.ema.ema.parameters())
+    assert params == report["final"]["params"] == sum(p.numel() for p in student_of(trainer.ema.ema).parameters())
+    assert wrapped[-1] == distill and wrapped[0] is False
+    if distill:
+        assert abs(report["cuts"][0]["bytes"] - trainer.best.stat().st_size) < 20_000  # without what hooks have read
     assert [round(f["way"], 3) for f in report["guard"]["failures"]] == [1.0, 0.5, 0.25][:failures]
     if holds == 1.0:
         assert params == report["dense"]["params"] and report["cuts"] == []

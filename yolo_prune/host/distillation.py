@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from ultralytics.nn.distill_model import DistillationModel
+from ultralytics.nn.distill_model import DistillationModel, FeatureHook
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -43,6 +43,11 @@ def student_of(model: nn.Module) -> nn.Module:
     model = unwrap_model(model)
     student: nn.Module = model.student_model if isinstance(model, DistillationModel) else model
     return student
+
+
+def is_distilled(model: nn.Module) -> bool:
+    """Whether a network learns from a teacher."""
+    return isinstance(unwrap_model(model), DistillationModel)
 
 
 def prepare(trainer: BaseTrainer, distill: bool | str) -> None:
@@ -124,6 +129,8 @@ def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path, loss: str) -> None
     choose(model, loss)
     memo: dict[int, Any] = {id(model.teacher_model): None, id(model.student_model): trainer.ema.ema}
     averaged = deepcopy(model, memo).eval().requires_grad_(False)
+    for network in (model.student_model, averaged.student_model):
+        undo.on_undo(partial(detach, network))
     undo.set(trainer, "model", model)
     undo.set(trainer.ema, "ema", averaged)
     undo.set(trainer.ema, "_pairs", None)
@@ -138,6 +145,35 @@ def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path, loss: str) -> None
     order = {group["param_group"]: group["params"] for group in fresh.param_groups}
     for group in trainer.optimizer.param_groups:
         undo.set(group, "params", order[group["param_group"]])
+
+
+def end(trainer: BaseTrainer) -> None:
+    """Take `begin` back in a run whose networks are those of before it again, with its optimizer."""
+    trainer.args.distill_model = None
+    trainer.freeze_layer_names = [name for name in trainer.freeze_layer_names if name != TEACHER]
+    trainer.loss_names = tuple(name for name in trainer.loss_names if name != LOSS)
+    if hasattr(trainer, "loss_items"):
+        trainer.loss_items = {name: value for name, value in trainer.loss_items.items() if name != LOSS}
+    for network in (unwrap_model(trainer.model), trainer.ema.ema):
+        detach(network)
+
+
+def detach(network: nn.Module) -> None:
+    """Remove what reads the layers of a network that no DistillationModel is around any more.
+
+    What was read last hangs on a graph, of which there are no copies, and would lie in each checkpoint.
+    """
+    for module in network.modules():
+        for key, hook in [*module._forward_hooks.items()]:
+            if isinstance(hook, FeatureHook):
+                del module._forward_hooks[key]
+
+
+def forget_features(model: nn.Module) -> None:
+    """Let go of what a DistillationModel has read of its networks; their hooks would carry it into files."""
+    if isinstance(model, DistillationModel):
+        model._student_feats.clear()
+        model._teacher_feats.clear()
 
 
 def keep_columns(trainer: BaseTrainer) -> None:

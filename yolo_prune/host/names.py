@@ -102,7 +102,7 @@ HOST_NAMES = (
     Names("ultralytics.data.base.BaseDataset", "load_image", "the images that a mosaic draws from"),
     Names("ultralytics.data.base.BaseDataset", "buffer", "the same", on_instances=True),
     Names("ultralytics.nn.autobackend", "AutoBackend", "exports that are compared"),
-    Names("ultralytics.nn.distill_model", "DistillationModel", "distillation across cuts"),
+    Names("ultralytics.nn.distill_model", "DistillationModel FeatureHook", "distillation across cuts"),
     Names("ultralytics.nn.distill_model.DistillationModel", "decouple_outputs loss_sl2", "what is learned there"),
     Names(
         "ultralytics.nn.distill_model.DistillationModel",

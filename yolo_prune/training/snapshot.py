@@ -17,7 +17,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import CheckpointError
 from yolo_prune.host.ddp import is_first, wrapped_like
-from yolo_prune.host.distillation import student_of
+from yolo_prune.host.distillation import end, is_distilled, student_of
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.utils.files import atomic_write
 
@@ -103,6 +103,8 @@ class Snapshot:
             setattr(trainer, name, deepcopy(value))
         trainer.stopper.__dict__.update(self._stopper)
         trainer.model = wrapped_like(wrapper, trainer.model)
+        if is_distilled(wrapper) and not is_distilled(trainer.model):
+            end(trainer)
         if not is_first():
             return
         if self._best is None:

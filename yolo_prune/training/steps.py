@@ -242,6 +242,7 @@ def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData, 
     ddp.synchronize(unwrap_model(trainer.model), trainer.ema.ema)
     undo.set(trainer, "model", ddp.wrapped_like(wrapper, trainer.model))
     reset_best(run, undo)
+    distillation.forget_features(trainer.ema.ema)
     return CutRecord(
         epoch=trainer.epoch,
         macs=plan.macs["after"] or None,
