@@ -55,7 +55,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "whole head left": ("prune_ignored_layers=model.22.*",),
     "searched allocation": ("prune_allocation=search",),
     "multiples of sixteen": ("prune_round_to=16",),
-    "distillation": ("prune_distill=True",),
+    "distillation": ("prune_distill=True", "prune_distill_loss=features"),
     "sparsity learning": ("prune_sparsity=group_lasso",),
     "re-warmed learning rate": ("prune_lr_after_cut=rewarm",),
     "rewound learning rate": ("prune_lr_after_cut=rewind",),

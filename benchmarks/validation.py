@@ -32,8 +32,8 @@ def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, Any]:
     """Validate a checkpoint without yolo_prune.
 
     Returns:
-        ``metrics``, Ultralytics' own, and ``resampled``: for each draw ``mAP50-95`` and ``mAP50`` of each of `FOUND`, or
-        of classification ``accuracy_top1`` and ``accuracy_top5``.
+        ``metrics``, Ultralytics' own, and ``resampled``: for each draw ``mAP50-95`` and ``mAP50`` of each of `FOUND`,
+        or of classification ``accuracy_top1`` and ``accuracy_top5``.
     """
     done = subprocess.run(
         [sys.executable, __file__, str(checkpoint), data, str(imgsz)],

@@ -99,6 +99,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy": table("accuracy_tables"),
     "accuracy.differences": table("accuracy_tables", "difference_table"),
     "ablation": table("accuracy_tables", "ablation"),
+    "recovery": table("recovery"),
     "training_time": table("accuracy_tables", "time_table"),
     "without_training": table("without_training"),
     "curve": table("curve"),

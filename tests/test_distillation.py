@@ -134,8 +134,8 @@ def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
     suffix = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb"}[task]
     data = tiny_data if task == "detect" else as_task(tiny_data, task, own_folder / "data")
     yolo = YOLO(narrow_yaml(f"yolov8n{suffix}", own_folder))
-    loss = {"detect": "outputs", "segment": "cwd"}.get(task, "features")
-    soon(start=0.34, end=0.67, distill=True, distill_loss=loss, max_drop=0.99).attach(yolo)
+    given = {"segment": {"distill_loss": "cwd"}, "pose": {"distill_loss": "features"}}.get(task, {})
+    soon(start=0.34, end=0.67, distill=True, max_drop=0.99, **given).attach(yolo)
     seen: list[tuple[int, bool, float]] = []
     yolo.add_callback(
         "on_train_epoch_end",
@@ -177,7 +177,7 @@ def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, gi
 
     yolo = YOLO(model)
     yolo.add_callback("on_fit_epoch_end", stop)
-    prune = soon(distill=str(teacher) if given else True, distill_loss="outputs")
+    prune = soon(distill=str(teacher) if given else True)
     with pytest.raises(Interrupted):
         run(yolo, prune, name="run")
     again = YOLO(own_folder / "runs" / "run" / "weights" / "last.pt")

@@ -13,7 +13,7 @@ IMPORTANCES = (
 )
 ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
 NORMALIZERS = ("mean", "sum", "max", "gaussian", "none")
-DISTILL_LOSSES = ("features", "cwd", "outputs")
+DISTILL_LOSSES = ("outputs", "features", "cwd")
 SPARSITIES = ("none", "bn_scale", "group_lasso")
 RUNTIMES = ("onnx", "openvino", "ncnn", "litert", "coreml", "pytorch", "tensorrt")
 PORTABLE = tuple(name for name in RUNTIMES if name != "pytorch")

@@ -169,7 +169,7 @@ class Options:
         False, rules.flag_or_path(), "learn from the dense model after the first cut, or from a given checkpoint"
     )
     distill_loss: str = _option(
-        "features",
+        "outputs",
         rules.choice(*DISTILL_LOSSES),
         f"what it learns there, beside the labels: {', '.join(DISTILL_LOSSES)}",
         of="distill",

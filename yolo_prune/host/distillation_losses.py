@@ -23,7 +23,7 @@ from yolo_prune.config.choices import DISTILL_LOSSES
 from yolo_prune.errors import ConfigError
 from yolo_prune.host.patches import patch
 
-FEATURES, CWD, OUTPUTS = DISTILL_LOSSES
+OUTPUTS, FEATURES, CWD = DISTILL_LOSSES
 CLASS_GAIN, BOX_GAIN = 0.1, 0.3
 """Of both parts of `OUTPUTS`, times Ultralytics' ``dis`` of 6."""
 BRANCHES = ("one2many", "one2one")
