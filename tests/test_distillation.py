@@ -166,8 +166,8 @@ def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [True, False])
-def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, given: bool) -> None:
+@pytest.mark.parametrize(("given", "optimizer"), [(True, "auto"), (False, "auto"), (False, "MuSGD")])
+def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, given: bool, optimizer: str) -> None:
     teacher, model = own_folder / "teacher.pt", tiny_yaml(own_folder)
     YOLO(model).save(teacher)
 
@@ -179,7 +179,7 @@ def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, gi
     yolo.add_callback("on_fit_epoch_end", stop)
     prune = soon(distill=str(teacher) if given else True)
     with pytest.raises(Interrupted):
-        run(yolo, prune, name="run")
+        run(yolo, prune, name="run", optimizer=optimizer)
     again = YOLO(own_folder / "runs" / "run" / "weights" / "last.pt")
     kinds: list[type] = []
     again.add_callback("on_train_epoch_end", lambda t: kinds.append(type(t.model)))

@@ -142,9 +142,8 @@ def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path, loss: str) -> None
     # A resumed run builds its optimizer around the whole DistillationModel, and loads what is remembered by position.
     name = type(trainer.optimizer).__name__
     fresh = trainer.build_optimizer(model, name=name, lr=trainer.args.lr0, momentum=trainer.args.momentum)
-    order = {group["param_group"]: group["params"] for group in fresh.param_groups}
-    for group in trainer.optimizer.param_groups:
-        undo.set(group, "params", order[group["param_group"]])
+    for group, like in zip(trainer.optimizer.param_groups, fresh.param_groups, strict=True):
+        undo.set(group, "params", like["params"])
 
 
 def end(trainer: BaseTrainer) -> None:
