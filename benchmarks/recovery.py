@@ -11,7 +11,6 @@ as long. Validated in a process that cannot import yolo_prune.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -105,10 +104,8 @@ def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
         way = [f"prune={1 - KEPT / 100}", "prune_benchmark=False", *way]
     data = f"data={data_of(shared, row.case.data)}"
     found = train((f"model={start}", data, *length, *TRAIN, *way), folder, shared)
-    with (folder / "results.csv").open(newline="", encoding="utf-8") as lines:
-        by_epoch = [round(float(line[f"metrics/{METRIC}"]), 4) for line in csv.DictReader(lines)]
     cuts = [{key: cut[key] for key in OF_CUTS} for cut in found["report"].get("cuts", ())]
-    return {**{key: found[key] for key in ("plain_process", "seconds")}, "by_epoch": by_epoch, "cuts": cuts}
+    return {**{key: found[key] for key in ("plain_process", "seconds", "by_epoch")}, "cuts": cuts}
 
 
 def table() -> str:

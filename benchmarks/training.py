@@ -119,7 +119,8 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
 
     Returns:
         ``command``, ``plain_process`` (what `validate` finds in ``best.pt``, and its bytes), ``seconds`` (of the
-        training and per epoch, validation included) and ``report`` (the run's ``report.json``, empty for a dense run).
+        training and per epoch, validation included), ``by_epoch`` (see `accuracy_by_epoch`) and ``report`` (the run's
+        ``report.json``, empty for a dense run).
     """
     given, best = finish(arguments, folder), folder / "weights" / "best.pt"
     command = "python benchmarks/bfloat16.py train" if _is_in_bfloat16(given) else "yolo train"
@@ -132,6 +133,7 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
             "bytes": best.stat().st_size,
         },
         "seconds": {"total": round(times[-1]), "per_epoch": round(times[-1] / len(times), 1)},
+        "by_epoch": accuracy_by_epoch(folder / "results.csv"),
         "report": _without_paths(json.loads(report_file.read_text())) if report_file.exists() else {},
     }
 
@@ -176,6 +178,17 @@ def epoch_ends(results: Path) -> list[float]:
             last = now
             ends.append(before + now)
     return ends
+
+
+def accuracy_by_epoch(results: Path) -> dict[str, list[float]]:
+    """Return each accuracy after each epoch, by Ultralytics' name of it, from a run's ``results.csv``."""
+    found: dict[str, list[float]] = {}
+    with results.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            for name, value in row.items():
+                if name.startswith(("metrics/mAP", "metrics/accuracy")):
+                    found.setdefault(name.removeprefix("metrics/"), []).append(round(float(value), 4))
+    return found
 
 
 def machine() -> str:

@@ -134,6 +134,8 @@ def test_the_clock_of_a_run_goes_on_where_it_was_interrupted(tmp_path: Path) -> 
     results = tmp_path / "results.csv"
     results.write_text("epoch,time\n1,10\n2,20\n3,12\n4,22\n", encoding="utf-8")
     assert training.epoch_ends(results) == [10, 20, 32, 42]
+    results.write_text("epoch,metrics/precision(B),metrics/mAP50(B)\n1,0.9,0.12344\n2,0.8,0.2\n", encoding="utf-8")
+    assert training.accuracy_by_epoch(results) == {"mAP50(B)": [0.1234, 0.2]}
     training.write(tmp_path / "found.json", {"draws": [0.5, -1e-05, 2], "name": ["a", "b"], "none": []})
     text = (tmp_path / "found.json").read_text(encoding="utf-8")
     assert ' "draws": [0.5, -1e-05, 2]' in text.splitlines()[2]
