@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any
 
 from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result, score
-from validation import accuracy, difference
+from validation import Judged, accuracy, difference, judged
 
 NAMES = {
     "usual": "usual recipe",
@@ -68,18 +67,18 @@ def contenders() -> list[str]:
 
 def told(row: Row, contender: str, metric: str = "") -> str:
     """Return what a contender reached, by a metric or by the one that is compared: ``0.603 ± 0.011``."""
-    return accuracy(judged(row.runs(contender)), metric or row.cases[0].metric)
+    return accuracy(_judged(row.runs(contender), metric))
 
 
 def above(row: Row, contender: str, metric: str = "") -> str:
     """Return by how many points ours is above a contender: ``-1.4 ± 0.8``."""
-    ours, others = (judged(row.runs(of)) for of in ("ours", contender))
-    return difference(ours, others, metric or row.cases[0].metric)
+    return difference(*(_judged(row.runs(of), metric) for of in ("ours", contender)))
 
 
-def judged(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return what judged each run, as `validation.validate` has it."""
-    return [(result(run) or {})["plain_process"] for run in runs]
+def _judged(runs: Sequence[Run], metric: str = "") -> Judged:
+    return judged(
+        [(result(run) or {})["plain_process"] for run in runs], metric or (runs[0].case.metric if runs else "")
+    )
 
 
 def table() -> str:
@@ -141,10 +140,9 @@ def ablation() -> str:
     ]
     for name, runs in _ablated():
         lowest = mean(min(cut["fitness_cut"] for cut in (result(run) or {})["report"]["cuts"]) for run in runs)
-        found, usual = judged(runs), judged([replace(run, contender="ours") for run in runs])
-        metric = runs[0].case.metric
-        change = difference(found, usual, metric) if name else ""
-        lines.append(f"| {name or 'defaults'} | {len(runs)} | {lowest:.3f} | {accuracy(found, metric)} | {change} |")
+        found, usual = _judged(runs), _judged([replace(run, contender="ours") for run in runs])
+        change = difference(found, usual) if name else ""
+        lines.append(f"| {name or 'defaults'} | {len(runs)} | {lowest:.3f} | {accuracy(found)} | {change} |")
     return "\n".join(lines)
 
 

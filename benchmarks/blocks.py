@@ -27,7 +27,7 @@ from typing import Any
 
 from accuracy import TRAIN, Case
 from training import data_of, is_missing, least_speedup, parser_of, prune, rows_of, train, write
-from validation import ENVIRONMENT, differences, standard_error, validate, with_interval
+from validation import ENVIRONMENT, Judged, difference, validate
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"
 MODELS, RANDOM = ("yolov8n", "yolo11n"), "yolo11s"
@@ -223,18 +223,15 @@ def latency_table() -> str:
             f"{least_speedup(row['speedup']):.2f}x",
             f"{row['dense']:.3f}",
             f"{row['pruned']:.3f}",
-            difference(row, rows.get(str(replace(cut, depth=False)))) if cut.depth else "",
+            _difference(row, rows.get(str(replace(cut, depth=False)))) if cut.depth else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def difference(row: dict[str, Any], other: dict[str, Any] | None) -> str:
-    """Return the points by which one is better than another, with the 95 % interval of a paired bootstrap."""
-    if other is None:
-        return ""
-    error = standard_error(differences([row["resampled"]], [other["resampled"]]))
-    return with_interval(100 * (row["pruned"] - other["pruned"]), error)
+def _difference(*rows: dict[str, Any] | None) -> str:
+    """Return by how many points a row is above another, or nothing where that is not there."""
+    return difference(*(Judged([row["pruned"]], [row["resampled"]]) if row else Judged([], []) for row in rows))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 from accuracy import TRAIN, Case, trained_start
 from training import data_of, make_missing, rows_of, train
-from validation import accuracy, difference
+from validation import accuracy, difference, judged
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
 KEPT, EPOCHS, LONGER, METRIC = 50, 25, (50, 100), "mAP50-95(B)"
@@ -121,9 +121,10 @@ def table() -> str:
         if cut := [row for row in found if not row.is_dense]:
             usual = [row for row in (replace(row, way=USUAL) for row in cut) if str(row) in there]
             dense = [row for row in found if row.is_dense]
-            mine, theirs, of_dense = ([there[str(row)]["plain_process"] for row in of] for of in (cut, usual, dense))
-            gain = difference(mine, theirs, METRIC) if way != USUAL and len(mine) == len(theirs) else ""
-            cells = (way, model, epochs, len(cut), accuracy(mine, METRIC), gain, accuracy(of_dense, METRIC))
+            validated = ([there[str(row)]["plain_process"] for row in of] for of in (cut, usual, dense))
+            mine, theirs, of_dense = (judged(of, METRIC) for of in validated)
+            gain = difference(mine, theirs) if way != USUAL and len(cut) == len(usual) else ""
+            cells = (way, model, epochs, len(cut), accuracy(mine), gain, accuracy(of_dense))
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 

@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from accuracy import TRAIN, Case, trained_start
 from training import data_of, make_missing, rows_of, train
-from validation import differences, error_of, validate, with_interval
+from validation import Judged, accuracy, difference, validate
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
 CASES = {Case("yolov8n", "bccd"): 3, Case("yolov8n", "deeppcb"): 1}
@@ -124,7 +123,7 @@ def table() -> str:
     for start, way in product(CASES, WAYS):
         sizes = [found(start, way, size) for size in SIZES]
         if any(sizes):
-            cells = (f"{_mean(of):.3f} ± {error_of(_draws(of)):.3f}" if of else "" for of in sizes)
+            cells = (accuracy(_judged(of)) for of in sizes)
             epochs = EPOCHS * len(SIZES) if way == "whole" else EPOCHS
             seeds = " to ".join(map(str, sorted({len(of) for of in sizes if of})))
             lines.append(f"| {start.model}, {start.data} | {way} | {seeds} | {epochs} | {' | '.join(cells)} |")
@@ -145,20 +144,13 @@ def difference_table() -> str:
 
 
 def _difference(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> str:
-    seeds = sorted(ours.keys() & others.keys())
-    if not seeds:
-        return ""
-    ours, others = ({seed: of[seed] for seed in seeds} for of in (ours, others))
-    error = error_of(differences(_draws(ours), _draws(others)))
-    return with_interval(100 * (_mean(ours) - _mean(others)), error or 0.0)
+    seeds = ours.keys() & others.keys()
+    return difference(*(_judged({seed: of[seed] for seed in seeds}) for of in (ours, others)))
 
 
-def _mean(of: dict[int, dict[str, Any]]) -> float:
-    return mean(row["pruned"] for row in of.values())
-
-
-def _draws(of: dict[int, dict[str, Any]]) -> list[list[float]]:
-    return [of[seed]["resampled"] for seed in sorted(of)]
+def _judged(of: dict[int, dict[str, Any]]) -> Judged:
+    rows = [of[seed] for seed in sorted(of)]
+    return Judged([row["pruned"] for row in rows], [row["resampled"] for row in rows])
 
 
 if __name__ == "__main__":

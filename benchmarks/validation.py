@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 ENVIRONMENT = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 DRAWS = 300
@@ -61,48 +61,35 @@ def differences(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float
     return [[a - b for a, b in zip(x, y, strict=True)] for x, y in zip(ours, others, strict=True)]
 
 
-def accuracy(judged: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """Return ``0.603 ± 0.011``: the mean over trainings, and its standard error where images were resampled.
+class Judged(NamedTuple):
+    """Trainings of one kind: the accuracy of each, and its resampled ones, or none where one was not judged by them."""
 
-    Args:
-        judged: What `validate` returned of each training; of none, this is empty.
-        metric: Ultralytics' name of it.
-    """
-    if not judged:
+    scores: list[float]
+    draws: list[list[float]]
+
+
+def judged(validated: Sequence[Mapping[str, Any]], metric: str) -> Judged:
+    """Return what `validate` found of each training, by one of Ultralytics' metrics."""
+    found = [of.get("resampled", {}).get(metric) for of in validated]
+    return Judged([of["metrics"][metric] for of in validated], found if all(found) else [])
+
+
+def accuracy(of: Judged) -> str:
+    """Return ``0.603 ± 0.011``: the mean over trainings, and its standard error where images were resampled."""
+    if not of.scores:
         return ""
-    error, said = error_of(draws(judged, metric)), f"{mean_of(judged, metric):.3f}"
-    return said if error is None else f"{said} ± {error:.3f}"
+    said = f"{mean(of.scores):.3f}"
+    return f"{said} ± {standard_error(of.draws):.3f}" if of.draws else said
 
 
-def difference(ours: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], metric: str) -> str:
+def difference(ours: Judged, others: Judged) -> str:
     """Return ``-1.4 ± 0.8``: by how many points trainings are better than others, and the 95 % interval of that."""
-    if not (ours and others):
+    if not (ours.scores and others.scores):
         return ""
-    points = 100 * (mean_of(ours, metric) - mean_of(others, metric))
-    one, other = draws(ours, metric), draws(others, metric)
-    error = error_of(differences(one, other)) if one and other else None
-    return f"{points:+.1f}" if error is None else with_interval(points, error)
-
-
-def with_interval(points: float, error: float) -> str:
-    """Return points with their 95 % interval, of a standard error as a share: ``-1.4 ± 0.8``."""
-    return f"{points:+.1f} ± {100 * INTERVAL * error:.1f}"
-
-
-def mean_of(judged: Sequence[Mapping[str, Any]], metric: str) -> float:
-    """Return the mean accuracy of trainings."""
-    return mean(of["metrics"][metric] for of in judged)
-
-
-def draws(judged: Sequence[Mapping[str, Any]], metric: str) -> list[list[float]]:
-    """Return the resampled accuracies of each training, or none where one was not judged by them."""
-    found = [of.get("resampled", {}).get(metric) for of in judged]
-    return found if all(found) else []
-
-
-def error_of(found: Sequence[Sequence[float]]) -> float | None:
-    """Return the standard error of the mean over trainings, or None without resampled accuracies."""
-    return standard_error(found) if found else None
+    said = f"{100 * (mean(ours.scores) - mean(others.scores)):+.1f}"
+    if not (ours.draws and others.draws):
+        return said
+    return f"{said} ± {100 * INTERVAL * standard_error(differences(ours.draws, others.draws)):.1f}"
 
 
 def resampled_classes(labels: Any, best: Any, draws: int = DRAWS) -> dict[str, list[float]]:
