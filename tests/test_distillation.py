@@ -10,7 +10,7 @@ import pytest
 import torch
 from nets import assert_same_tensors, build, fast_and_slow, labelled_batches, make, narrow_yaml, state, tiny_yaml
 from task_data import as_task
-from trainings import Interrupted, Run, soon
+from trainings import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
@@ -158,6 +158,8 @@ def test_a_run_learns_from_its_dense_self_and_ends_with_a_plain_slim_model(
     assert sum(p.numel() for p in slim.parameters()) < 0.6 * sum(
         p.numel() for p in load_checkpoint(own_folder / "run" / "weights" / "dense.pt")[0].parameters()
     )
+    best, report = own_folder / "run" / "weights" / "best.pt", report_of(yolo.trainer)
+    assert abs(report["cuts"][-1]["bytes"] - best.stat().st_size) < 20_000  # without what hooks have read
     with (own_folder / "run" / "results.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [None in row for row in rows] == [False] * 3  # as many cells as columns
