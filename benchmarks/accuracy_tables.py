@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result, score
+from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result
 from validation import Judged, accuracy, difference, judged
 
 NAMES = {
@@ -22,8 +22,10 @@ NAMES = {
     "one-run": "in one run",
 }
 ABOVE = "ours, in points above"
-COARSE, COARSE_DATA = "mAP50(B)", "deeppcb"
-"""A metric that small shifts of boxes do not change, and the data set of which it is told as well."""
+DETAILED = "deeppcb"
+"""The data set of which a table of its own tells more."""
+COARSE, LAST = "mAP50(B)", 10
+"""What it tells beside the best epoch: a metric that small shifts of boxes do not change, and the mean of that many."""
 
 
 @dataclass(frozen=True)
@@ -76,43 +78,60 @@ def above(row: Row, contender: str, metric: str = "") -> str:
 
 
 def _judged(runs: Sequence[Run], metric: str = "") -> Judged:
-    return judged(
-        [(result(run) or {})["plain_process"] for run in runs], metric or (runs[0].case.metric if runs else "")
-    )
+    """Return what the judges found of runs, or none where one is missing."""
+    found = [made["plain_process"] for run in runs if (made := result(run))]
+    return judged(found if len(found) == len(runs) else (), metric or (runs[0].case.metric if runs else ""))
 
 
 def table() -> str:
     """Return the comparison: what each contender reached."""
-    return _table("model, data", contenders(), told)
+    return _table("model, data", told, contenders())
 
 
 def difference_table() -> str:
     """Return by how many points of mAP50-95 ours is above the others."""
-    return _table(ABOVE, _others(), above)
+    return _table(ABOVE, above, [c for c in contenders() if c not in ("ours", "one-run")])
 
 
-def coarse_table() -> str:
-    """Return the comparison by mAP50, of the data set on which the other metric changes with small shifts of boxes."""
-    return _table("mAP50", contenders(), lambda row, c: told(row, c, COARSE), COARSE_DATA)
+def detailed_table() -> str:
+    """Return the contenders on `DETAILED`, a line for each: what each reached by several metrics, and ours above it."""
+    lines = [
+        f"| model, MACs kept | | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} | last {LAST} epochs | {ABOVE} |",
+        "|---" * 9 + "|",
+    ]
+    for row in rows():
+        for contender in contenders() if row.cases[0].data == DETAILED else ():
+            if made := row.runs(contender):
+                last = mean(map(_settled, made))
+                gain = f"{100 * (mean(map(_settled, row.runs('ours'))) - last):+.1f}"
+                pairs = [(told(row, contender, metric), above(row, contender, metric)) for metric in ("", COARSE)]
+                cells = [NAMES.get(contender, contender), params(row, contender)]
+                for value, difference_to_ours in (*pairs, (f"{last:.3f}", gain)):
+                    cells += [value, "" if contender == "ours" else difference_to_ours]
+                lines.append(f"| {row.cases[0].model}, {row.kept} % | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def coarse_difference_table() -> str:
-    """Return by how many points of mAP50 ours is above the others there."""
-    return _table(ABOVE, _others(), lambda row, c: above(row, c, COARSE), COARSE_DATA)
+def params(row: Row, contender: str) -> str:
+    """Return the parameters of a contender, in millions; the dense network's are those that ours begins with."""
+    of, stage = ("ours", "dense") if contender == "dense" else (contender, "final")
+    found: int = (result(row.runs(of)[0]) or {})["report"][stage]["params"]
+    return f"{found / 1e6:.2f} M"
 
 
-def _others() -> list[str]:
-    return [contender for contender in contenders() if contender not in ("ours", "one-run")]
+def _settled(run: Run) -> float:
+    """Return the mean accuracy of a run's last epochs, of which none was chosen."""
+    return mean((result(run) or {})["by_epoch"][run.case.metric][-LAST:])
 
 
-def _table(head: str, shown: Sequence[str], cell: Callable[[Row, str], str], data: str = "") -> str:
-    """Return a table with a line for each row, of one data set or of all, and a column for each contender."""
+def _table(head: str, cell: Callable[[Row, str], str], shown: Sequence[str]) -> str:
+    """Return a table with a line for each row and a column for each contender."""
     lines = [
         f"| {head} | seeds | MACs kept | " + " | ".join(NAMES.get(c, c) for c in shown) + " |",
         "|---" * (3 + len(shown)) + "|",
     ]
     for row in rows():
-        if data in ("", row.cases[0].data):
+        if row.cases[0].data != DETAILED:
             cells = " | ".join(cell(row, contender) for contender in shown)
             lines.append(f"| {row.name} | {len(row.cases)} | {row.kept} % | {cells} |")
     return "\n".join(lines)
@@ -127,8 +146,8 @@ def summary() -> str:
     ]
     for row in rows():
         if row.kept == 50 or (row.cases[0].model, row.kept) == ("yolov8n", 30):
-            cells = (f"{mean(map(score, row.runs(contender))):.3f}" for contender in shown)
-            lines.append(f"| {row.name} | {row.kept} % | " + " | ".join(cells) + " |")
+            cells = " | ".join(told(row, contender) for contender in shown)
+            lines.append(f"| {row.name} | {row.kept} % | {cells} |")
     return "\n".join(lines)
 
 
@@ -174,5 +193,4 @@ def time_table() -> str:
 
 def tables() -> str:
     """Return all tables."""
-    compared = (table(), difference_table(), coarse_table(), coarse_difference_table())
-    return "\n\n".join((*compared, ablation(), time_table()))
+    return "\n\n".join((detailed_table(), table(), difference_table(), ablation(), time_table()))

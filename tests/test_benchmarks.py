@@ -114,6 +114,44 @@ def test_models_are_compared_on_the_same_draws_of_images_and_seeds_count() -> No
 
 
 @pytest.mark.usefixtures("scripts")
+def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import accuracy
+    import accuracy_tables
+
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
+    case = accuracy.Case("yolov8n", accuracy_tables.DETAILED)
+
+    def made(contender: str, kept: int, best: float, params: int, of: accuracy.Case = case) -> None:
+        metrics = {"mAP50-95(B)": best, "mAP50(B)": best + 0.2}
+        draws = {metric: [value - 0.01, value + 0.01] for metric, value in metrics.items()}
+        report = {stage: {"params": params * times} for stage, times in (("final", 1), ("dense", 2))}
+        content = {
+            "plain_process": {"metrics": metrics, "resampled": draws},
+            "by_epoch": {"mAP50-95(B)": [best] * 5 + [best - 0.1] * accuracy_tables.LAST},
+            "report": {**report, "cuts": [{"fitness_cut": 0.5}]},
+        }
+        (tmp_path / f"{accuracy.Run(of, contender, kept).name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+    made("dense", 100, 0.62, 0)
+    made("ours", 50, 0.6, 1_500_000)
+    made("usual", 50, 0.5, 1_200_000)
+    assert accuracy_tables.detailed_table().splitlines()[2:] == [
+        "| yolov8n, 50 % | dense | 3.00 M | 0.620 ± 0.014 | -2.0 ± 0.0 | 0.820 ± 0.014 | -2.0 ± 0.0 | 0.520 | -2.0 |",
+        "| yolov8n, 50 % | usual recipe | 1.20 M | 0.500 ± 0.014 | +10.0 ± 0.0 | 0.700 ± 0.014 | +10.0 ± 0.0 | 0.400 "
+        "| +10.0 |",
+        "| yolov8n, 50 % | ours | 1.50 M | 0.600 ± 0.014 |  | 0.800 ± 0.014 |  | 0.500 |  |",
+    ]
+    assert len(accuracy_tables.table().splitlines()) == 2  # it has a table of its own
+    assert accuracy_tables.summary().splitlines()[2:] == [
+        "| yolov8n, deeppcb | 50 % | 0.620 ± 0.014 | 0.500 ± 0.014 |  | 0.600 ± 0.014 |"
+    ]
+    made("ours:one cut", 50, 0.6, 1, accuracy.Case("yolov8n", "bccd"))  # whose defaults are not made
+    assert accuracy_tables.ablation().splitlines()[2:] == ["| one cut | 1 | 0.500 | 0.600 ± 0.014 |  |"]
+
+
+@pytest.mark.usefixtures("scripts")
 def test_the_standard_error_of_a_classifier_is_that_of_the_images() -> None:
     import validation
 
