@@ -14,6 +14,7 @@ Every case starts from a dense model, fine-tuned from pretrained weights: for 25
     cwd       one uniform cut by L1 norm, of the head, too, then a training run that learns from the dense model's maps,
               channel by channel (Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction")
     ours      yolo_prune with its defaults; or with one ingredient removed or added (see INGREDIENTS)
+    taught    ours that learns from the dense model's outputs, too
 
 Others get both at once:
 
@@ -62,7 +63,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "random channels": ("prune_importance=random", "prune_allocation=uniform"),
 }
 """Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
-CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", "ours", "one-run")
+CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", "ours", "taught", "one-run")
 """Columns of the comparison."""
 PREPARED = ("usual", "cwd", "narrow", "scratch")
 """Contenders that train on a checkpoint which is made for them."""
@@ -165,6 +166,8 @@ class Run:
                 prune = (*prune, f"prune_distill={start}", "prune_distill_loss=cwd")
         elif kind == "one-run":
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
+        elif kind == "taught":
+            prune = (f"prune={removed}", "prune_distill=True")
         elif kind == "ours":
             prune = (f"prune={removed}", *(INGREDIENTS[ingredient] if ingredient else ()))
         if prune:
@@ -196,7 +199,7 @@ def planned() -> list[Run]:
         runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", *peers))]
         if case in PCB[:2]:
             runs += [Run(case, c, 30) for c in ("ours", *peers)]
-            runs += [Run(case, c, 50) for c in ("scratch", "ours:random channels")]
+            runs += [Run(case, c, 50) for c in ("taught", "scratch", "ours:random channels")]
         if case in MAIN:
             runs.append(Run(case, "one-run", 50))
         if case in MAIN[:2]:

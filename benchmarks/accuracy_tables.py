@@ -19,6 +19,7 @@ NAMES = {
     "narrow": "narrower",
     "scratch": "ours from scratch",
     "ours:random channels": "random channels",
+    "taught": "ours, learning from outputs",
     "one-run": "in one run",
 }
 ABOVE = "ours, in points above"
@@ -62,11 +63,6 @@ def rows() -> list[Row]:
     return [Row(tuple(cases[key]), key[2]) for key in keys]
 
 
-def contenders() -> list[str]:
-    """Return the contenders of which there is something to show."""
-    return [contender for contender in CONTENDERS if any(row.runs(contender) for row in rows())]
-
-
 def told(row: Row, contender: str, metric: str = "") -> str:
     """Return what a contender reached, by a metric or by the one that is compared: ``0.603 ± 0.011``."""
     return accuracy(_judged(row.runs(contender), metric))
@@ -85,12 +81,12 @@ def _judged(runs: Sequence[Run], metric: str = "") -> Judged:
 
 def table() -> str:
     """Return the comparison: what each contender reached."""
-    return _table("model, data", told, contenders())
+    return _table("model, data", told)
 
 
 def difference_table() -> str:
     """Return by how many points of mAP50-95 ours is above the others."""
-    return _table(ABOVE, above, [c for c in contenders() if c not in ("ours", "one-run")])
+    return _table(ABOVE, above, without=("ours", "one-run"))
 
 
 def detailed_table() -> str:
@@ -99,8 +95,8 @@ def detailed_table() -> str:
         f"| model, MACs kept | | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} | last {LAST} epochs | {ABOVE} |",
         "|---" * 9 + "|",
     ]
-    for row in rows():
-        for contender in contenders() if row.cases[0].data == DETAILED else ():
+    for row in (row for row in rows() if row.cases[0].data == DETAILED):
+        for contender in CONTENDERS:
             if made := row.runs(contender):
                 last = mean(map(_settled, made))
                 gain = f"{100 * (mean(map(_settled, row.runs('ours'))) - last):+.1f}"
@@ -124,16 +120,17 @@ def _settled(run: Run) -> float:
     return mean((result(run) or {})["by_epoch"][run.case.metric][-LAST:])
 
 
-def _table(head: str, cell: Callable[[Row, str], str], shown: Sequence[str]) -> str:
-    """Return a table with a line for each row and a column for each contender."""
+def _table(head: str, cell: Callable[[Row, str], str], without: Sequence[str] = ()) -> str:
+    """Return a table with a line for each row that `detailed_table` has not, and a column for each contender."""
+    shown_rows = [row for row in rows() if row.cases[0].data != DETAILED]
+    shown = [c for c in CONTENDERS if c not in without and any(row.runs(c) for row in shown_rows)]
     lines = [
         f"| {head} | seeds | MACs kept | " + " | ".join(NAMES.get(c, c) for c in shown) + " |",
         "|---" * (3 + len(shown)) + "|",
     ]
-    for row in rows():
-        if row.cases[0].data != DETAILED:
-            cells = " | ".join(cell(row, contender) for contender in shown)
-            lines.append(f"| {row.name} | {len(row.cases)} | {row.kept} % | {cells} |")
+    for row in shown_rows:
+        cells = " | ".join(cell(row, contender) for contender in shown)
+        lines.append(f"| {row.name} | {len(row.cases)} | {row.kept} % | {cells} |")
     return "\n".join(lines)
 
 
@@ -177,17 +174,16 @@ def _ablated() -> Iterator[tuple[str, list[Run]]]:
 
 def time_table() -> str:
     """Return what training took: seconds per epoch, and minutes in total, with what is done between the epochs."""
-    shown = contenders()
+    made = {(c, case): result(Run(case, c, 100 if c == "dense" else 50)) for c in CONTENDERS for case in TIMED}
+    shown = [c for c in CONTENDERS if any(made[c, case] for case in TIMED)]
     lines = [
         "| model, data | " + " | ".join(NAMES.get(c, c) for c in shown) + " |",
         "|---" * (1 + len(shown)) + "|",
     ]
     for case in TIMED:
-        cells = []
-        for contender in shown:
-            made = result(Run(case, contender, 100 if contender == "dense" else 50))
-            cells.append(f"{made['seconds']['per_epoch']} s ({made['seconds']['total'] / 60:.1f} min)" if made else "")
-        lines.append(f"| {case.model}, {case.data} | " + " | ".join(cells) + " |")
+        times = [found["seconds"] if (found := made[c, case]) else None for c in shown]
+        cells = (f"{of['per_epoch']} s ({of['total'] / 60:.1f} min)" if of else "" for of in times)
+        lines.append(f"| {case.model}, {case.data} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
