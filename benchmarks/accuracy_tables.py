@@ -6,12 +6,13 @@ validation images (see `validation.py`); both count the spread of the seeds wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
+from statistics import mean, stdev
 
 from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result
-from validation import Judged, accuracy, difference, judged
+from validation import INTERVAL, Judged, accuracy, difference, judged
 
 NAMES = {
     "usual": "usual recipe",
@@ -90,21 +91,24 @@ def difference_table() -> str:
 
 
 def detailed_table() -> str:
-    """Return the contenders on `DETAILED`, a line for each: what each reached by several metrics, and ours above it."""
-    lines = [
-        f"| model, MACs kept | | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} | last {LAST} epochs | {ABOVE} |",
-        "|---" * 9 + "|",
-    ]
+    """Return what each contender reached on `DETAILED` in its best epoch, and by how many points ours is above it."""
+    return _detailed("best epoch", told, above)
+
+
+def last_table() -> str:
+    """Return the same of the mean of the last epochs, of which none was chosen, with the error of that mean."""
+    return _detailed(f"mean of the last {LAST} epochs", _last_told, _last_above)
+
+
+def _detailed(head: str, cell: Callable[[Row, str, str], str], gain: Callable[[Row, str, str], str]) -> str:
+    """Return a table with a line for each contender of a row, and two columns for each of two metrics."""
+    lines = [f"| {head} | | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} |", "|---" * 7 + "|"]
     for row in (row for row in rows() if row.cases[0].data == DETAILED):
-        for contender in CONTENDERS:
-            if made := row.runs(contender):
-                last = mean(map(_settled, made))
-                gain = f"{100 * (mean(map(_settled, row.runs('ours'))) - last):+.1f}"
-                pairs = [(told(row, contender, metric), above(row, contender, metric)) for metric in ("", COARSE)]
-                cells = [NAMES.get(contender, contender), params(row, contender)]
-                for value, difference_to_ours in (*pairs, (f"{last:.3f}", gain)):
-                    cells += [value, "" if contender == "ours" else difference_to_ours]
-                lines.append(f"| {row.cases[0].model}, {row.kept} % | {' | '.join(cells)} |")
+        for contender in (contender for contender in CONTENDERS if row.runs(contender)):
+            cells = [f"{row.cases[0].model}, {row.kept} %", NAMES.get(contender, contender), params(row, contender)]
+            for metric in (row.cases[0].metric, COARSE):
+                cells += [cell(row, contender, metric), "" if contender == "ours" else gain(row, contender, metric)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -115,9 +119,21 @@ def params(row: Row, contender: str) -> str:
     return f"{found / 1e6:.2f} M"
 
 
-def _settled(run: Run) -> float:
-    """Return the mean accuracy of a run's last epochs, of which none was chosen."""
-    return mean((result(run) or {})["by_epoch"][run.case.metric][-LAST:])
+def _last(row: Row, contender: str, metric: str) -> tuple[float, float]:
+    """Return the mean of the last epochs, and its standard error by the spread of these epochs."""
+    made = [found for run in row.runs(contender) if (found := result(run))]
+    values = [value for found in made for value in found["by_epoch"][metric][-LAST:]]
+    return mean(values), stdev(values) / math.sqrt(len(values))
+
+
+def _last_told(row: Row, contender: str, metric: str) -> str:
+    value, error = _last(row, contender, metric)
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def _last_above(row: Row, contender: str, metric: str) -> str:
+    (ours, error), (value, other) = (_last(row, of, metric) for of in ("ours", contender))
+    return f"{100 * (ours - value):+.1f} ± {100 * INTERVAL * math.hypot(error, other):.1f}"
 
 
 def _table(head: str, cell: Callable[[Row, str], str], without: Sequence[str] = ()) -> str:
@@ -189,4 +205,4 @@ def time_table() -> str:
 
 def tables() -> str:
     """Return all tables."""
-    return "\n\n".join((detailed_table(), table(), difference_table(), ablation(), time_table()))
+    return "\n\n".join((detailed_table(), last_table(), table(), difference_table(), ablation(), time_table()))
