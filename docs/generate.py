@@ -96,6 +96,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "packages": packages,
     "facts": facts,
     "summary": table("accuracy_tables", "summary"),
+    "accuracy.best": table("accuracy_tables", "detailed_table"),
+    "accuracy.last": table("accuracy_tables", "last_table"),
     "accuracy": table("accuracy_tables"),
     "accuracy.differences": table("accuracy_tables", "difference_table"),
     "ablation": table("accuracy_tables", "ablation"),

@@ -152,7 +152,7 @@ def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_m
     ]
     assert len(accuracy_tables.table().splitlines()) == 2  # it has a table of its own
     assert accuracy_tables.summary().splitlines()[2:] == [
-        "| yolov8n, deeppcb | 50 % | 0.620 ± 0.014 | 0.500 ± 0.014 |  | 0.600 ± 0.014 |"
+        "| yolov8n, deeppcb | 50 % | 0.620 ± 0.014 | 0.500 ± 0.014 |  |  | 0.600 ± 0.014 |"
     ]
     made("ours:one cut", 50, 0.6, 1, accuracy.Case("yolov8n", "bccd"))  # whose defaults are not made
     assert accuracy_tables.ablation().splitlines()[2:] == ["| one cut | 1 | 0.500 | 0.600 ± 0.014 |  |"]
