@@ -174,7 +174,8 @@ def keeps_shape(model: nn.Module, path: str) -> bool:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_block_of_each_kind_can_go_alone_and_saves_what_the_plan_says(family: str) -> None:
     graph, whole = graph_of(family), build(family)
-    of_each_kind = {type(whole.get_submodule(entry.path)): entry for entry in graph.blocks}
+    modules = {entry: whole.get_submodule(entry.path) for entry in graph.blocks}
+    of_each_kind = {(type(module), getattr(module, "add", None)): entry for entry, module in modules.items()}
     assert of_each_kind
     for entry in of_each_kind.values():
         plan, model = removal(graph, {entry.path, *entry.after}), build(family)
