@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result
-from validation import INTERVAL, Judged, accuracy, difference, judged
+from validation import Judged, accuracy, difference, judged, with_error, with_interval
 
 NAMES = {
     "usual": "usual recipe",
@@ -129,13 +129,12 @@ def _last(row: Row, contender: str, metric: str) -> tuple[float, float]:
 
 
 def _last_told(row: Row, contender: str, metric: str) -> str:
-    value, error = _last(row, contender, metric)
-    return f"{value:.3f} ± {error:.3f}"
+    return with_error(*_last(row, contender, metric))
 
 
 def _last_above(row: Row, contender: str, metric: str) -> str:
     (ours, error), (value, other) = (_last(row, of, metric) for of in ("ours", contender))
-    return f"{100 * (ours - value):+.1f} ± {100 * INTERVAL * math.hypot(error, other):.1f}"
+    return with_interval(ours - value, math.hypot(error, other))
 
 
 def _table(head: str, cell: Callable[[Row, str], str], without: Sequence[str] = ()) -> str:

@@ -78,18 +78,26 @@ def accuracy(of: Judged) -> str:
     """Return ``0.603 ± 0.011``: the mean over trainings, and its standard error where images were resampled."""
     if not of.scores:
         return ""
-    said = f"{mean(of.scores):.3f}"
-    return f"{said} ± {standard_error(of.draws):.3f}" if of.draws else said
+    return with_error(mean(of.scores), standard_error(of.draws) if of.draws else None)
 
 
 def difference(ours: Judged, others: Judged) -> str:
     """Return ``-1.4 ± 0.8``: by how many points trainings are better than others, and the 95 % interval of that."""
     if not (ours.scores and others.scores):
         return ""
-    said = f"{100 * (mean(ours.scores) - mean(others.scores)):+.1f}"
-    if not (ours.draws and others.draws):
-        return said
-    return f"{said} ± {100 * INTERVAL * standard_error(differences(ours.draws, others.draws)):.1f}"
+    error = standard_error(differences(ours.draws, others.draws)) if ours.draws and others.draws else None
+    return with_interval(mean(ours.scores) - mean(others.scores), error)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """Return an accuracy with its standard error, where that is known: ``0.603 ± 0.011``."""
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def with_interval(gain: float, error: float | None) -> str:
+    """Return a difference of accuracies in points, with its 95 % interval where the error is known: ``-1.4 ± 0.8``."""
+    points = f"{100 * gain:+.1f}"
+    return points if error is None else f"{points} ± {100 * INTERVAL * error:.1f}"
 
 
 def resampled_classes(labels: Any, best: Any, draws: int = DRAWS) -> dict[str, list[float]]:
