@@ -24,6 +24,9 @@ def trainer_of(family: str, optimizer: type[torch.optim.Optimizer], folder: Path
         best_fitness=0.5,
         fitness=0.4,
         metrics={"a": 1.0},
+        freeze_layer_names=[".dfl"],
+        loss_names=("box_loss",),
+        args=SimpleNamespace(distill_model=None),
         stopper=EarlyStopping(3),
         best=folder / "best.pt",
     )

@@ -146,17 +146,6 @@ def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path, loss: str) -> None
         undo.set(group, "params", like["params"])
 
 
-def end(trainer: BaseTrainer) -> None:
-    """Take `begin` back in a run whose networks are those of before it again, with its optimizer."""
-    trainer.args.distill_model = None
-    trainer.freeze_layer_names = [name for name in trainer.freeze_layer_names if name != TEACHER]
-    trainer.loss_names = tuple(name for name in trainer.loss_names if name != LOSS)
-    if hasattr(trainer, "loss_items"):
-        trainer.loss_items = {name: value for name, value in trainer.loss_items.items() if name != LOSS}
-    for network in (unwrap_model(trainer.model), trainer.ema.ema):
-        detach(network)
-
-
 def detach(network: nn.Module) -> None:
     """Remove what reads the layers of a network that no DistillationModel is around any more.
 

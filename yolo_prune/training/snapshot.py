@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,17 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import CheckpointError
 from yolo_prune.host.ddp import is_first, wrapped_like
-from yolo_prune.host.distillation import end, is_distilled, student_of
+from yolo_prune.host.distillation import detach, is_distilled, student_of
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
-_RECORDS = ("best_fitness", "fitness", "metrics")
-"""A trainer's records of earlier networks, beside its stopper."""
+_RECORDS = ("best_fitness", "fitness", "metrics", "freeze_layer_names", "loss_names", "loss_items")
+"""What a trainer has noted of its network, beside its stopper; it has no ``loss_items`` before its first step."""
 
-
-_SAVED = ("_copies", "_groups", "_optimizer", "_updates", "_records", "_stopper", "_best")
+_SAVED = ("_copies", "_groups", "_optimizer", "_updates", "_records", "_teacher", "_stopper", "_best")
 
 
 class Snapshot:
@@ -45,7 +44,8 @@ class Snapshot:
         self._groups = [[position[p] for p in group["params"]] for group in trainer.optimizer.param_groups]
         self._optimizer = deepcopy(trainer.optimizer.state_dict()["state"])
         self._updates = trainer.ema.updates
-        self._records = {name: deepcopy(getattr(trainer, name)) for name in _RECORDS}
+        self._records = {name: copy(getattr(trainer, name)) for name in _RECORDS if hasattr(trainer, name)}
+        self._teacher = trainer.args.distill_model
         self._stopper = dict(vars(trainer.stopper))
         self._best = trainer.best.read_bytes() if trainer.best.exists() else None
 
@@ -67,30 +67,30 @@ class Snapshot:
         """
         try:
             saved: dict[str, Any] = torch_safe_load(path)[0]
-            copy = cls.__new__(cls)
+            loaded = cls.__new__(cls)
             for name in _SAVED:
-                setattr(copy, name, saved[name])
+                setattr(loaded, name, saved[name])
         except Exception as e:  # torch and Ultralytics name no common class for what a damaged file raises
             raise CheckpointError(
                 f"{path}, the state before the latest cut, cannot be read ({type(e).__name__}: {e}), so max_drop "
                 "cannot be kept; start the run anew."
             ) from e
         networks = unwrap_model(trainer.model), trainer.ema.ema
-        was_wrapped = type(copy._copies[0]) is type(networks[0])
-        copy._model, copy._ema = networks if was_wrapped else (student_of(network) for network in networks)
-        copy._copies = [network.to(trainer.device) for network in copy._copies]
-        copy._optimizer = {
+        was_wrapped = type(loaded._copies[0]) is type(networks[0])
+        loaded._model, loaded._ema = networks if was_wrapped else (student_of(network) for network in networks)
+        loaded._copies = [network.to(trainer.device) for network in loaded._copies]
+        loaded._optimizer = {
             i: {k: v.to(trainer.device) if k != "step" and isinstance(v, torch.Tensor) else v for k, v in of.items()}
-            for i, of in copy._optimizer.items()
+            for i, of in loaded._optimizer.items()
         }
-        return copy
+        return loaded
 
     def restore(self, trainer: BaseTrainer) -> None:
         """Put a run back, every tensor of it; epoch, learning rate and random state go on."""
         wrapper = trainer.model
         trainer.model, trainer.ema.ema = self._model, self._ema
-        for network, copy in zip((unwrap_model(self._model), self._ema), self._copies, strict=True):
-            _adopt(network, copy_of(copy))
+        for network, kept in zip((unwrap_model(self._model), self._ema), self._copies, strict=True):
+            _adopt(network, copy_of(kept))
         parameters, optimizer = list(unwrap_model(self._model).parameters()), trainer.optimizer
         for group, positions in zip(optimizer.param_groups, self._groups, strict=True):
             group["params"] = [parameters[i] for i in positions]
@@ -100,11 +100,13 @@ class Snapshot:
             optimizer.state[everything[i]] = state
         trainer.ema.updates, trainer.ema._pairs = self._updates, None  # it caches the old tensors
         for name, value in self._records.items():
-            setattr(trainer, name, deepcopy(value))
+            setattr(trainer, name, copy(value))
+        trainer.args.distill_model = self._teacher
         trainer.stopper.__dict__.update(self._stopper)
         trainer.model = wrapped_like(wrapper, trainer.model)
         if is_distilled(wrapper) and not is_distilled(trainer.model):
-            end(trainer)
+            for network in (unwrap_model(trainer.model), trainer.ema.ema):
+                detach(network)
         if not is_first():
             return
         if self._best is None:
