@@ -98,7 +98,11 @@ def detailed_table() -> str:
 
 
 def last_table() -> str:
-    """Return the same of the mean of the last epochs, of which none was chosen, with the error of that mean."""
+    """Return the same of the mean of the last epochs, of which none was chosen.
+
+    Runs of one seed see the same images in the same order, and rise and fall together: differences are those of the
+    same epochs.
+    """
     return _detailed(f"mean of the last {LAST} epochs", _last_told, _last_above)
 
 
@@ -121,20 +125,24 @@ def params(row: Row, contender: str) -> str:
     return f"{found / 1e6:.2f} M"
 
 
-def _last(row: Row, contender: str, metric: str) -> tuple[float, float]:
-    """Return the mean of the last epochs, and its standard error by the spread of these epochs."""
+def _last(row: Row, contender: str, metric: str) -> list[float]:
+    """Return a contender's accuracy after each of the last epochs, of all seeds."""
     made = [found for run in row.runs(contender) if (found := result(run))]
-    values = [value for found in made for value in found["by_epoch"][metric][-LAST:]]
-    return mean(values), stdev(values) / math.sqrt(len(values))
+    return [value for found in made for value in found["by_epoch"][metric][-LAST:]]
 
 
 def _last_told(row: Row, contender: str, metric: str) -> str:
-    return with_error(*_last(row, contender, metric))
+    return with_error(*_mean(_last(row, contender, metric)))
 
 
 def _last_above(row: Row, contender: str, metric: str) -> str:
-    (ours, error), (value, other) = (_last(row, of, metric) for of in ("ours", contender))
-    return with_interval(ours - value, math.hypot(error, other))
+    ours, others = (_last(row, of, metric) for of in ("ours", contender))
+    return with_interval(*_mean([mine - other for mine, other in zip(ours, others, strict=True)]))
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error, by the spread of the values."""
+    return mean(values), stdev(values) / math.sqrt(len(values))
 
 
 def _table(head: str, cell: Callable[[Row, str], str], without: Sequence[str] = ()) -> str:
