@@ -13,8 +13,7 @@ Every case starts from a dense model, fine-tuned from pretrained weights: for 25
     usual     the usual recipe: one uniform cut by L2 norm, the whole head left as it is, then a new training run
     cwd       one uniform cut by L1 norm, of the head, too, then a training run that learns from the dense model's maps,
               channel by channel (Shu et al. 2021, "Channel-wise Knowledge Distillation for Dense Prediction")
-    ours      yolo_prune with its defaults; or with one ingredient removed or added (see INGREDIENTS)
-    taught    ours that learns from the dense model's outputs, too
+    ours      yolo_prune with its defaults; or without distillation, and one ingredient removed or added (INGREDIENTS)
 
 Others get both at once:
 
@@ -38,13 +37,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training import ENVIRONMENT, data_of, finish, parser_of, train, write
+from training import ALONE, ENVIRONMENT, data_of, finish, parser_of, train, write
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 TRAIN = ("batch=16", "workers=0", "plots=False")
 USUALLY, SETTINGS = (25, 224), {"deeppcb": (50, 320), "sign-digits-cls": (25, 96)}
 """Epochs and size of the images in pixels; data set -> the same, where it has its own."""
+WITHOUT_TEACHER = "without distillation"
+"""The ingredient that nothing else is taken from, or added to."""
 INGREDIENTS: dict[str, tuple[str, ...]] = {
+    WITHOUT_TEACHER: (),
     "without reconstruction": ("prune_reconstruction=False",),
     "recalibration": ("prune_bn_recalibration=True",),
     "recalibration instead": ("prune_reconstruction=False", "prune_bn_recalibration=True"),
@@ -62,8 +64,10 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "rewound learning rate": ("prune_lr_after_cut=rewind",),
     "random channels": ("prune_importance=random", "prune_allocation=uniform"),
 }
-"""Name -> arguments that take one ingredient away from the defaults, or add one; Taylor goes with isomorphic groups."""
-CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", "ours", "taught", "one-run")
+"""Name -> what takes an ingredient away, or adds one, all without distillation; Taylor goes with isomorphic groups."""
+LABELS_ALONE = f"ours:{WITHOUT_TEACHER}"
+"""Ours that learns from labels alone, as the ingredients do."""
+CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", LABELS_ALONE, "ours", "one-run")
 """Columns of the comparison."""
 PREPARED = ("usual", "cwd", "narrow", "scratch")
 """Contenders that train on a checkpoint which is made for them."""
@@ -166,10 +170,9 @@ class Run:
                 prune = (*prune, f"prune_distill={start}", "prune_distill_loss=cwd")
         elif kind == "one-run":
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
-        elif kind == "taught":
-            prune = (f"prune={removed}", "prune_distill=True")
         elif kind == "ours":
-            prune = (f"prune={removed}", *(INGREDIENTS[ingredient] if ingredient else ()))
+            alone = () if ingredient in ("", "distillation") else ALONE
+            prune = (f"prune={removed}", *alone, *INGREDIENTS.get(ingredient, ()))
         if prune:
             prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
         length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")
@@ -196,15 +199,16 @@ def planned() -> list[Run]:
     runs = []
     for case in (*MAIN, *PCB, *OTHERS):
         peers = ("usual", "cwd", "narrow") if case in (*MAIN, *PCB) else ("usual", "narrow")
-        runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", *peers))]
+        runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", LABELS_ALONE, *peers))]
         if case in PCB[:2]:
             runs += [Run(case, c, 30) for c in ("ours", *peers)]
-            runs += [Run(case, c, 50) for c in ("taught", "scratch", "ours:random channels")]
+            runs += [Run(case, c, 50) for c in ("scratch", "ours:random channels")]
         if case in MAIN:
             runs.append(Run(case, "one-run", 50))
         if case in MAIN[:2]:
-            runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", *peers)]
-    for seed, names in ((0, INGREDIENTS.keys() - BEYOND), (1, INGREDIENTS.keys() - BEYOND), (0, BEYOND)):
+            runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", LABELS_ALONE, *peers)]
+    usual = INGREDIENTS.keys() - BEYOND - {WITHOUT_TEACHER}
+    for seed, names in ((0, usual), (1, usual), (0, BEYOND)):
         runs += [Run(Case("yolov8n", "bccd", seed), f"ours:{name}", 50) for name in INGREDIENTS if name in names]
     return runs
 

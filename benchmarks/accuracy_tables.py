@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
-from accuracy import CONTENDERS, INGREDIENTS, TIMED, Case, Run, planned, result
+from accuracy import CONTENDERS, INGREDIENTS, LABELS_ALONE, TIMED, WITHOUT_TEACHER, Case, Run, planned, result
 from validation import Judged, accuracy, difference, judged, with_error, with_interval
 
 NAMES = {
@@ -20,7 +20,7 @@ NAMES = {
     "narrow": "narrower",
     "scratch": "ours from scratch",
     "ours:random channels": "random channels",
-    "taught": "ours, learning from outputs",
+    LABELS_ALONE: "ours without distillation",
     "one-run": "in one run",
 }
 FEW = ("raccoon",)
@@ -182,17 +182,19 @@ def ablation() -> str:
     ]
     for name, runs in _ablated():
         lowest = mean(min(cut["fitness_cut"] for cut in (result(run) or {})["report"]["cuts"]) for run in runs)
-        found, usual = _judged(runs), _judged([replace(run, contender="ours") for run in runs])
-        change = difference(found, usual) if name else ""
+        found, usual = _judged(runs), _judged([replace(run, contender=LABELS_ALONE) for run in runs])
+        change = "" if name == WITHOUT_TEACHER else difference(found, usual)
         lines.append(f"| {name or 'defaults'} | {len(runs)} | {lowest:.3f} | {accuracy(found)} | {change} |")
     return "\n".join(lines)
 
 
 def _ablated() -> Iterator[tuple[str, list[Run]]]:
-    """Yield each ingredient with its runs, the defaults first, on the seeds of the first ingredient."""
+    """Yield each ingredient with its runs, the defaults first, on the seeds of the one after distillation."""
     runs = [run for run in planned() if run.contender.startswith("ours:") and run.case.data == "bccd"]
+    _, second, *_ = INGREDIENTS
     for name in ("", *INGREDIENTS):
-        cases = [run.case for run in runs if run.contender == f"ours:{name or next(iter(INGREDIENTS))}"]
+        of = second if name in ("", WITHOUT_TEACHER) else name
+        cases = [run.case for run in runs if run.contender == f"ours:{of}"]
         made = [run for case in cases if result(run := Run(case, f"ours:{name}" if name else "ours", 50))]
         if made:
             yield name, made

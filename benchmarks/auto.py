@@ -19,7 +19,7 @@ from statistics import stdev
 from typing import Any
 
 import sizes
-from accuracy import TRAIN, Case, Run, result, trained_start
+from accuracy import LABELS_ALONE, TRAIN, Case, Run, result, trained_start
 from training import data_of, make_missing, rows_of, train
 from validation import INTERVAL, validate
 
@@ -150,7 +150,7 @@ def beside(case: Case, kept: float, dense: float) -> str:
 
 def _drop(case: Case, share: int) -> float | None:
     """Return what a run of `accuracy` has lost of the dense model that it started from."""
-    made, dense = result(Run(case, "ours", share)), result(Run(case, "start"))
+    made, dense = result(Run(case, LABELS_ALONE, share)), result(Run(case, "start"))
     if not (made and dense):
         return None
     before, after = (of["plain_process"]["metrics"]["fitness"] for of in (dense, made))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_of, is_missing, least_speedup, parser_of, prune, rows_of, train, write
+from training import ALONE, data_of, is_missing, least_speedup, parser_of, prune, rows_of, train, write
 from validation import ENVIRONMENT, Judged, difference, validate
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"
@@ -76,8 +76,8 @@ class Cut:
         """Return the options that ask for it."""
         if self.runtime:
             latency = runs / f"device-{self.model}-{self.runtime}" / "latency.json"
-            return f"prune={self.kept}", f"prune_latency={latency}"
-        return (f"prune={1 - int(self.kept) / 100:g}",)
+            return f"prune={self.kept}", f"prune_latency={latency}", *ALONE
+        return f"prune={1 - int(self.kept) / 100:g}", *ALONE
 
     def best(self, runs: Path) -> Path:
         """Return the checkpoint that it leaves."""

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accuracy import Case, Run, result
+from accuracy import LABELS_ALONE, Case, Run, result
 from training import data_of, parser_of, rows_of, train, write
 from validation import ENVIRONMENT
 
@@ -41,7 +41,7 @@ def main() -> None:
             if str(case) not in rows_of(RESULTS):
                 note(str(case), curve(case, shared, runs))
         for kept in KEPT:
-            for run in (Run(case, "ours", kept) for case in cases):
+            for run in (Run(case, LABELS_ALONE, kept) for case in cases):
                 if run.name not in rows_of(RESULTS):
                     note(run.name, train(run.arguments(shared, runs), runs / f"curve-{run.name}", shared))
     print(table())
@@ -71,7 +71,7 @@ def table() -> str:
         made = Curve.from_dict({**rows[str(case)], "model": "", "data": ""})
         for point in (made.dense, *made.points):
             kept = round(100 * point.macs / made.dense.macs)
-            run = Run(case, "dense" if kept == 100 else "ours", kept)
+            run = Run(case, "dense" if kept == 100 else LABELS_ALONE, kept)
             trained = rows.get(run.name) or result(run)
             score = f"{trained['plain_process']['metrics'][case.metric]:.3f}" if trained else ""
             knee = "knee" * (point is made.knee)

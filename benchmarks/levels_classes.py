@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_of, finish, make_missing, prune, rows_of
+from training import ALONE, data_of, finish, make_missing, prune, rows_of
 from validation import validate
 
 RESULTS = Path(__file__).parent / "results" / "levels_classes.json"
@@ -90,7 +90,7 @@ def trained(start: Path, data: Path, imgsz: int, target: float, folder: Path, **
     """Do what `prune` does in a training."""
     settings = (f"model={start}", f"data={data}", f"epochs={EPOCHS}", f"imgsz={imgsz}", "seed=0", *TRAIN)
     given = (f"prune_{name}={of}" for name, of in options.items())
-    finish((*settings, f"prune={target:g}", "prune_benchmark=False", *given), folder)
+    finish((*settings, f"prune={target:g}", "prune_benchmark=False", *ALONE, *given), folder)
 
 
 def of_classes(row: Row, shared: Path, runs: Path) -> dict[str, Any]:

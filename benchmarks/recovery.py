@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case, trained_start
-from training import data_of, make_missing, rows_of, train
+from training import ALONE, data_of, make_missing, rows_of, train
 from validation import accuracy, difference, judged
 
 RESULTS = Path(__file__).parent / "results" / "recovery.json"
@@ -29,8 +29,8 @@ OF_CUTS = ("epoch", "macs", "params", "fitness_cut", "fitness_recovered")
 """What is kept of a report's cuts."""
 GENTLY = ("optimizer=AdamW", "momentum=0.9", "warmup_bias_lr=0")
 """What ``optimizer=auto`` chooses of so little data, of which the rate alone can then be given."""
-ALONE, TAUGHT, USUAL = ("prune_distill=False",), ("prune_distill=True",), "nothing else"
-"""What a way has that learns from no teacher, or from the dense model; and the way that has the first alone."""
+TAUGHT, USUAL = ("prune_distill=True",), "nothing else"
+"""What a way has that learns from the dense model, and the way that changes nothing and learns from labels alone."""
 WAYS: dict[str, tuple[str, ...]] = {
     USUAL: ALONE,
     "no more than 60 % of a layer": (*ALONE, "prune_max_pruning_ratio=0.6"),

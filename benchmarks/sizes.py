@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case, trained_start
-from training import data_of, make_missing, rows_of, train
+from training import ALONE, data_of, make_missing, rows_of, train
 from validation import Judged, accuracy, difference, validate
 
 RESULTS = Path(__file__).parent / "results" / "sizes.json"
@@ -74,7 +74,7 @@ def made(training: Training, shared: Path, runs: Path) -> dict[str, Any]:
     start, folder, data = training.start, runs / f"sizes-{training}", data_of(shared, training.start.data)
     length = (f"epochs={training.epochs}", f"imgsz={start.imgsz}", f"seed={training.seed}")
     sizes = f"prune={training.size}" if training.size is not None else f"prune_sizes={','.join(map(str, SIZES))}"
-    options = (sizes, "prune_benchmark=False", *WAYS[training.way])
+    options = (sizes, "prune_benchmark=False", *ALONE, *WAYS[training.way])
     found = train(
         (f"model={trained_start(start, shared, runs)}", f"data={data}", *length, *TRAIN, *options), folder, shared
     )

@@ -42,6 +42,10 @@ def parser_of(about: str | None, runs: str = "runs/accuracy") -> argparse.Argume
     return parser
 
 
+ALONE = ("prune_distill=False",)
+"""What a run of ours has that learns from labels alone."""
+
+
 def data_of(shared: Path, name: str = "bccd") -> Path:
     """Return what Ultralytics takes as one of the data sets: its description, or of classification its folder."""
     folder = shared.resolve() / "data" / name

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import TRAIN, Case
-from training import data_of, make_missing, prune, rows_of, train
+from training import ALONE, data_of, make_missing, prune, rows_of, train
 from validation import validate
 
 from yolo_prune.deploy.formats import compressed_size
@@ -82,7 +82,7 @@ def made(row: Row, shared: Path, runs: Path) -> dict[str, Any]:
     if row.epochs:
         options = [f"prune_{name}={value}" for name, value in WAYS[row.way].items()]
         settings = (*TRAIN, f"epochs={row.epochs}", f"imgsz={imgsz}", "seed=0")
-        cut = (f"prune={row.target}", "prune_benchmark=False", *options)
+        cut = (f"prune={row.target}", "prune_benchmark=False", *ALONE, *options)
         train((f"model={start}", f"data={data}", *settings, *cut), folder, shared)
     else:
         prune(start, data, imgsz, row.target, folder, **WAYS[row.way])

@@ -24,7 +24,7 @@ def test_options_are_read_with_those_that_are_gone() -> None:
     text = (FILES / "prune.yaml").read_text(encoding="utf-8")
     assert "bn_recalibration: false" in text
     assert PruneConfig.from_yaml(FILES / "prune.yaml") == PruneConfig(
-        target="1.5x", steps=2, runtime="onnx", calibration=64, lr_after_cut="keep"
+        target="1.5x", steps=2, runtime="onnx", calibration=64, lr_after_cut="keep", distill=False
     )
 
 

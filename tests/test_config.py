@@ -31,7 +31,7 @@ def useful(**options: Any) -> PruneConfig:
     """Make a configuration, with the options that do nothing without another only beside that."""
     needed = {"max_drop": "dense", "distill": "distill_loss", "sparsity": "sparsity_strength"}
     usual = {name: OPTIONS[name].default for name in needed}
-    idle = {of for name, of in needed.items() if options[name] == usual[name]}
+    idle = {of for name, of in needed.items() if options[name] == usual[name] or options[name] is False}
     return PruneConfig(**{name: value for name, value in options.items() if name not in idle})
 
 
@@ -58,7 +58,7 @@ CONFIGS = st.builds(
     lr_after_cut=st.none() | st.sampled_from(LEARNING_RATES),
     max_drop=st.none() | st.floats(0, 0.99),
     dense=st.none() | st.just("dense.pt"),
-    distill=st.booleans() | st.just("teacher.pt"),
+    distill=st.none() | st.booleans() | st.just("teacher.pt"),
     distill_loss=st.sampled_from(DISTILL_LOSSES),
     sparsity=st.sampled_from(SPARSITIES),
     sparsity_strength=st.floats(1e-9, 1.0),

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from nets import assert_same_tensors, build, fast_and_slow, labelled_batches, make, narrow_yaml, state, tiny_yaml
 from task_data import as_task
 from trainings import Interrupted, Run, report_of, soon
 from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER
 
 from yolo_prune import PruneCallback
 from yolo_prune.config.choices import DISTILL_LOSSES
@@ -189,6 +192,64 @@ def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, gi
     assert kinds == [DistillationModel] * 2
     with trainer.csv.open(newline="") as lines:
         assert [float(row["train/dis_loss"]) > 0 for row in csv.DictReader(lines)] == [given, True, True, True]
+
+
+@pytest.fixture
+def known(own_folder: Path, tiny_data: Path) -> Path:
+    """Return a checkpoint, of random weights, that names the classes of the tiny data."""
+    yolo, path = YOLO(tiny_yaml(own_folder)), own_folder / "known.pt"
+    yolo.model.names = yaml.safe_load(tiny_data.read_text(encoding="utf-8"))["names"]
+    yolo.save(path)
+    return path
+
+
+class OfOwnHead(DetectionTrainer):
+    """A trainer whose optimizer looks into the network, where a DistillationModel has none of its layers."""
+
+    def build_optimizer(self, model: Any, **given: Any) -> torch.optim.Optimizer:
+        assert not any(p is None for p in model.model[-1].parameters())
+        return super().build_optimizer(model, **given)
+
+
+@pytest.mark.parametrize(
+    ("prune", "given", "learns"),
+    [
+        ({}, {}, True),
+        ({"max_drop": 0.99}, {}, True),
+        ({"distill": False}, {}, False),
+        ({"target": "60% sparsity"}, {}, False),
+        ({"sizes": ("0.3", "0.5")}, {"epochs": 8}, False),
+        ({}, {"trainer": OfOwnHead}, False),
+    ],
+)
+def test_a_model_of_known_classes_learns_from_its_dense_self_by_default(
+    run: Run, known: Path, prune: dict[str, Any], given: dict[str, Any], learns: bool
+) -> None:
+    kinds: list[bool] = []
+    yolo = YOLO(known)
+    yolo.add_callback("on_train_epoch_end", lambda t: kinds.append(isinstance(t.model, DistillationModel)))
+    trainer = run(yolo, soon(**{"steps": 1, **prune}), **given)
+    assert kinds[0] is False and any(kinds) == learns
+    assert report_of(trainer)["config"]["distill"] is learns
+    assert ("train/dis_loss" in trainer.csv.read_text(encoding="utf-8")) == learns
+    assert trainer.args.distill_model == (str(trainer.wdir / "dense.pt") if learns else None)
+
+
+def test_a_default_is_that_of_the_interrupted_run(
+    run: Run, known: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(trainer: Any) -> None:
+        if trainer.epoch == 2:
+            raise Interrupted
+
+    yolo = YOLO(known)
+    yolo.add_callback("on_train_epoch_start", stop)
+    with pytest.raises(Interrupted):
+        run(yolo, soon(), name="run")
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    trainer = run(YOLO(known.parent / "runs" / "run" / "weights" / "last.pt"), soon(), resume=True)
+    assert isinstance(trainer.model, DistillationModel) and report_of(trainer)["config"]["distill"] is True
+    assert "keeps its own configuration" not in caplog.text
 
 
 def host(task: str = "detect", distill_model: str | None = None, compile: bool | str = False) -> Any:

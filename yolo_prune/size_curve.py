@@ -37,8 +37,7 @@ from yolo_prune.report import curve_page
 from yolo_prune.report.size_curve import Curve, CurvePoint
 from yolo_prune.surgery.reconstruction import reconstruct
 from yolo_prune.surgery.slicing import cut
-from yolo_prune.training.rehearsal import outside_readers
-from yolo_prune.training.setup import REHEARSED
+from yolo_prune.training.rehearsal import REHEARSED, outside_readers
 from yolo_prune.utils.console import log, progress_bar, silence, verbosity
 from yolo_prune.utils.memory import borrowed_memory
 

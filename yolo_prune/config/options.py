@@ -165,8 +165,11 @@ class Options:
         "that the run starts from, or what it is before the first cut",
         of="max_drop",
     )
-    distill: bool | str = _option(
-        False, rules.flag_or_path(), "learn from the dense model after the first cut, or from a given checkpoint"
+    distill: bool | str | None = _option(
+        None,
+        rules.flag_or_path().or_none(),
+        "learn from the dense model after the first cut, or from a given checkpoint; by default with one target, of a "
+        "model that knows the data's classes, where Ultralytics can distil it",
     )
     distill_loss: str = _option(
         "outputs",

@@ -253,7 +253,9 @@ class PruneConfig(Options):
     def _check_is_of_use(self, name: str, option: Field[Any]) -> None:
         """Raise a ConfigError if an option was given that does nothing without another, which was not."""
         other, value = option.metadata["of"], getattr(self, name)
-        if other and value != option.default and getattr(self, other) == OPTIONS[other].default:
+        if not other or value == option.default:
+            return
+        if getattr(self, other) is False or getattr(self, other) == OPTIONS[other].default:
             raise ConfigError(
                 f"{name}={short_repr(value)} does nothing without {other} ({HELP_TEXTS[other]}); give both, or leave "
                 f"out {name}."

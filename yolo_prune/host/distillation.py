@@ -26,6 +26,7 @@ from yolo_prune.host.distillation_losses import choose
 from yolo_prune.host.patches import patch
 from yolo_prune.plan import PrunePlan
 from yolo_prune.surgery.slicing import UndoLog
+from yolo_prune.utils.console import silence
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
@@ -115,33 +116,35 @@ def wrapped_plan(plan: PrunePlan, model: nn.Module) -> PrunePlan:
     return replace(plan, layers=layers, widths=widths, blocks=blocks)
 
 
-def begin(undo: UndoLog, trainer: BaseTrainer, teacher: Path, loss: str) -> None:
+def begin(undo: UndoLog, trainer: BaseTrainer, teacher: nn.Module, path: Path, loss: str) -> None:
     """From now on, let the network of a run learn from a teacher as well.
 
     Args:
         undo: Records what is replaced: the trainer's model, its EMA, and the optimizer's lists of parameters.
         trainer: A run whose model is not a DistillationModel yet.
-        teacher: A checkpoint. A resumed run finds it there.
+        teacher: A network of the same task.
+        path: Its checkpoint, where a resumed run finds it.
         loss: What is learned from it.
     """
-    network = load_network(teacher).to(trainer.device)
-    model = DistillationModel(teacher_model=network.float(), student_model=unwrap_model(trainer.model)).train()
+    for network in (unwrap_model(trainer.model), trainer.ema.ema):
+        undo.on_undo(partial(detach, network))
+    teacher = teacher.to(trainer.device).float()
+    model = DistillationModel(teacher_model=teacher, student_model=unwrap_model(trainer.model)).train()
     choose(model, loss)
     memo: dict[int, Any] = {id(model.teacher_model): None, id(model.student_model): trainer.ema.ema}
     averaged = deepcopy(model, memo).eval().requires_grad_(False)
-    for network in (model.student_model, averaged.student_model):
-        undo.on_undo(partial(detach, network))
     undo.set(trainer, "model", model)
     undo.set(trainer.ema, "ema", averaged)
     undo.set(trainer.ema, "_pairs", None)
     undo.set(trainer, "freeze_layer_names", [*trainer.freeze_layer_names, TEACHER])
-    undo.set(trainer.args, "distill_model", str(teacher))
+    undo.set(trainer.args, "distill_model", str(path))
     if hasattr(trainer, "loss_items"):
         undo.set(trainer, "loss_items", {**trainer.loss_items, LOSS: torch.zeros(1, device=trainer.device)})
     undo.set(trainer, "loss_names", tuple(dict.fromkeys((*trainer.loss_names, LOSS))))
     # A resumed run builds its optimizer around the whole DistillationModel, and loads what is remembered by position.
     name = type(trainer.optimizer).__name__
-    fresh = trainer.build_optimizer(model, name=name, lr=trainer.args.lr0, momentum=trainer.args.momentum)
+    with silence():
+        fresh = trainer.build_optimizer(model, name=name, lr=trainer.args.lr0, momentum=trainer.args.momentum)
     for group, like in zip(trainer.optimizer.param_groups, fresh.param_groups, strict=True):
         undo.set(group, "params", like["params"])
 

@@ -61,6 +61,11 @@ class Progress:
     starts_pruned: bool = False
     reference: float | None = None
 
+    def settle(self, **options: Any) -> None:
+        """Let options that were left open have a value."""
+        self.config = self.config.replace(**options)
+        self.report.config = self.config.to_dict()
+
     def budget(self, fraction: float) -> dict[str, float]:
         """Return what may stay at a fraction of the way; between sizes it is on the way to the next one."""
         size = next((size for size in self.sizes if fraction <= size.fraction), None)

@@ -1,8 +1,9 @@
-"""One training step of the cut network before anything is cut: what reads its feature maps outside of its forward pass.
+"""One training step of the cut network before anything is cut: what reads feature maps outside of its forward pass.
 
 A trace shows what a forward pass computes. An auxiliary layer that only the loss runs, or an adaptor that a trainer
 hangs on a feature map by a hook, shows in a training step alone. A layer of the network itself that takes what a known
-module makes is cut along; anything else that breaks is told before the first epoch, with the layers to leave whole.
+module makes is cut along; anything else that breaks is told before the first epoch, with the layers to leave whole. A
+step that learns from a teacher is tried likewise, where the user does not say whether to.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,15 +25,21 @@ from yolo_prune.config.settings import PruneConfig
 from yolo_prune.errors import UnsupportedError, describe_error
 from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.trace import makers
-from yolo_prune.host.distillation import student_of, wrapped_plan
-from yolo_prune.importance.objective import calibrating
+from yolo_prune.host import ddp
+from yolo_prune.host.distillation import begin, keep_columns, student_of, wrapped_plan
+from yolo_prune.host.trainer import calibration_batches, preserved_rng
+from yolo_prune.importance.objective import calibrating, copy_of
 from yolo_prune.plan import PrunePlan
 from yolo_prune.planning.allocation import plan_of
-from yolo_prune.surgery.slicing import cut
+from yolo_prune.surgery.slicing import UndoLog, cut
 
 if TYPE_CHECKING:
     from ultralytics.engine.trainer import BaseTrainer
 
+    from yolo_prune.training.run import Run
+
+REHEARSED = 4
+"""Images of the training step that is tried before a network is cut."""
 SHARE = 0.25
 """Of each group's channels that go in a rehearsal."""
 Batch = dict[str, Any]
@@ -54,6 +62,45 @@ class _Seen:
     def source(self, x: Any) -> str | None:
         """Return the module that made a tensor, the outermost of them."""
         return min((path for path, made in self.made.items() if made is x), key=len, default=None)
+
+
+def try_training_step(run: Run) -> None:
+    """Find what reads feature maps outside of the forward pass, and refuse what could not follow a cut of them.
+
+    Raises:
+        UnsupportedError: If a training step of a cut network fails.
+    """
+    if not run.progress.goal.amounts:
+        return  # zeros change no shape
+    with preserved_rng():
+        batch = calibration_batches(run.trainer, REHEARSED)[0]
+        graph = run.trace(run.model)
+        run.readers = outside_readers(run.trainer, graph, batch)
+        if run.readers is None:
+            return
+        if run.readers:
+            graph = run.trace(run.model, run.readers)
+        rehearse(run.trainer, graph, run.config, batch)
+
+
+def try_distillation(run: Run) -> None:
+    """Let a network learn from its dense self, where the user does not say and a step of it succeeds."""
+    trainer, reason = run.trainer, ""
+    if run.config.distill is not None:
+        return
+    with preserved_rng():
+        batch = calibration_batches(trainer, REHEARSED)[0]
+        try:
+            check_distillation(trainer, copy_of(run.ema), run.config.distill_loss, batch)
+        except UnsupportedError as e:
+            reason = str(e)
+    reason = ddp.broadcast(reason)
+    run.progress.settle(distill=not reason)
+    if reason:
+        run.log(f"the network learns from labels alone: {reason}")
+    else:
+        keep_columns(trainer)
+        run.log("after the first cut the network learns from its dense self as well (not so with distill=False)")
 
 
 def outside_readers(trainer: BaseTrainer, graph: ChannelGraph, batch: Batch) -> dict[str, str] | None:
@@ -119,6 +166,23 @@ def check_step(trainer: BaseTrainer, batch: Batch) -> None:
             f"a training step of the cut network fails in {broken} ({describe_error(e.cause)}); keep the width "
             "of what it reads with ignored_layers."
         ) from e.cause
+
+
+def check_distillation(trainer: BaseTrainer, teacher: nn.Module, loss: str, batch: Batch) -> None:
+    """Run one training step of a network that learns from a teacher, and leave the network as it was.
+
+    Raises:
+        UnsupportedError: If it fails, with whatever Ultralytics or a trainer of the user's has raised.
+    """
+    undo = UndoLog()
+    try:
+        begin(undo, trainer, teacher, Path(), loss)
+        _step(trainer, batch)
+    except Exception as e:  # whatever a loss or an optimizer of the user's raises
+        cause = e.cause if isinstance(e, _StepError) else e
+        raise UnsupportedError(f"Ultralytics cannot distil this network ({describe_error(cause)})") from cause
+    finally:
+        undo.undo()
 
 
 class _StepError(Exception):

@@ -37,7 +37,6 @@ from yolo_prune.training.exact_state import StepCount
 from yolo_prune.training.goals import fitness_at_start, fitness_of_named, schedule_of, set_goals
 from yolo_prune.training.progress import Progress
 from yolo_prune.training.reduction import check_reduction, classes_to_keep, keep_classes_of_data, reduce, rows_by_name
-from yolo_prune.training.rehearsal import outside_readers, rehearse
 from yolo_prune.training.run import Run
 from yolo_prune.training.run_files import note_recovered
 from yolo_prune.training.schedule import quantization as quantization_epoch
@@ -49,9 +48,6 @@ from yolo_prune.utils.run_folder import RunFolder
 if TYPE_CHECKING:
     from torch import nn
     from ultralytics.engine.trainer import BaseTrainer
-
-REHEARSED = 4
-"""Images of the training step that is tried before a network is cut."""
 
 
 @dataclass
@@ -155,6 +151,8 @@ def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepare
     noted = checkpoint.run_record(getattr(model, "yaml", None)) if trainer.resume else None
     if noted:
         progress = Progress.from_dict(noted)
+        if config and config.distill is None:
+            config = config.replace(distill=progress.config.distill)
         if config not in (None, progress.config):
             LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
     elif config is None:
@@ -191,6 +189,8 @@ def start(run: Run, given: Prepared | None) -> None:
             f"scheduler is a {type(trainer.scheduler).__name__}; use lr_after_cut=keep."
         )
     cost, (*larger, smallest) = _look_at_channels(run, prepared)
+    if config.distill is None and not (prepared.knows_classes and _may_be_distilled(run)):
+        progress.settle(distill=False)
     removed = [*larger, max(smallest, zeros_to_make(model, config))]
     progress.schedule = schedule_of(config, trainer.epochs, removed, prepared.knows_classes)
     if not progress.schedule and config.targets:
@@ -216,6 +216,18 @@ def start(run: Run, given: Prepared | None) -> None:
             (trainer.wdir / checkpoint_name(size.name)).unlink(missing_ok=True)
         if run.latency:
             run.latency.save(run.folder.latency)
+
+
+def _may_be_distilled(run: Run) -> bool:
+    """Whether a run to one smaller network is one that Ultralytics distils."""
+    if not run.progress.goal.amounts or len(run.config.sizes) > 1 or run.config.is_auto:
+        return False
+    try:
+        distillation.prepare(run.trainer, distill=True)
+        distillation.check_distillable(run.model)
+    except (ConfigError, UnsupportedError):
+        return False
+    return True
 
 
 def _look_at_channels(run: Run, prepared: Prepared) -> tuple[CostModel | None, list[float]]:
@@ -279,25 +291,6 @@ def listen(run: Run) -> None:
     if config.sparsity != "none" and not run.report.cuts:
         run.sparsity = Sparsity(model, run.trace(model), config.sparsity, config.sparsity_strength)
         run.sparsity.attach(run.trainer.optimizer)
-
-
-def try_training_step(run: Run) -> None:
-    """Find what reads feature maps outside of the forward pass, and refuse what could not follow a cut of them.
-
-    Raises:
-        UnsupportedError: If a training step of a cut network fails.
-    """
-    if not run.progress.goal.amounts:
-        return  # zeros change no shape
-    with preserved_rng():
-        batch = calibration_batches(run.trainer, REHEARSED)[0]
-        graph = run.trace(run.model)
-        run.readers = outside_readers(run.trainer, graph, batch)
-        if run.readers is None:
-            return
-        if run.readers:
-            graph = run.trace(run.model, run.readers)
-        rehearse(run.trainer, graph, run.config, batch)
 
 
 _GET_MODEL = ("cfg", "weights", "verbose")

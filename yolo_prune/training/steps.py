@@ -21,6 +21,7 @@ from yolo_prune.cost.budget import file_bytes
 from yolo_prune.errors import CutError
 from yolo_prune.graph.zeros import share_of_zeros, sparse_layers
 from yolo_prune.host import ddp, distillation, qat
+from yolo_prune.host.checkpoint import load_network
 from yolo_prune.host.distillation import wrapped_plan
 from yolo_prune.host.trainer import Randomness, calibration_batches, preserved_rng, save_checkpoint, validate
 from yolo_prune.importance.gradients import Gradients
@@ -232,7 +233,8 @@ def _apply(run: Run, planned: PlannedCut, undo: UndoLog, data: CalibrationData, 
     with ddp.all_or_none("cutting"):
         _slice(run, plan, undo, data, early, fraction)
         if run.config.distill is True and not run.report.cuts:
-            distillation.begin(undo, trainer, trainer.wdir / "dense.pt", run.config.distill_loss)
+            path = trainer.wdir / "dense.pt"
+            distillation.begin(undo, trainer, load_network(path), path, run.config.distill_loss)
         if run.readers is not None:
             check_step(trainer, data.batches[0])
         if trainer.args.compile:
