@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from nets import assert_same_tensors, build, fast_and_slow, labelled_batches, make, narrow_yaml, state, tiny_yaml
 from task_data import as_task
-from trainings import Interrupted, Run, report_of, soon
+from trainings import Interrupted, Run, knowing, report_of, soon
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.distill_model import DistillationModel
@@ -194,15 +193,6 @@ def test_a_distilled_run_resumes_with_its_teacher(run: Run, own_folder: Path, gi
         assert [float(row["train/dis_loss"]) > 0 for row in csv.DictReader(lines)] == [given, True, True, True]
 
 
-@pytest.fixture
-def known(own_folder: Path, tiny_data: Path) -> Path:
-    """Return a checkpoint, of random weights, that names the classes of the tiny data."""
-    yolo, path = YOLO(tiny_yaml(own_folder)), own_folder / "known.pt"
-    yolo.model.names = yaml.safe_load(tiny_data.read_text(encoding="utf-8"))["names"]
-    yolo.save(path)
-    return path
-
-
 class OfOwnHead(DetectionTrainer):
     """A trainer whose optimizer looks into the network, where a DistillationModel has none of its layers."""
 
@@ -223,10 +213,10 @@ class OfOwnHead(DetectionTrainer):
     ],
 )
 def test_a_model_of_known_classes_learns_from_its_dense_self_by_default(
-    run: Run, known: Path, prune: dict[str, Any], given: dict[str, Any], learns: bool
+    run: Run, own_folder: Path, tiny_data: Path, prune: dict[str, Any], given: dict[str, Any], learns: bool
 ) -> None:
     kinds: list[bool] = []
-    yolo = YOLO(known)
+    yolo = YOLO(knowing(own_folder, tiny_data))
     yolo.add_callback("on_train_epoch_end", lambda t: kinds.append(isinstance(t.model, DistillationModel)))
     trainer = run(yolo, soon(**{"steps": 1, **prune}), **given)
     assert kinds[0] is False and any(kinds) == learns
@@ -236,18 +226,18 @@ def test_a_model_of_known_classes_learns_from_its_dense_self_by_default(
 
 
 def test_a_default_is_that_of_the_interrupted_run(
-    run: Run, known: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run, own_folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stop(trainer: Any) -> None:
         if trainer.epoch == 2:
             raise Interrupted
 
-    yolo = YOLO(known)
+    yolo = YOLO(knowing(own_folder, tiny_data))
     yolo.add_callback("on_train_epoch_start", stop)
     with pytest.raises(Interrupted):
         run(yolo, soon(), name="run")
     monkeypatch.setattr(LOGGER, "propagate", True)
-    trainer = run(YOLO(known.parent / "runs" / "run" / "weights" / "last.pt"), soon(), resume=True)
+    trainer = run(YOLO(own_folder / "runs" / "run" / "weights" / "last.pt"), soon(), resume=True)
     assert isinstance(trainer.model, DistillationModel) and report_of(trainer)["config"]["distill"] is True
     assert "keeps its own configuration" not in caplog.text
 

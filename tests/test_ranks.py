@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 from nets import build, tiny_yaml
 from torch import nn
-from trainings import DEFAULTS
+from trainings import DEFAULTS, knowing
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
 
@@ -49,11 +50,14 @@ def seen(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """What two processes saw of several runs: job -> rank -> rows, and the folder of the runs."""
     folder = tmp_path_factory.mktemp("ddp")
     yaml = str(tiny_yaml(folder))
-    last = str(folder / "runs" / "lost" / "weights" / "last.pt")
+    last = [str(folder / "runs" / name / "weights" / "last.pt") for name in ("lost", "taught")]
+    known = str(knowing(folder, tiny_data))
     jobs: list[dict[str, Any]] = [
         *({"name": f"seed-{seed}", "model": yaml, "knobs": DEFAULTS, "arguments": {"seed": seed}} for seed in range(2)),
         {"name": "lost", "model": yaml, "knobs": DEFAULTS, "lost": 2},
-        {"name": "lost", "model": last, "resume": True},
+        {"name": "lost", "model": last[0], "resume": True},
+        {"name": "taught", "model": known, "lost": 2},
+        {"name": "taught", "model": last[1], "resume": True},
         {"name": "reduced", "model": yaml, "knobs": {"drop_levels": [4], "keep_classes": ["circle", "square"]}},
         {"name": "guarded", "model": yaml, "knobs": {"max_drop": 0.01}, "arguments": {"epochs": 6}},
         {"name": "family", "model": yaml, "knobs": {"sizes": [0.3, 0.6], "start": 0.1}, "arguments": {"epochs": 6}},
@@ -92,6 +96,19 @@ def test_a_run_of_several_processes_ends_on_target_and_resumes(seen: dict[str, A
     assert before[:3] == after[:3]
     assert [row[:3] for row in seen["lost-resumed"][0]] == [row[:3] for row in seen["lost-resumed"][1]]
     assert seen["lost-resumed"][0][0][1] == seen["seed-0"][0][2][1]
+
+
+@pytest.mark.slow
+def test_all_ranks_learn_from_the_dense_model_and_go_on_so(seen: dict[str, Any]) -> None:
+    for one, other in (seen["taught"], seen["taught-resumed"]):
+        assert [row[:3] for row in one] == [row[:3] for row in other]
+    before, after = seen["taught"][0][-1], seen["taught-resumed"][0][0]
+    assert before[:3] == after[:3]
+    folder = seen["folder"] / "runs" / "taught"
+    report = json.loads((folder / "pruning" / "report.json").read_text())
+    assert report["config"]["distill"] is True and len(report["cuts"]) == 2
+    with (folder / "results.csv").open(newline="") as lines:
+        assert [float(row["train/dis_loss"]) > 0 for row in csv.DictReader(lines)] == [False, True, True, True]
 
 
 @pytest.mark.slow

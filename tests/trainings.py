@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from nets import FAMILIES, narrow_yaml, tiny_yaml
 from ultralytics import YOLO
 
@@ -35,6 +36,14 @@ def train(
     settings = {"epochs": 4, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": folder / "runs"}
     yolo.train(data=str(data), **{**settings, **arguments})
     return yolo.trainer
+
+
+def knowing(folder: Path, data: Path) -> Path:
+    """Return a checkpoint of the tiny model, with random weights, that names the classes of a data set."""
+    yolo, path = YOLO(tiny_yaml(folder)), folder / "knowing.pt"
+    yolo.model.names = yaml.safe_load(data.read_text(encoding="utf-8"))["names"]
+    yolo.save(path)
+    return path
 
 
 DEFAULTS = {name: getattr(PruneConfig(), name) for name in ("importance", "allocation", "reconstruction")}
