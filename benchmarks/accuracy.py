@@ -43,8 +43,8 @@ RESULTS = Path(__file__).parent / "results" / "accuracy"
 TRAIN = ("batch=16", "workers=0", "plots=False")
 USUALLY, SETTINGS = (25, 224), {"deeppcb": (50, 320), "sign-digits-cls": (25, 96)}
 """Epochs and size of the images in pixels; data set -> the same, where it has its own."""
-WITHOUT_TEACHER = "without distillation"
-"""The ingredient that nothing else is taken from, or added to."""
+WITHOUT_TEACHER, BY_FEATURES = "without distillation", "distillation by features"
+"""Ingredients: the one that nothing else is taken from, or added to, and the other one that has a teacher."""
 INGREDIENTS: dict[str, tuple[str, ...]] = {
     WITHOUT_TEACHER: (),
     "without reconstruction": ("prune_reconstruction=False",),
@@ -58,7 +58,7 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "whole head left": ("prune_ignored_layers=model.22.*",),
     "searched allocation": ("prune_allocation=search",),
     "multiples of sixteen": ("prune_round_to=16",),
-    "distillation": ("prune_distill=True", "prune_distill_loss=features"),
+    BY_FEATURES: ("prune_distill=True", "prune_distill_loss=features"),
     "sparsity learning": ("prune_sparsity=group_lasso",),
     "re-warmed learning rate": ("prune_lr_after_cut=rewarm",),
     "rewound learning rate": ("prune_lr_after_cut=rewind",),
@@ -171,7 +171,7 @@ class Run:
         elif kind == "one-run":
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
         elif kind == "ours":
-            alone = () if ingredient in ("", "distillation") else ALONE
+            alone = () if ingredient in ("", BY_FEATURES) else ALONE
             prune = (f"prune={removed}", *alone, *INGREDIENTS.get(ingredient, ()))
         if prune:
             prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
