@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from accuracy import Case, Run, score
+from accuracy import PREPARED, Case, Run, score
 from training import write
 
 from yolo_prune.report.drawing import Axis
@@ -74,10 +74,11 @@ def curve(case: Case, contender: str) -> list[Run]:
 
 
 def time(folder: Path) -> None:
-    """Time the checkpoints of all runs of the picture in turns, and write down how long each takes."""
+    """Time the checkpoints of the runs of the picture in turns, and write down how long each takes."""
     from yolo_prune.deploy.bench import bench
 
-    runs = dict.fromkeys(run for case in CASES for contender in CURVES for run in curve(case, contender))
+    wanted = dict.fromkeys(run for case in CASES for contender in CURVES for run in curve(case, contender))
+    runs = [run for run in wanted if score(run) is not None]
     files = [folder / run.name / "weights" / "best.pt" for run in runs]
     found = bench(files, imgsz=CASES[0].imgsz, runtimes=("onnx",), scales=False, threads=THREADS, rounds=ROUNDS)
     rows = [row for row in found.rows if row.runtime == "onnx"]
@@ -120,7 +121,7 @@ def draw(curves: dict[tuple[Case, str], list[Point]]) -> str:
         x = 60 + 210 * n
         lines.append(f'<line x1="{x}" y1="22" x2="{x + 30}" y2="22" class="{contender}" stroke-width="2"/>')
         lines.append(f'<text x="{x + 38}" y="26">{escape(name)}</text>')
-    lines.append('<text x="830" y="26" text-anchor="end" class="grey">percent: MACs kept; number: mAP50-95</text>')
+    lines.append('<text x="830" y="50" text-anchor="end" class="grey">percent: MACs kept; number: mAP50-95</text>')
     for case, (left, right) in panels.items():
         latency = Axis((0, 1e3 * 1.15 * slowest), left, right, pad=0)
         lines.append(f'<text x="{left}" y="{top - 18}" font-weight="600">{case.model}</text>')
@@ -148,11 +149,11 @@ def marks(contender: str, line: Sequence[Point], latency: Axis, accuracy: Axis) 
         yield f'<circle cx="{x}" cy="{y}" r="5" class="{kind}">'
         yield f"<title>{point.run.name}: {1e3 * point.seconds:.2f} ms, mAP50-95 {point.fitness:.3f}</title></circle>"
         said = f"{point.run.kept} %: {point.fitness:.3f}"
-        if kind == "usual":
+        if kind in PREPARED:
             yield f'<text x="{x + 10}" y="{y + 15}">{said}</text>'
         elif point == line[-1]:
             yield f'<text x="{x - 10}" y="{y + 4}" text-anchor="end">{said}</text>'
-        elif contender == "ours":  # the dense model is on both lines, and said once
+        elif contender == "ours":  # the dense model is on all lines, and said once
             share = "dense" if kind == "dense" else f"{point.run.kept} %"
             yield f'<text x="{x}" y="{y - 27}" text-anchor="middle">{share}</text>'
             yield f'<text x="{x}" y="{y - 12}" text-anchor="middle">{point.fitness:.3f}</text>'
