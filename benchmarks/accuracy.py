@@ -201,7 +201,7 @@ def planned() -> list[Run]:
         peers = ("usual", "cwd", "narrow") if case in (*MAIN, *PCB) else ("usual", "narrow")
         runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", LABELS_ALONE, *peers))]
         if case in PCB[:2]:
-            runs += [Run(case, c, 30) for c in ("ours", *peers)]
+            runs += [Run(case, c, 30) for c in ("ours", LABELS_ALONE, *peers)]
             runs += [Run(case, c, 50) for c in ("scratch", "ours:random channels")]
         if case in MAIN:
             runs.append(Run(case, "one-run", 50))
