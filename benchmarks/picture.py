@@ -118,7 +118,7 @@ def draw(curves: dict[tuple[Case, str], list[Point]]) -> str:
         f'<rect width="{width}" height="{height}" rx="8" style="fill: var(--paper)"/>',
     ]
     for n, (contender, name) in enumerate(CURVES.items()):
-        x = 60 + 210 * n
+        x = 60 + 240 * n
         lines.append(f'<line x1="{x}" y1="22" x2="{x + 30}" y2="22" class="{contender}" stroke-width="2"/>')
         lines.append(f'<text x="{x + 38}" y="26">{escape(name)}</text>')
     lines.append('<text x="830" y="50" text-anchor="end" class="grey">percent: MACs kept; number: mAP50-95</text>')
