@@ -64,8 +64,8 @@ class _Seen:
         return min((path for path, made in self.made.items() if made is x), key=len, default=None)
 
 
-def try_training_step(run: Run) -> None:
-    """Find what reads feature maps outside of the forward pass, and refuse what could not follow a cut of them.
+def try_steps(run: Run) -> None:
+    """Try a step of a cut network, and of one that learns from its dense self where the user does not say whether to.
 
     Raises:
         UnsupportedError: If a training step of a cut network fails.
@@ -74,26 +74,29 @@ def try_training_step(run: Run) -> None:
         return  # zeros change no shape
     with preserved_rng():
         batch = calibration_batches(run.trainer, REHEARSED)[0]
-        graph = run.trace(run.model)
-        run.readers = outside_readers(run.trainer, graph, batch)
-        if run.readers is None:
-            return
-        if run.readers:
-            graph = run.trace(run.model, run.readers)
-        rehearse(run.trainer, graph, run.config, batch)
+        _try_cut(run, batch)
+        if run.config.distill is None:
+            _try_distillation(run, batch)
 
 
-def try_distillation(run: Run) -> None:
-    """Let a network learn from its dense self, where the user does not say and a step of it succeeds."""
-    trainer, reason = run.trainer, ""
-    if run.config.distill is not None:
+def _try_cut(run: Run, batch: Batch) -> None:
+    """Find what reads feature maps outside of the forward pass, and refuse what could not follow a cut of them."""
+    graph = run.trace(run.model)
+    run.readers = outside_readers(run.trainer, graph, batch)
+    if run.readers is None:
         return
-    with preserved_rng():
-        batch = calibration_batches(trainer, REHEARSED)[0]
-        try:
-            check_distillation(trainer, copy_of(run.ema), run.config.distill_loss, batch)
-        except UnsupportedError as e:
-            reason = str(e)
+    if run.readers:
+        graph = run.trace(run.model, run.readers)
+    rehearse(run.trainer, graph, run.config, batch)
+
+
+def _try_distillation(run: Run, batch: Batch) -> None:
+    """Let a network learn from its dense self if a step of it succeeds."""
+    trainer, reason = run.trainer, ""
+    try:
+        check_distillation(trainer, copy_of(run.ema), run.config.distill_loss, batch)
+    except UnsupportedError as e:
+        reason = str(e)
     reason = ddp.broadcast(reason)
     run.progress.settle(distill=not reason)
     if reason:

@@ -18,7 +18,7 @@ from yolo_prune.host.trainer import evaluate_finally
 from yolo_prune.training import exact_state
 from yolo_prune.training.finish import hand_over
 from yolo_prune.training.learning_rate import bend_learning_rate
-from yolo_prune.training.rehearsal import try_distillation, try_training_step
+from yolo_prune.training.rehearsal import try_steps
 from yolo_prune.training.run_files import note_recovered, save_finished_epoch, save_run, validate_and_note
 from yolo_prune.training.schedule import ScheduledCut
 from yolo_prune.training.setup import Prepared, open_run
@@ -64,8 +64,7 @@ class Session:
         with verbosity(run.config.verbose):
             if run.progress.pending and not self._has_tried_step:
                 self._has_tried_step = True
-                try_training_step(run)
-                try_distillation(run)
+                try_steps(run)
             waiting = None
             if run.resumed:
                 waiting, state, run.resumed = int(run.resumed["waiting"]), run.resumed, None
