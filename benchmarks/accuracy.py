@@ -65,6 +65,12 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "random channels": ("prune_importance=random", "prune_allocation=uniform"),
 }
 """Name -> what takes an ingredient away, or adds one, all without distillation; Taylor goes with isomorphic groups."""
+DEEP: dict[str, tuple[str, ...]] = {
+    "a quarter of each layer stays": ("prune_max_pruning_ratio=0.75",),
+    "all at once, first": ("prune_schedule=one-shot", "prune_start=0"),
+}
+"""Name -> what may help where most of the MACs go; all else is by default, with the dense model as a teacher."""
+OURS_DEEP = tuple(f"ours:{way}" for way in DEEP)
 LABELS_ALONE = f"ours:{WITHOUT_TEACHER}"
 """Ours that learns from labels alone, as the ingredients do."""
 CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", LABELS_ALONE, "ours", "one-run")
@@ -171,8 +177,8 @@ class Run:
         elif kind == "one-run":
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
         elif kind == "ours":
-            alone = () if ingredient in ("", BY_FEATURES) else ALONE
-            prune = (f"prune={removed}", *alone, *INGREDIENTS.get(ingredient, ()))
+            alone = ALONE if ingredient in INGREDIENTS.keys() - {BY_FEATURES} else ()
+            prune = (f"prune={removed}", *alone, *{**INGREDIENTS, **DEEP}.get(ingredient, ()))
         if prune:
             prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
         length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")
@@ -201,7 +207,7 @@ def planned() -> list[Run]:
         peers = ("usual", "cwd", "narrow") if case in (*MAIN, *PCB) else ("usual", "narrow")
         runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", LABELS_ALONE, *peers))]
         if case in PCB[:2]:
-            runs += [Run(case, c, 30) for c in ("ours", LABELS_ALONE, *peers)]
+            runs += [Run(case, c, 30) for c in ("ours", LABELS_ALONE, *OURS_DEEP, *peers)]
             runs += [Run(case, c, 50) for c in ("scratch", "ours:random channels")]
         if case in MAIN:
             runs.append(Run(case, "one-run", 50))

@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
-from accuracy import CONTENDERS, INGREDIENTS, LABELS_ALONE, TIMED, WITHOUT_TEACHER, Case, Run, planned, result
+from accuracy import (
+    CONTENDERS,
+    INGREDIENTS,
+    LABELS_ALONE,
+    OURS_DEEP,
+    TIMED,
+    WITHOUT_TEACHER,
+    Case,
+    Run,
+    planned,
+    result,
+)
 from validation import Judged, accuracy, difference, judged, with_error, with_interval
 
 NAMES = {
@@ -21,6 +32,7 @@ NAMES = {
     "scratch": "ours from scratch",
     "ours:random channels": "random channels",
     LABELS_ALONE: "ours without distillation",
+    **{way: way.replace(":", ", ") for way in OURS_DEEP},
     "one-run": "in one run",
 }
 FEW = ("raccoon",)
@@ -110,7 +122,7 @@ def _detailed(head: str, cell: Callable[[Row, str, str], str], gain: Callable[[R
     """Return a table with a line for each contender of a row, and two columns for each of two metrics."""
     lines = [f"| {head} | | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} |", "|---" * 7 + "|"]
     for row in (row for row in rows() if row.cases[0].data == DETAILED):
-        for contender in (contender for contender in CONTENDERS if row.runs(contender)):
+        for contender in (contender for contender in (*CONTENDERS, *OURS_DEEP) if row.runs(contender)):
             cells = [f"{row.cases[0].model}, {row.kept} %", NAMES.get(contender, contender), params(row, contender)]
             for metric in (row.cases[0].metric, COARSE):
                 cells += [cell(row, contender, metric), "" if contender == "ours" else gain(row, contender, metric)]
