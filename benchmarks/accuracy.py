@@ -195,6 +195,8 @@ def trained_start(case: Case, shared: Path, runs: Path) -> Path:
 
 MAIN = [Case(model, "bccd", seed) for seed in range(3) for model in ("yolov8n", "yolo11n")]
 PCB = [Case("yolov8n", "deeppcb"), Case("yolo11n", "deeppcb"), Case("yolo26n", "deeppcb")]
+AGAIN = [Case(case.model, case.data, 1) for case in PCB[:2]]
+"""Second seeds of what is claimed."""
 OTHERS = [Case("yolo26n", "bccd"), Case("yolov8n", "raccoon"), Case("yolov8n-seg", "nuclei-seg")]
 TIMED = [MAIN[-1], *OTHERS]
 """Cases of which all runs were made side by side on one machine, two at a time."""
@@ -213,6 +215,8 @@ def planned() -> list[Run]:
             runs.append(Run(case, "one-run", 50))
         if case in MAIN[:2]:
             runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", LABELS_ALONE, *peers)]
+    for case in AGAIN:
+        runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", "usual", "cwd"))]
     usual = INGREDIENTS.keys() - BEYOND - {WITHOUT_TEACHER}
     for seed, names in ((0, usual), (1, usual), (0, BEYOND)):
         runs += [Run(Case("yolov8n", "bccd", seed), f"ours:{name}", 50) for name in INGREDIENTS if name in names]

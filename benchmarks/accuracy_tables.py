@@ -66,6 +66,10 @@ class Row:
         runs = [Run(case, contender, 100 if contender == "dense" else self.kept) for case in self.cases]
         return runs if all(result(run) for run in runs) else []
 
+    def having(self, contender: str) -> Row:
+        """Return the row of the seeds for which a contender is made."""
+        return replace(self, cases=tuple(case for case in self.cases if replace(self, cases=(case,)).runs(contender)))
+
 
 def rows() -> list[Row]:
     """Return the rows of the comparison."""
@@ -120,10 +124,12 @@ def last_table() -> str:
 
 def _detailed(head: str, cell: Callable[[Row, str, str], str], gain: Callable[[Row, str, str], str]) -> str:
     """Return a table with a line for each contender of a row, and two columns for each of two metrics."""
-    lines = [f"| {head} | | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} |", "|---" * 7 + "|"]
-    for row in (row for row in rows() if row.cases[0].data == DETAILED):
-        for contender in (contender for contender in (*CONTENDERS, *OURS_DEEP) if row.runs(contender)):
-            cells = [f"{row.cases[0].model}, {row.kept} %", NAMES.get(contender, contender), params(row, contender)]
+    lines = [f"| {head} | | seeds | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} |", "|---" * 8 + "|"]
+    both = ((all_seeds.having(c), c) for all_seeds in rows() for c in (*CONTENDERS, *OURS_DEEP))
+    for row, contender in ((row, contender) for row, contender in both if row.cases):
+        if row.cases[0].data == DETAILED:
+            of, name = f"{row.cases[0].model}, {row.kept} %", NAMES.get(contender, contender)
+            cells = [of, name, str(len(row.cases)), params(row, contender)]
             for metric in (row.cases[0].metric, COARSE):
                 cells += [cell(row, contender, metric), "" if contender == "ours" else gain(row, contender, metric)]
             lines.append(f"| {' | '.join(cells)} |")
@@ -131,10 +137,10 @@ def _detailed(head: str, cell: Callable[[Row, str, str], str], gain: Callable[[R
 
 
 def params(row: Row, contender: str) -> str:
-    """Return the parameters of a contender, in millions; the dense network's are those that ours begins with."""
+    """Return the parameters of a contender in millions, mean of its seeds; of dense those that ours begins with."""
     of, stage = ("ours", "dense") if contender == "dense" else (contender, "final")
-    found: int = (result(row.runs(of)[0]) or {})["report"][stage]["params"]
-    return f"{found / 1e6:.2f} M"
+    found = [(result(run) or {})["report"][stage]["params"] for run in row.runs(of)]
+    return f"{mean(found) / 1e6:.2f} M"
 
 
 def _last(row: Row, contender: str, metric: str) -> list[float]:
@@ -181,7 +187,7 @@ def summary() -> str:
     for row in sorted(rows(), key=lambda row: row.cases[0].data != DETAILED):
         is_half = row.kept == 50 and row.cases[0].data not in FEW
         if is_half or (row.cases[0].model, row.kept) == ("yolov8n", 30):
-            cells = " | ".join(told(row, contender) for contender in shown)
+            cells = " | ".join(told(row.having(contender), contender) for contender in shown)
             lines.append(f"| {row.name} | {row.kept} % | {cells} |")
     return "\n".join(lines)
 

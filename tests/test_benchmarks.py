@@ -138,9 +138,9 @@ def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_m
     made("ours", 50, 0.6, 1_500_000)
     made("usual", 50, 0.5, 1_200_000)
     assert accuracy_tables.detailed_table().splitlines()[2:] == [
-        "| yolov8n, 50 % | dense | 3.00 M | 0.620 ± 0.014 | -2.0 ± 0.0 | 0.820 ± 0.014 | -2.0 ± 0.0 |",
-        "| yolov8n, 50 % | usual recipe | 1.20 M | 0.500 ± 0.014 | +10.0 ± 0.0 | 0.700 ± 0.014 | +10.0 ± 0.0 |",
-        "| yolov8n, 50 % | ours | 1.50 M | 0.600 ± 0.014 |  | 0.800 ± 0.014 |  |",
+        "| yolov8n, 50 % | dense | 1 | 3.00 M | 0.620 ± 0.014 | -2.0 ± 0.0 | 0.820 ± 0.014 | -2.0 ± 0.0 |",
+        "| yolov8n, 50 % | usual recipe | 1 | 1.20 M | 0.500 ± 0.014 | +10.0 ± 0.0 | 0.700 ± 0.014 | +10.0 ± 0.0 |",
+        "| yolov8n, 50 % | ours | 1 | 1.50 M | 0.600 ± 0.014 |  | 0.800 ± 0.014 |  |",
     ]
     assert [line.split(" M | ")[1] for line in accuracy_tables.last_table().splitlines()[2:]] == [
         "0.520 ± 0.033 | -2.0 ± 0.0 | 0.720 ± 0.033 | -2.0 ± 0.0 |",  # of the same epochs
@@ -150,6 +150,14 @@ def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_m
     assert len(accuracy_tables.table().splitlines()) == 2  # it has a table of its own
     assert accuracy_tables.summary().splitlines()[2:] == [
         "| yolov8n, deeppcb | 50 % | 0.620 ± 0.014 | 0.500 ± 0.014 |  |  | 0.600 ± 0.014 |"
+    ]
+    again = accuracy.Case("yolov8n", accuracy_tables.DETAILED, 1)
+    made("ours", 50, 0.64, 1_300_000, again)
+    made("dense", 100, 0.64, 0, again)
+    assert [line.split(" | ")[1:6] for line in accuracy_tables.detailed_table().splitlines()[2:]] == [
+        ["dense", "2", "2.80 M", "0.630 ± 0.017", "-1.0 ± 2.0"],  # the spread of the seeds counts
+        ["usual recipe", "1", "1.20 M", "0.500 ± 0.014", "+10.0 ± 0.0"],  # beside ours of the same seed
+        ["ours", "2", "1.40 M", "0.620 ± 0.024", ""],
     ]
     made("ours:one cut", 50, 0.6, 1, accuracy.Case("yolov8n", "bccd"))  # whose defaults are not made
     assert accuracy_tables.ablation().splitlines()[2:] == ["| one cut | 1 | 0.500 | 0.600 ± 0.014 |  |"]
