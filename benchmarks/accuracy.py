@@ -21,6 +21,11 @@ Others get both at once:
     scratch   the network that ours ends with, from random weights
     one-run   yolo_prune in one run from the pretrained weights, with the cuts inside
 
+What ours leaves of 30 % of the MACs is small already, and shows where pruning has nothing more to give:
+
+    small     that network, trained on
+    smaller   yolo_prune with its defaults, to half of that network's MACs
+
 Each run writes a file of its own to ``benchmarks/results/accuracy/``; runs whose file is there are skipped, and one
 that was interrupted goes on where it was. To make one anew, delete its file and its folder.
 """
@@ -77,6 +82,8 @@ CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channel
 """Columns of the comparison."""
 PREPARED = ("usual", "cwd", "narrow", "scratch")
 """Contenders that train on a checkpoint which is made for them."""
+SMALL = {"small": 30, "smaller": 15}
+"""Contenders that begin with what ours leaves of 30 % of the MACs, and the percent that they end with."""
 LONG = ("narrow", "scratch", "one-run")
 """Contenders that train for as long as the dense model and its contenders together."""
 REMOVED = {"recalibration", "recalibration instead", "searched allocation", "re-warmed learning rate"}
@@ -165,15 +172,15 @@ class Run:
         if kind == "start":
             model = self.case.pretrained(shared)
         elif kind in PREPARED:
-            like = start if kind != "scratch" else runs / Run(self.case, "ours", self.kept).name / "weights" / "best.pt"
-            if not like.exists():
-                raise SystemExit(f"{self.name}: {like} is not there, and this begins with its network; train it first.")
+            like = start if kind != "scratch" else self.pruned(runs, self.kept)
             prepared = runs / f"{self.name}.pt"
             here = [sys.executable, __file__, "--prepare", kind, str(like), removed, str(prepared)]
             subprocess.run(here, check=True, env=ENVIRONMENT)
             model, prune = (f"model={prepared}",), ("prune=0",)
             if kind == "cwd":
                 prune = (*prune, f"prune_distill={start}", "prune_distill_loss=cwd")
+        elif kind in SMALL:
+            model, prune = (f"model={self.pruned(runs, 30)}",), ("prune=0.5" if kind == "smaller" else "prune=0",)
         elif kind == "one-run":
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
         elif kind == "ours":
@@ -184,6 +191,13 @@ class Run:
         length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")
         data = f"data={data_of(shared, self.case.data)}"
         return (*model, data, *length, f"seed={self.case.seed}", *TRAIN, *prune)
+
+    def pruned(self, runs: Path, kept: int) -> Path:
+        """Return the network that ours ends with at a share of the MACs."""
+        path = runs / Run(self.case, "ours", kept).name / "weights" / "best.pt"
+        if not path.exists():
+            raise SystemExit(f"{self.name}: {path} is not there, and this begins with its network; train it first.")
+        return path
 
 
 def trained_start(case: Case, shared: Path, runs: Path) -> Path:
@@ -215,6 +229,7 @@ def planned() -> list[Run]:
             runs.append(Run(case, "one-run", 50))
         if case in MAIN[:2]:
             runs += [Run(case, c, kept) for kept in (70, 30) for c in ("ours", LABELS_ALONE, *peers)]
+            runs += [Run(case, c, kept) for c, kept in SMALL.items()]
     for case in AGAIN:
         runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", "usual", "cwd"))]
     usual = INGREDIENTS.keys() - BEYOND - {WITHOUT_TEACHER}

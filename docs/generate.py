@@ -100,6 +100,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "accuracy.last": table("accuracy_tables", "last_table"),
     "accuracy": table("accuracy_tables"),
     "accuracy.differences": table("accuracy_tables", "difference_table"),
+    "accuracy.small": table("accuracy_tables", "small_table"),
     "ablation": table("accuracy_tables", "ablation"),
     "recovery": table("recovery"),
     "training_time": table("accuracy_tables", "time_table"),

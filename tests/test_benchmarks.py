@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from yolo_prune.report.records import Report, Stage
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
+Made = Callable[..., None]
 pytestmark = pytest.mark.skipif(not RESULTS.is_dir(), reason="the sdist has no benchmarks")
 
 
@@ -110,17 +111,15 @@ def test_models_are_compared_on_the_same_draws_of_images_and_seeds_count() -> No
     assert validation.standard_error([easy, hard]) > validation.standard_error([easy])
 
 
-@pytest.mark.usefixtures("scripts")
-def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def made(scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Return what writes the result of a run: contender, percent of the MACs, best mAP50-95, parameters, seed, data."""
     import accuracy
     import accuracy_tables
 
     monkeypatch.setattr(accuracy, "RESULTS", tmp_path)
-    case = accuracy.Case("yolov8n", accuracy_tables.DETAILED)
 
-    def made(contender: str, kept: int, best: float, params: int, of: accuracy.Case = case) -> None:
+    def made(contender: str, kept: int, best: float, params: int, seed: int = 0, data: str = "deeppcb") -> None:
         metrics = {"mAP50-95(B)": best, "mAP50(B)": best + 0.2}
         draws = {metric: [value - 0.01, value + 0.01] for metric, value in metrics.items()}
         report = {stage: {"params": params * times} for stage, times in (("final", 1), ("dense", 2))}
@@ -132,7 +131,14 @@ def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_m
             },
             "report": {**report, "cuts": [{"fitness_cut": 0.5}]},
         }
-        (tmp_path / f"{accuracy.Run(of, contender, kept).name}.json").write_text(json.dumps(content), encoding="utf-8")
+        run = accuracy.Run(accuracy.Case("yolov8n", data, seed), contender, kept)
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+    return made
+
+
+def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_missing(made: Made) -> None:
+    import accuracy_tables
 
     made("dense", 100, 0.62, 0)
     made("ours", 50, 0.6, 1_500_000)
@@ -151,16 +157,28 @@ def test_a_table_tells_the_best_epoch_and_the_last_ones_and_leaves_out_what_is_m
     assert accuracy_tables.summary().splitlines()[2:] == [
         "| yolov8n, deeppcb | 50 % | 0.620 ± 0.014 | 0.500 ± 0.014 |  |  | 0.600 ± 0.014 |"
     ]
-    again = accuracy.Case("yolov8n", accuracy_tables.DETAILED, 1)
-    made("ours", 50, 0.64, 1_300_000, again)
-    made("dense", 100, 0.64, 0, again)
+    made("ours", 50, 0.64, 1_300_000, seed=1)
+    made("dense", 100, 0.64, 0, seed=1)
     assert [line.split(" | ")[1:6] for line in accuracy_tables.detailed_table().splitlines()[2:]] == [
         ["dense", "2", "2.80 M", "0.630 ± 0.017", "-1.0 ± 2.0"],  # the spread of the seeds counts
         ["usual recipe", "1", "1.20 M", "0.500 ± 0.014", "+10.0 ± 0.0"],  # beside ours of the same seed
         ["ours", "2", "1.40 M", "0.620 ± 0.024", ""],
     ]
-    made("ours:one cut", 50, 0.6, 1, accuracy.Case("yolov8n", "bccd"))  # whose defaults are not made
+    made("ours:one cut", 50, 0.6, 1, data="bccd")  # whose defaults are not made
     assert accuracy_tables.ablation().splitlines()[2:] == ["| one cut | 1 | 0.500 | 0.600 ± 0.014 |  |"]
+
+
+def test_a_small_network_stands_beside_what_half_of_it_reaches(made: Made) -> None:
+    import accuracy_tables
+
+    made("ours", 30, 0.55, 800_000)
+    made("small", 30, 0.57, 800_000)
+    assert len(accuracy_tables.small_table().splitlines()) == 2  # one of two is not made
+    made("smaller", 15, 0.4, 400_000)
+    assert accuracy_tables.small_table().splitlines()[2:] == [
+        "| yolov8n, deeppcb | 30 % | 0.80 M | 0.570 ± 0.014 |  |",
+        "| yolov8n, deeppcb | 15 % | 0.40 M | 0.400 ± 0.014 | -17.0 ± 0.0 |",
+    ]
 
 
 @pytest.mark.usefixtures("scripts")
