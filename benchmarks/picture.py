@@ -149,10 +149,10 @@ def marks(contender: str, line: Sequence[Point], latency: Axis, accuracy: Axis) 
         yield f'<circle cx="{x}" cy="{y}" r="5" class="{kind}">'
         yield f"<title>{point.run.name}: {1e3 * point.seconds:.2f} ms, mAP50-95 {point.fitness:.3f}</title></circle>"
         said = f"{point.run.kept} %: {point.fitness:.3f}"
-        if kind in PREPARED:
-            yield f'<text x="{x + 10}" y="{y + 15}">{said}</text>'
-        elif point == line[-1]:
+        if point == line[-1]:
             yield f'<text x="{x - 10}" y="{y + 4}" text-anchor="end">{said}</text>'
+        elif kind in PREPARED:
+            yield f'<text x="{x + 10}" y="{y + 15}">{said}</text>'
         elif contender == "ours":  # the dense model is on all lines, and said once
             share = "dense" if kind == "dense" else f"{point.run.kept} %"
             yield f'<text x="{x}" y="{y - 27}" text-anchor="middle">{share}</text>'

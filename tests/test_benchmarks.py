@@ -37,7 +37,7 @@ def test_the_picture_is_drawn_from_the_results() -> None:
     import picture
 
     curves = picture.points()
-    assert len(curves) == 6 and all(len(line) > 1 for line in curves.values())
+    assert len(curves) == 6 and all(len(line) == 3 for line in curves.values())
     assert picture.draw(curves) == picture.PICTURE.read_text(encoding="utf-8")
 
 
