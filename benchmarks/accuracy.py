@@ -46,6 +46,10 @@ from training import ALONE, ENVIRONMENT, data_of, finish, parser_of, train, writ
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
 TRAIN = ("batch=16", "workers=0", "plots=False")
+BEST, LAST = "plain_process", "last"
+"""What of a result tells of the best epoch, as Ultralytics validates, and of the last, on images as exports have."""
+JUDGES = {"deeppcb": LAST}
+"""Data set -> what of its results is compared, where it is not the best epoch: see `docs/benchmarks.md`."""
 USUALLY, SETTINGS = (25, 224), {"deeppcb": (50, 320), "sign-digits-cls": (25, 96)}
 """Epochs and size of the images in pixels; data set -> the same, where it has its own."""
 WITHOUT_TEACHER, BY_FEATURES = "without distillation", "distillation by features"
@@ -70,12 +74,12 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "random channels": ("prune_importance=random", "prune_allocation=uniform"),
 }
 """Name -> what takes an ingredient away, or adds one, all without distillation; Taylor goes with isomorphic groups."""
-DEEP: dict[str, tuple[str, ...]] = {
-    "a quarter of each layer stays": ("prune_max_pruning_ratio=0.75",),
-    "all at once, first": ("prune_schedule=one-shot", "prune_start=0"),
+WAYS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "a finished teacher": (50, ("prune_distill={start}/last.pt",)),
+    "a quarter of each layer stays": (30, ("prune_max_pruning_ratio=0.75",)),
+    "all at once, first": (30, ("prune_schedule=one-shot", "prune_start=0")),
 }
-"""Name -> what may help where most of the MACs go; all else is by default, with the dense model as a teacher."""
-OURS_DEEP = tuple(f"ours:{way}" for way in DEEP)
+"""Name -> percent of the MACs where it is looked at, and what is not by default; ``{start}`` has the dense model."""
 LABELS_ALONE = f"ours:{WITHOUT_TEACHER}"
 """Ours that learns from labels alone, as the ingredients do."""
 CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", LABELS_ALONE, "ours", "one-run")
@@ -131,6 +135,11 @@ class Case:
         """Key of Ultralytics' results that is compared."""
         return "mAP50-95(M)" if self.model.endswith("-seg") else "mAP50-95(B)"
 
+    @property
+    def judge(self) -> str:
+        """What of a result is compared."""
+        return JUDGES.get(self.data, BEST)
+
     def start(self, runs: Path) -> Path:
         """Return the dense model that all contenders start from."""
         return runs / f"{self}-start" / "weights" / "best.pt"
@@ -185,7 +194,8 @@ class Run:
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
         elif kind == "ours":
             alone = ALONE if ingredient in INGREDIENTS.keys() - {BY_FEATURES} else ()
-            prune = (f"prune={removed}", *alone, *{**INGREDIENTS, **DEEP}.get(ingredient, ()))
+            _, way = WAYS.get(ingredient, (0, INGREDIENTS.get(ingredient, ())))
+            prune = (f"prune={removed}", *alone, *(argument.format(start=start.parent) for argument in way))
         if prune:
             prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
         length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")
@@ -223,7 +233,8 @@ def planned() -> list[Run]:
         peers = ("usual", "cwd", "narrow") if case in (*MAIN, *PCB) else ("usual", "narrow")
         runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", LABELS_ALONE, *peers))]
         if case in PCB[:2]:
-            runs += [Run(case, c, 30) for c in ("ours", LABELS_ALONE, *OURS_DEEP, *peers)]
+            runs += [Run(case, c, 30) for c in ("ours", LABELS_ALONE, *peers)]
+            runs += [Run(case, f"ours:{name}", kept) for name, (kept, _) in WAYS.items()]
             runs += [Run(case, c, 50) for c in ("scratch", "ours:random channels")]
         if case in MAIN:
             runs.append(Run(case, "one-run", 50))
@@ -285,7 +296,7 @@ def make(run: Run, shared: Path, runs: Path, start: Future[None] | None = None) 
 def score(run: Run) -> float | None:
     """Return a run's accuracy, or None where it has not been made."""
     made = result(run)
-    return made and made["plain_process"]["metrics"][run.case.metric]
+    return made and made[run.case.judge]["metrics"][run.case.metric]
 
 
 def result(run: Run) -> dict[str, Any] | None:

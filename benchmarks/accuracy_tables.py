@@ -6,25 +6,26 @@ validation images (see `validation.py`); both count the spread of the seeds wher
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, stdev
+from statistics import mean
 
 from accuracy import (
+    BEST,
     CONTENDERS,
     INGREDIENTS,
     LABELS_ALONE,
-    OURS_DEEP,
+    LAST,
     SMALL,
     TIMED,
+    WAYS,
     WITHOUT_TEACHER,
     Case,
     Run,
     planned,
     result,
 )
-from validation import Judged, accuracy, difference, judged, with_error, with_interval
+from validation import Judged, accuracy, difference, judged
 
 NAMES = {
     "usual": "usual recipe",
@@ -33,7 +34,7 @@ NAMES = {
     "scratch": "ours from scratch",
     "ours:random channels": "random channels",
     LABELS_ALONE: "ours without distillation",
-    **{way: way.replace(":", ", ") for way in OURS_DEEP},
+    **{f"ours:{way}": f"ours, {way}" for way in WAYS},
     "one-run": "in one run",
 }
 FEW = ("raccoon",)
@@ -41,8 +42,8 @@ FEW = ("raccoon",)
 ABOVE = "ours, in points above"
 DETAILED = "deeppcb"
 """The data set of which a table of its own tells more."""
-COARSE, LAST = "mAP50(B)", 10
-"""What it tells beside the best epoch: a metric that small shifts of boxes do not change, and the mean of that many."""
+COARSE = "mAP50(B)"
+"""What it tells beside mAP50-95: a metric that small shifts of boxes do not change."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,19 @@ def rows() -> list[Row]:
     return [Row(tuple(cases[key]), key[2]) for key in keys]
 
 
-def told(row: Row, contender: str, metric: str = "") -> str:
-    """Return what a contender reached, by a metric or by the one that is compared: ``0.603 ± 0.011``."""
-    return accuracy(_judged(row.runs(contender), metric))
+def told(row: Row, contender: str, metric: str = "", judge: str = "") -> str:
+    """Return what a contender reached, by a metric and a judge or by those that are compared: ``0.603 ± 0.011``."""
+    return accuracy(_judged(row.runs(contender), metric, judge))
 
 
-def above(row: Row, contender: str, metric: str = "") -> str:
+def above(row: Row, contender: str, metric: str = "", judge: str = "") -> str:
     """Return by how many points ours is above a contender: ``-1.4 ± 0.8``."""
-    return difference(*(_judged(row.runs(of), metric) for of in ("ours", contender)))
+    return difference(*(_judged(row.runs(of), metric, judge) for of in ("ours", contender)))
 
 
-def _judged(runs: Sequence[Run], metric: str = "") -> Judged:
+def _judged(runs: Sequence[Run], metric: str = "", judge: str = "") -> Judged:
     """Return what the judges found of runs, or none where one is missing."""
-    found = [made["plain_process"] for run in runs if (made := result(run))]
+    found = [made[judge or run.case.judge] for run in runs if (made := result(run))]
     return judged(found if len(found) == len(runs) else (), metric or (runs[0].case.metric if runs else ""))
 
 
@@ -110,29 +111,26 @@ def difference_table() -> str:
 
 
 def detailed_table() -> str:
-    """Return what each contender reached on `DETAILED` in its best epoch, and by how many points ours is above it."""
-    return _detailed("best epoch", told, above)
+    """Return what each contender reached on `DETAILED` in its last epoch, and by how many points ours is above it."""
+    return _detailed("last epoch", LAST)
 
 
-def last_table() -> str:
-    """Return the same of the mean of the last epochs, of which none was chosen.
-
-    Runs of one seed see the same images in the same order, and rise and fall together: differences are those of the
-    same epochs.
-    """
-    return _detailed(f"mean of the last {LAST} epochs", _last_told, _last_above)
+def best_table() -> str:
+    """Return the same of the best epoch, as Ultralytics validates it."""
+    return _detailed("best epoch", BEST)
 
 
-def _detailed(head: str, cell: Callable[[Row, str, str], str], gain: Callable[[Row, str, str], str]) -> str:
+def _detailed(head: str, judge: str) -> str:
     """Return a table with a line for each contender of a row, and two columns for each of two metrics."""
     lines = [f"| {head} | | seeds | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} |", "|---" * 8 + "|"]
-    both = ((all_seeds.having(c), c) for all_seeds in rows() for c in (*CONTENDERS, *OURS_DEEP))
+    both = ((all_seeds.having(c), c) for all_seeds in rows() for c in (*CONTENDERS, *(f"ours:{way}" for way in WAYS)))
     for row, contender in ((row, contender) for row, contender in both if row.cases):
         if row.cases[0].data == DETAILED:
             of, name = f"{row.cases[0].model}, {row.kept} %", NAMES.get(contender, contender)
             cells = [of, name, str(len(row.cases)), params(row, contender)]
             for metric in (row.cases[0].metric, COARSE):
-                cells += [cell(row, contender, metric), "" if contender == "ours" else gain(row, contender, metric)]
+                gain = "" if contender == "ours" else above(row, contender, metric, judge)
+                cells += [told(row, contender, metric, judge), gain]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -142,26 +140,6 @@ def params(row: Row, contender: str) -> str:
     of, stage = ("ours", "dense") if contender == "dense" else (contender, "final")
     found = [(result(run) or {})["report"][stage]["params"] for run in row.runs(of)]
     return f"{mean(found) / 1e6:.2f} M"
-
-
-def _last(row: Row, contender: str, metric: str) -> list[float]:
-    """Return a contender's accuracy after each of the last epochs, of all seeds."""
-    made = [found for run in row.runs(contender) if (found := result(run))]
-    return [value for found in made for value in found["by_epoch"][metric][-LAST:]]
-
-
-def _last_told(row: Row, contender: str, metric: str) -> str:
-    return with_error(*_mean(_last(row, contender, metric)))
-
-
-def _last_above(row: Row, contender: str, metric: str) -> str:
-    ours, others = (_last(row, of, metric) for of in ("ours", contender))
-    return with_interval(*_mean([mine - other for mine, other in zip(ours, others, strict=True)]))
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error, by the spread of the values."""
-    return mean(values), stdev(values) / math.sqrt(len(values))
 
 
 def _table(head: str, cell: Callable[[Row, str], str], without: Sequence[str] = ()) -> str:
@@ -199,8 +177,8 @@ def summary() -> str:
         "|---" * (2 + len(shown)) + "|",
     ]
     for row in sorted(rows(), key=lambda row: row.cases[0].data != DETAILED):
-        is_half = row.kept == 50 and row.cases[0].data not in FEW
-        if is_half or (row.cases[0].model, row.kept) == ("yolov8n", 30):
+        data = row.cases[0].data
+        if data == DETAILED or (row.kept == 50 and data not in FEW):
             cells = " | ".join(told(row.having(contender), contender) for contender in shown)
             lines.append(f"| {row.name} | {row.kept} % | {cells} |")
     return "\n".join(lines)
@@ -250,5 +228,5 @@ def time_table() -> str:
 def tables() -> str:
     """Return all tables."""
     return "\n\n".join(
-        (detailed_table(), last_table(), table(), difference_table(), small_table(), ablation(), time_table())
+        (detailed_table(), best_table(), table(), difference_table(), small_table(), ablation(), time_table())
     )

@@ -122,20 +122,21 @@ def train(arguments: Sequence[str], folder: Path, shared: Path) -> dict[str, Any
         shared: Folder of the data sets and weights; it is left out of the command in the result.
 
     Returns:
-        ``command``, ``plain_process`` (what `validate` finds in ``best.pt``, and its bytes), ``seconds`` (of the
-        training and per epoch, validation included), ``by_epoch`` (see `accuracy_by_epoch`) and ``report`` (the run's
-        ``report.json``, empty for a dense run).
+        ``command``, ``plain_process`` (what `validate` finds in ``best.pt``, and its bytes), ``last`` (what it finds in
+        ``last.pt``, of images of the size that an export has), ``seconds`` (of the training and per epoch, validation
+        included), ``by_epoch`` (see `accuracy_by_epoch`) and ``report`` (the run's ``report.json``, empty for a dense
+        run).
     """
-    given, best = finish(arguments, folder), folder / "weights" / "best.pt"
+    given = finish(arguments, folder)
+    best, last = (folder / "weights" / f"{name}.pt" for name in ("best", "last"))
+    judges = given["data"], int(given["imgsz"])
     command = "python benchmarks/bfloat16.py train" if _is_in_bfloat16(given) else "yolo train"
     report_file = folder / "pruning" / "report.json"
     times = epoch_ends(folder / "results.csv")
     return {
         "command": " ".join((command, *arguments)).replace(f"{shared}/", "").replace(f"{folder.parent}/", ""),
-        "plain_process": {
-            **validate(best, given["data"], int(given["imgsz"])),
-            "bytes": best.stat().st_size,
-        },
+        "plain_process": {**validate(best, *judges), "bytes": best.stat().st_size},
+        "last": validate(last, *judges, rect=False),
         "seconds": {"total": round(times[-1]), "per_epoch": round(times[-1] / len(times), 1)},
         "by_epoch": accuracy_by_epoch(folder / "results.csv"),
         "report": _without_paths(json.loads(report_file.read_text())) if report_file.exists() else {},

@@ -1,6 +1,6 @@
 """Validate a checkpoint in a process that cannot import yolo_prune, and resample the images that judged it.
 
-    python benchmarks/validation.py CHECKPOINT DATA IMGSZ    # prints one line of JSON
+    python benchmarks/validation.py CHECKPOINT DATA IMGSZ RECT    # prints one line of JSON
 
 The standard error of an accuracy comes from the bootstrap over validation images (Efron & Tibshirani 1993, sections 6
 and 14): the images are drawn with replacement, and the metric is computed of what was drawn. All checkpoints of a data
@@ -28,15 +28,22 @@ FOUND = {"(B)": "tp", "(M)": "tp_m", "(P)": "tp_p"}
 """End of the names of metrics -> Ultralytics' name of what they are computed from."""
 
 
-def validate(checkpoint: Path, data: str, imgsz: int) -> dict[str, Any]:
+def validate(checkpoint: Path, data: str, imgsz: int, rect: bool = True) -> dict[str, Any]:
     """Validate a checkpoint without yolo_prune.
+
+    Args:
+        checkpoint: The file.
+        data: Path of the data set's description.
+        imgsz: Size of the images in pixels.
+        rect: Whether images have the shape that Ultralytics validates with by default: each batch its own, with at
+            least 16 gray pixels around what is square. Otherwise all are ``imgsz`` x ``imgsz``, as an export sees them.
 
     Returns:
         ``metrics``, Ultralytics' own, and ``resampled``: for each draw ``mAP50-95`` and ``mAP50`` of each of `FOUND`,
         or of classification ``accuracy_top1`` and ``accuracy_top5``.
     """
     done = subprocess.run(
-        [sys.executable, __file__, str(checkpoint), data, str(imgsz)],
+        [sys.executable, __file__, str(checkpoint), data, str(imgsz), str(rect)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -78,26 +85,18 @@ def accuracy(of: Judged) -> str:
     """Return ``0.603 ± 0.011``: the mean over trainings, and its standard error where images were resampled."""
     if not of.scores:
         return ""
-    return with_error(mean(of.scores), standard_error(of.draws) if of.draws else None)
+    error = f" ± {standard_error(of.draws):.3f}" if of.draws else ""
+    return f"{mean(of.scores):.3f}{error}"
 
 
 def difference(ours: Judged, others: Judged) -> str:
     """Return ``-1.4 ± 0.8``: by how many points trainings are better than others, and the 95 % interval of that."""
     if not (ours.scores and others.scores):
         return ""
-    error = standard_error(differences(ours.draws, others.draws)) if ours.draws and others.draws else None
-    return with_interval(mean(ours.scores) - mean(others.scores), error)
-
-
-def with_error(value: float, error: float | None) -> str:
-    """Return an accuracy with its standard error, where that is known: ``0.603 ± 0.011``."""
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
-
-
-def with_interval(gain: float, error: float | None) -> str:
-    """Return a difference of accuracies in points, with its 95 % interval where the error is known: ``-1.4 ± 0.8``."""
-    points = f"{100 * gain:+.1f}"
-    return points if error is None else f"{points} ± {100 * INTERVAL * error:.1f}"
+    gain = f"{100 * (mean(ours.scores) - mean(others.scores)):+.1f}"
+    if not (ours.draws and others.draws):
+        return gain
+    return f"{gain} ± {100 * INTERVAL * standard_error(differences(ours.draws, others.draws)):.1f}"
 
 
 def resampled_classes(labels: Any, best: Any, draws: int = DRAWS) -> dict[str, list[float]]:
@@ -139,7 +138,7 @@ def resampled(stats: Mapping[str, Sequence[Any]], draws: int = DRAWS) -> dict[st
     return found
 
 
-def main(checkpoint: str, data: str, imgsz: str) -> None:
+def main(checkpoint: str, data: str, imgsz: str, rect: str) -> None:
     """Validate, and print what was found."""
     sys.modules["yolo_prune"] = None  # type: ignore[assignment]  # importing it now raises
     import torch
@@ -155,7 +154,8 @@ def main(checkpoint: str, data: str, imgsz: str) -> None:
             stats.update(labels=torch.cat(validator.targets), best=torch.cat(validator.pred))
 
     model.add_callback("on_val_batch_end", remember)
-    results = model.val(data=data, imgsz=int(imgsz), batch=16, workers=0, plots=False, verbose=False)
+    shape = {"imgsz": int(imgsz), "rect": rect == "True"}
+    results = model.val(data=data, **shape, batch=16, workers=0, plots=False, verbose=False)
     metrics = {key.removeprefix("metrics/"): float(value) for key, value in results.results_dict.items()}
     draws = resampled_classes(**stats) if model.task == "classify" else resampled(stats) if stats else {}
     print(json.dumps({"metrics": metrics, "resampled": draws}))
