@@ -179,7 +179,8 @@ def summary() -> str:
     for row in sorted(rows(), key=lambda row: row.cases[0].data != DETAILED):
         data = row.cases[0].data
         if data == DETAILED or (row.kept == 50 and data not in FEW):
-            cells = " | ".join(told(row.having(contender), contender) for contender in shown)
+            made = (row.having(contender) if data == DETAILED else row for contender in shown)
+            cells = " | ".join(told(of, contender) for of, contender in zip(made, shown, strict=True))
             lines.append(f"| {row.name} | {row.kept} % | {cells} |")
     return "\n".join(lines)
 
