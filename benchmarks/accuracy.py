@@ -87,7 +87,7 @@ CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channel
 PREPARED = ("usual", "cwd", "narrow", "scratch")
 """Contenders that train on a checkpoint which is made for them."""
 SMALL = {"small": 30, "smaller": 15}
-"""Contenders that begin with what ours leaves of 30 % of the MACs, and the percent that they end with."""
+"""Contenders that begin with what ours leaves at the first of these percents of the MACs -> what they end with."""
 LONG = ("narrow", "scratch", "one-run")
 """Contenders that train for as long as the dense model and its contenders together."""
 REMOVED = {"recalibration", "recalibration instead", "searched allocation", "re-warmed learning rate"}
@@ -189,13 +189,16 @@ class Run:
             if kind == "cwd":
                 prune = (*prune, f"prune_distill={start}", "prune_distill_loss=cwd")
         elif kind in SMALL:
-            model, prune = (f"model={self.pruned(runs, 30)}",), ("prune=0.5" if kind == "smaller" else "prune=0",)
+            model = (f"model={self.pruned(runs, SMALL['small'])}",)
+            prune = ("prune=0.5",) if kind == "smaller" else ("prune=0",)
         elif kind == "one-run":
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
         elif kind == "ours":
-            alone = ALONE if ingredient in INGREDIENTS.keys() - {BY_FEATURES} else ()
-            _, way = WAYS.get(ingredient, (0, INGREDIENTS.get(ingredient, ())))
-            prune = (f"prune={removed}", *alone, *(argument.format(start=start.parent) for argument in way))
+            if ingredient in WAYS:
+                prune = tuple(argument.format(start=start.parent) for argument in WAYS[ingredient][1])
+            elif ingredient:
+                prune = (*(ALONE if ingredient != BY_FEATURES else ()), *INGREDIENTS[ingredient])
+            prune = (f"prune={removed}", *prune)
         if prune:
             prune = (*prune, "prune_benchmark=False")  # no stopwatch while other runs go on
         length = (f"epochs={self.case.epochs * (2 if kind in LONG else 1)}", f"imgsz={self.case.imgsz}")

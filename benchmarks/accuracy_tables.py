@@ -27,6 +27,8 @@ from accuracy import (
 )
 from validation import Judged, accuracy, difference, judged
 
+TRIED = {f"ours:{way}": f"ours, {way}" for way in WAYS}
+"""Contender -> its name, of ours in another way than by default."""
 NAMES = {
     "usual": "usual recipe",
     "cwd": "L1 and CWD",
@@ -34,7 +36,7 @@ NAMES = {
     "scratch": "ours from scratch",
     "ours:random channels": "random channels",
     LABELS_ALONE: "ours without distillation",
-    **{f"ours:{way}": f"ours, {way}" for way in WAYS},
+    **TRIED,
     "one-run": "in one run",
 }
 FEW = ("raccoon",)
@@ -123,15 +125,15 @@ def best_table() -> str:
 def _detailed(head: str, judge: str) -> str:
     """Return a table with a line for each contender of a row, and two columns for each of two metrics."""
     lines = [f"| {head} | | seeds | params | mAP50-95 | {ABOVE} | mAP50 | {ABOVE} |", "|---" * 8 + "|"]
-    both = ((all_seeds.having(c), c) for all_seeds in rows() for c in (*CONTENDERS, *(f"ours:{way}" for way in WAYS)))
+    detailed = [row for row in rows() if row.cases[0].data == DETAILED]
+    both = ((row.having(contender), contender) for row in detailed for contender in (*CONTENDERS, *TRIED))
     for row, contender in ((row, contender) for row, contender in both if row.cases):
-        if row.cases[0].data == DETAILED:
-            of, name = f"{row.cases[0].model}, {row.kept} %", NAMES.get(contender, contender)
-            cells = [of, name, str(len(row.cases)), params(row, contender)]
-            for metric in (row.cases[0].metric, COARSE):
-                gain = "" if contender == "ours" else above(row, contender, metric, judge)
-                cells += [told(row, contender, metric, judge), gain]
-            lines.append(f"| {' | '.join(cells)} |")
+        of, name = f"{row.cases[0].model}, {row.kept} %", NAMES.get(contender, contender)
+        cells = [of, name, str(len(row.cases)), params(row, contender)]
+        for metric in (row.cases[0].metric, COARSE):
+            gain = "" if contender == "ours" else above(row, contender, metric, judge)
+            cells += [told(row, contender, metric, judge), gain]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -159,12 +161,12 @@ def _table(head: str, cell: Callable[[Row, str], str], without: Sequence[str] = 
 def small_table() -> str:
     """Return what half of the MACs costs a network that is small already, beside itself trained on."""
     lines = ["| model, data | MACs kept | params | mAP50-95 | change, in points |", "|---|---|---|---|---|"]
-    for row in rows():
-        (small, before), (smaller, after) = ((c, replace(row, kept=kept)) for c, kept in SMALL.items())
-        if row.kept == before.kept and before.runs(small) and after.runs(smaller):
-            change = difference(_judged(after.runs(smaller)), _judged(before.runs(small)))
-            for of, contender, cost in ((before, small, ""), (after, smaller, change)):
-                cells = (row.name, f"{of.kept} %", params(of, contender), told(of, contender), cost)
+    for small in (row for row in rows() if row.kept == SMALL["small"]):
+        half = replace(small, kept=SMALL["smaller"])
+        if small.runs("small") and half.runs("smaller"):
+            change = difference(_judged(half.runs("smaller")), _judged(small.runs("small")))
+            for of, contender, cost in ((small, "small", ""), (half, "smaller", change)):
+                cells = (of.name, f"{of.kept} %", params(of, contender), told(of, contender), cost)
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -179,8 +181,7 @@ def summary() -> str:
     for row in sorted(rows(), key=lambda row: row.cases[0].data != DETAILED):
         data = row.cases[0].data
         if data == DETAILED or (row.kept == 50 and data not in FEW):
-            made = (row.having(contender) if data == DETAILED else row for contender in shown)
-            cells = " | ".join(told(of, contender) for of, contender in zip(made, shown, strict=True))
+            cells = " | ".join(told(row, contender) for contender in shown)
             lines.append(f"| {row.name} | {row.kept} % | {cells} |")
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -193,6 +194,40 @@ def test_the_standard_error_of_a_classifier_is_that_of_the_images() -> None:
     assert np.mean(found["accuracy_top1"]) == pytest.approx(0.7, abs=0.01)
     assert np.mean(found["accuracy_top5"]) == pytest.approx(0.9, abs=0.01)
     assert validation.standard_error([found["accuracy_top1"]]) == pytest.approx(math.sqrt(0.7 * 0.3 / 400), rel=0.15)
+
+
+@pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize("rect", [True, False])
+def test_a_checkpoint_is_validated_on_images_of_the_shape_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rect: bool
+) -> None:
+    import validation
+
+    asked: dict[str, Any] = {}
+
+    class Model:
+        task = "detect"
+
+        def __init__(self, checkpoint: str) -> None:
+            assert checkpoint == "best.pt"
+
+        def add_callback(self, *_: object) -> None: ...
+
+        def val(self, **given: Any) -> SimpleNamespace:
+            asked.update(given)
+            return SimpleNamespace(results_dict={"metrics/mAP50(B)": 0.5})
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        validation.main(*command[2:])
+        return SimpleNamespace(stdout=capsys.readouterr().out)
+
+    monkeypatch.setitem(sys.modules, "yolo_prune", sys.modules["yolo_prune"])  # which is made unimportable there
+    monkeypatch.setattr("ultralytics.YOLO", Model)
+    monkeypatch.setattr("ultralytics.nn.tasks.torch_safe_load", lambda *_, **__: None)
+    monkeypatch.setattr(validation.subprocess, "run", run)
+    found = validation.validate(Path("best.pt"), "data.yaml", 320, rect)
+    assert found == {"metrics": {"mAP50(B)": 0.5}, "resampled": {}}
+    assert (asked["data"], asked["imgsz"], asked["rect"]) == ("data.yaml", 320, rect)
 
 
 @pytest.mark.usefixtures("scripts")
