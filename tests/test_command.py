@@ -19,6 +19,8 @@ if mode == "reboots" and tries < 2:
     sys.exit("error: device offline")
 if mode == "is-gone":
     sys.exit("error: no devices found")
+if mode == "is-piped":  # adb shell failed, and sed after it did not
+    sys.exit(0)
 if mode == "hangs":
     import time; time.sleep(60)
 print("pushed", file)
@@ -48,12 +50,21 @@ def test_a_board_that_reboots_is_waited_for(runtime: object, tmp_path: Path) -> 
     [
         ("is-gone", r"ended with status 1 and said: error: no devices found, 2 times; what was timed before is kept"),
         ("hangs", r"was not done after 1 s, 2 times"),
-        ("talks", r"said 'all done' in its last line, which ends with no number; print seconds, or 12.3 ms"),
+        ("is-piped", r"ended with status 0 and said: nothing, 2 times"),
+        ("talks", r"said 'all done' in its last line, which ends with no number of seconds; print 0.0123, or 12.3 ms"),
     ],
 )
 def test_what_goes_wrong_is_said(mode: str, says: str, runtime: object, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=says):
         seconds_of(runtime(mode), tmp_path / "a.onnx", waits=(0.0,), timeout=1.0)
+
+
+def test_a_script_without_a_first_line_is_told_of(tmp_path: Path) -> None:
+    script = tmp_path / "timer.sh"
+    script.write_text("echo 12.3 ms\n", encoding="utf-8")
+    script.chmod(0o755)
+    with pytest.raises(UnsupportedError, match=r"cannot be run: .*; a script begins with #!/bin/bash"):
+        seconds_of(f"command: {script} {{file}}", tmp_path / "a.onnx")
 
 
 def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -77,13 +88,24 @@ def test_a_command_without_its_file_is_refused(runtime: str) -> None:
         ("0.0421", 0.0421),
         ("4.2e-2 s", 0.042),
         ("a\nlatency 3 ms.", 0.003),
+        ("12.3 \u00b5s", 12.3e-6),
+        ("12.3 \u03bcs", 12.3e-6),
+        ("12.3 MS", 0.0123),
+        ("npu,0.0421", 0.0421),
+        ("Avg Time 20 12.3 ms", 0.0123),
     ],
 )
 def test_seconds_are_read_with_and_without_a_unit(output: str, seconds: float) -> None:
     assert read_seconds(output, "timer") == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("output", ["", "\n", "done", "0 ms", "-3 ms", "nan", "1e999 s"])
+@pytest.mark.parametrize("output", ["", "\n", "done", "0 ms", "-3 ms", "nan", "1e999 s", "12 fps"])
 def test_no_seconds_are_an_error(output: str) -> None:
     with pytest.raises(UnsupportedError, match="the command timer said"):
+        read_seconds(output, "timer")
+
+
+@pytest.mark.parametrize("output", ["12,3 ms", "1,234.5 us", "1'234 us", "12:34.5", "3-4 ms", "3/4", "1.2.3 s", "5 \ufffds"])
+def test_a_number_is_read_as_a_whole_or_not_at_all(output: str) -> None:
+    with pytest.raises(UnsupportedError, match="with a point and without other separators"):
         read_seconds(output, "timer")

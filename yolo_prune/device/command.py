@@ -3,7 +3,8 @@
     command: adb-timer.sh {file}        42.1 ms
     command: ssh board time.py {file}   0.0421
 
-The number that ends the last line counts, in seconds or with its unit (s, ms, us).
+The number that ends the last line counts, in seconds or with its unit (s, ms, us). It has a decimal point, and nothing
+between thousands.
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ TIMEOUT = 600.0
 """Seconds after which a command is ended."""
 WAITS = (5.0, 20.0, 60.0)
 """Seconds between the tries of a command that fails: a board that reboots comes back."""
-_SECONDS = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(s|sec|seconds|ms|us|µs)?\W*$", re.IGNORECASE)
-_UNITS = {"ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6}
+"""Unit -> seconds; Unicode has a sign for micro, and a Greek letter that looks the same."""
+_SECONDS = re.compile(
+    r"(?<!\d)(?<!\d[.,:'\u2019/+-])"  # nor the end of 1,234.5, 12:34.5 or 3-4
+    r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(" + "|".join(_UNITS) + r")\W*$",
+    re.IGNORECASE,
+)
 
 
 def is_command(runtime: str) -> bool:
@@ -50,7 +56,7 @@ def words_of(runtime: str) -> list[str]:
 
 
 def seconds_of(runtime: str, file: Path, waits: tuple[float, ...] = WAITS, timeout: float = TIMEOUT) -> float:
-    """Run a command on a file, and return the seconds that it says; one that fails is tried again.
+    """Run a command on a file, and return the seconds that it says; one that fails, or says nothing, is tried again.
 
     Raises:
         UnsupportedError: If it cannot be run, fails every time, says no seconds, or takes too long.
@@ -58,15 +64,17 @@ def seconds_of(runtime: str, file: Path, waits: tuple[float, ...] = WAITS, timeo
     words = [word.replace(FILE, str(file)) for word in words_of(runtime)]
     for wait in (*waits, None):
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout)
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout
+            )
         except FileNotFoundError as e:
             raise UnsupportedError(f"the command {words[0]} was not found; give its path.") from e
         except OSError as e:
-            raise UnsupportedError(f"the command {words[0]} cannot be run: {e}.") from e
+            raise UnsupportedError(f"the command {words[0]} cannot be run: {e}; a script begins with #!/bin/bash.") from e
         except subprocess.TimeoutExpired:
             problem = f"was not done after {timeout:g} s"
         else:
-            if done.returncode == 0:
+            if done.returncode == 0 and done.stdout.strip():  # a pipe has the status of its end, and says nothing
                 return read_seconds(done.stdout, words[0])
             said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
             problem = f"ended with status {done.returncode} and said: {said}"
@@ -89,9 +97,10 @@ def read_seconds(output: str, name: str) -> float:
     if match is None:
         said = short_repr(lines[-1]) if lines else "nothing"
         raise UnsupportedError(
-            f"the command {name} said {said} in its last line, which ends with no number; print seconds, or 12.3 ms."
+            f"the command {name} said {said} in its last line, which ends with no number of seconds; print 0.0123, or "
+            "12.3 ms, with a point and without other separators."
         )
-    seconds = float(match[1]) * _UNITS.get((match[2] or "s").lower(), 1.0)
+    seconds = float(match[1]) * _UNITS[match[2].lower()]
     if not 0 < seconds < float("inf"):
         raise UnsupportedError(f"the command {name} said {match[0]!r}, which is no time above 0 s.")
     return seconds
