@@ -195,6 +195,26 @@ def test_finished_files_are_timed_side_by_side_and_the_report_says_so(
     assert "what the command runs on" in (folder / "report.html").read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match=r"is of 2 networks at .*give the same models in the same order"):
         bench(models[:1], results=str(tmp_path / "latency-result.json"), imgsz=IMGSZ)
+    with pytest.raises(ConfigError, match=r"is of run-dense, run-best, in this order; give them so"):
+        bench(models[::-1], results=str(tmp_path / "latency-result.json"), imgsz=IMGSZ)
+
+
+def test_the_report_is_of_the_dense_model_and_the_result_wherever_the_command_is_given(
+    tmp_path: Path, timer: str, macs_as_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, folder = tmp_path / "run" / "weights", RunFolder(tmp_path / "run").path
+    weights.mkdir(parents=True)
+    folder.mkdir()
+    for name, seconds in (("dense", "8e6"), ("best-0.3", "5e6"), ("best", "4e6")):
+        (weights / f"{name}.onnx").write_text(seconds)
+    (folder / "report.json").write_text(plain := json.dumps(full_report()))
+    monkeypatch.chdir(weights)
+    for first, is_dense in (("best-0.3", False), ("dense", True)):
+        models = [Path(f"{first}.onnx"), Path("best.onnx")]
+        kit.make_comparison_kit(models, tmp_path / "kit.pyz", timer, "onnx", IMGSZ, None)
+        assert f"run-{first}.onnx: " in run(tmp_path / "kit.pyz")
+        bench(models, results=str(tmp_path / "latency-result.json"), imgsz=IMGSZ)
+        assert ((folder / "report.json").read_text() != plain) == is_dense
 
 
 def test_what_finished_files_take_corrects_the_file_that_they_were_planned_by(

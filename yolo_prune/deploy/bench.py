@@ -15,6 +15,7 @@ from yolo_prune.config.choices import RUNTIMES
 from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.bench_table import Bench, Row
 from yolo_prune.deploy.formats import exports_of, file_size, form_of
+from yolo_prune.deploy.kit import name_in_kit
 from yolo_prune.deploy.kit_results import Comparison, note_in_latency, note_in_report, read_comparison
 from yolo_prune.deploy.latency_profile import compare_networks
 from yolo_prune.deploy.network_files import export
@@ -30,7 +31,7 @@ from yolo_prune.host.trainer import open_model
 from yolo_prune.host.zoo import siblings
 from yolo_prune.report.records import Report, Stage
 from yolo_prune.utils.console import progress_bar, silence, verbosity
-from yolo_prune.utils.run_folder import RunFolder
+from yolo_prune.utils.run_folder import RunFolder, run_of
 
 ROUNDS = 20
 
@@ -61,7 +62,8 @@ def bench(
         threads: For a CPU (default: all).
         rounds: Times that each runs.
         results: What a kit of these models, in this order, has measured on a device: its times are in the table instead
-            of this machine's, and in the report of the run that the models are of. ``runtimes`` are timed here as well.
+            of this machine's, and in the report of the run that ``dense`` and ``best`` are of. ``runtimes`` are timed
+            here as well.
         latency: What a kit has measured of the first model, by which the others were pruned: ``results`` are written
             into it too, and correct the next plan that is made by it.
         verbose: Whether to show bars where work takes long.
@@ -100,6 +102,9 @@ def _add_results(found: Bench, subjects: Sequence[_Subject], results: str, model
             f"results={results} is of {len(comparison.names)} networks at {comparison.imgsz} px "
             f"({', '.join(comparison.names)}); give the same models in the same order, and that imgsz."
         )
+    given = tuple(map(name_in_kit, models))
+    if given != comparison.models and sorted(given) == sorted(comparison.models):
+        raise ConfigError(f"results={results} is of {', '.join(comparison.models)}, in this order; give them so.")
     where = dict(comparison.where)
     runtime = f"{where['runtime']} on {where['device']}"
     found.where[runtime] = where
@@ -109,10 +114,11 @@ def _add_results(found: Bench, subjects: Sequence[_Subject], results: str, model
         times, macs, params = comparison.seconds[i], subject.size.macs, subject.size.params
         ratio, spread = comparison.seconds[0][0] / times[0], (speedup.low, speedup.high)
         found.rows.append(Row(subject.name, runtime, macs, params, None, times, ratio, spread, speedup.settled))
-    run = models[0].parent.parent
-    for i, path in enumerate(models[1:], 1):
-        if path.parent == models[0].parent and (RunFolder(run).path / "report.json").is_file() and path.stem == "best":
-            note_in_report(run, comparison, i)
+    run = run_of(models[0])
+    if run and models[0].stem == "dense" and (RunFolder(run).path / "report.json").is_file():
+        for i, path in enumerate(models[1:], 1):
+            if run_of(path) == run and path.stem == "best":
+                note_in_report(run, comparison, i)
     return comparison
 
 
@@ -273,7 +279,7 @@ def _given(model: str, folder: Path) -> _Subject:
 
 def _short(path: Path) -> str:
     """Return a checkpoint's name, with its run's where it lies in a run's folder."""
-    return f"{path.parent.parent.name}/{path.name}" if path.parent.name == "weights" else path.name
+    return f"{run.name}/{path.name}" if (run := run_of(path)) else path.name
 
 
 def _label(form: str) -> str:

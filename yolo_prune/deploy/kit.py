@@ -31,6 +31,7 @@ from yolo_prune.host.checkpoint import load_network
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.utils.console import progress_bar
 from yolo_prune.utils.files import atomic_write
+from yolo_prune.utils.run_folder import run_of
 
 NUMBER, QUICK = 32, 16
 """Networks of random widths in a kit, and how many of them a quick run times."""
@@ -104,9 +105,7 @@ def make_comparison_kit(
         ConfigError: If there are fewer than two models, one is not there, or two have one name.
         WriteError: If the file cannot be written.
     """
-    names = [
-        f"{path.parent.parent.name}-{path.stem}" if path.parent.name == "weights" else path.stem for path in models
-    ]
+    names = [*map(name_in_kit, models)]
     if len(models) < 2 or len(set(names)) < len(names):
         raise ConfigError(f"a kit that compares takes two or more models of different names, not {names}.")
     if missing := [path for path in models if not path.exists()]:
@@ -122,7 +121,12 @@ def make_comparison_kit(
                 file, stem = _exported(networks[path], form, size, Path(folder) / name, data), "network"
             entries.append((name + file.name.removeprefix(stem), file, {}))
             step()
-        _write(out, {**_about(COMPARISON, runtime, form, size, channels), "model": names[0]}, entries)
+        _write(out, {**_about(COMPARISON, runtime, form, size, channels), "model": names[0], "models": names}, entries)
+
+
+def name_in_kit(path: Path) -> str:
+    """Return what a kit calls a model: by its run, too, where it lies in one."""
+    return f"{run.name}-{path.stem}" if (run := run_of(path)) else path.stem
 
 
 def check_form(runtime: str, form: str) -> None:

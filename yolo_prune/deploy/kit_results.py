@@ -37,7 +37,8 @@ class Comparison:
         where: Runtime, version, device and threads, as in a measurement on this machine.
         imgsz: Height and width in pixels.
         precision: Of the files: ``32``, ``16`` or ``8``.
-        names: Of the networks; the first is compared with.
+        models: What the kit calls the models; the first is compared with.
+        names: Of their files in the kit.
         seconds: Of each of them for one image: lower quartile, median, upper quartile.
         speedups: Over the first, of each of them.
     """
@@ -45,6 +46,7 @@ class Comparison:
     where: Mapping[str, Any]
     imgsz: tuple[int, int]
     precision: str
+    models: tuple[str, ...]
     names: tuple[str, ...]
     seconds: tuple[tuple[float, float, float], ...]
     speedups: tuple[Speedup, ...]
@@ -151,11 +153,11 @@ def read_comparison(path: str | Path) -> Comparison:
     with _damage(path):
         height, width = map(int, data["imgsz"])
         speedups = tuple(Speedup(**of) for of in data["speedups"])
-        names = tuple(map(str, data["networks"]))
+        models, names = (tuple(map(str, data[of])) for of in ("models", "networks"))
         seconds = tuple((float(low), float(mid), float(high)) for low, mid, high in data["seconds"])
-        if not len(names) == len(seconds) == len(speedups) or not all(0 < s < np.inf for of in seconds for s in of):
+        if not len(models) == len(names) == len(seconds) == len(speedups) or not all(0 < s < np.inf for of in seconds for s in of):
             raise ValueError("not one time for each network")
-        return Comparison(dict(data["where"]), (height, width), str(data["precision"]), names, seconds, speedups)
+        return Comparison(dict(data["where"]), (height, width), str(data["precision"]), models, names, seconds, speedups)
 
 
 def note_in_report(run: Path, comparison: Comparison, final: int) -> None:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def run_of(file: Path) -> Path | None:
+    """Return the folder of the run in whose ``weights`` a file lies, or None for a file elsewhere."""
+    folder = file.absolute().parent
+    return folder.parent if folder.name == "weights" else None
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of a run.
