@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from fuzz import PLAIN, SCALARS, mutated
 from hypothesis import given
@@ -147,6 +150,23 @@ def test_load_takes_what_a_user_may_pass_as_prune(value: Any, target: Any) -> No
     assert PruneConfig.load(value) == PruneConfig(target=target)
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32, torch.tensor])
+def test_numbers_of_numpy_and_torch_are_numbers(kind: Callable[[float], Any]) -> None:
+    assert PruneConfig.load(kind(0.25)) == PruneConfig(target=kind(0.25)) == PruneConfig(target=0.25)
+    assert (
+        PruneConfig(sizes=np.array([0.25, 0.5]))
+        == PruneConfig(sizes=(kind(0.25), 0.5))
+        == PruneConfig(sizes=[0.25, 0.5])
+    )
+    assert PruneConfig(steps=np.int64(4), reconstruction=np.bool_(False)) == PruneConfig(steps=4, reconstruction=False)
+    assert PruneConfig(layer_limits={"a": kind(0.25)}) == PruneConfig(layer_limits={"a": 0.25})
+
+
+def test_a_number_with_an_exponent_and_no_point_is_one_in_yaml_too(own_folder: Path) -> None:
+    (own_folder / "prune.yaml").write_text("target: 0.3\nsparsity: group_lasso\nsparsity_strength: 2e-4\n")
+    assert PruneConfig.load("prune.yaml").sparsity_strength == 2e-4
+
+
 def test_load_takes_the_path_of_a_yaml_file(own_folder: Path) -> None:
     file = own_folder / "my.YAML"
     file.write_text("target: 0.3\nsteps: 2\n")
@@ -165,6 +185,18 @@ def test_load_takes_the_path_of_a_yaml_file(own_folder: Path) -> None:
         ({"prune": "0.5", "prune_export": "('onnx', \"openvino\",)"}, PruneConfig(export=("onnx", "openvino"))),
         ({"prune": "0.5", "prune_export": ""}, PruneConfig()),
         ({"prune": "0.5", "prune_ignored_layers": "[model.0.*]"}, PruneConfig(ignored_layers=("model.0.*",))),
+        (
+            {"prune": "0.5", "prune_ignored_layers": "[ab]*,model.[0-9]"},
+            PruneConfig(ignored_layers=("[ab]*", "model.[0-9]")),
+        ),
+        (
+            {"prune": "0.5", "prune_ignored_layers": "[model.[0-9], a]"},
+            PruneConfig(ignored_layers=("model.[0-9]", "a")),
+        ),
+        (
+            {"prune": "0.5", "prune_keep_classes": "car,truck (large)"},
+            PruneConfig(keep_classes=("car", "truck (large)")),
+        ),
     ],
     ids=str,
 )

@@ -70,6 +70,12 @@ def test_what_removes_nothing_is_no_target(given: Any) -> None:
     assert read_targets(given) == () and canonical(()) == 0.0
 
 
+@pytest.mark.parametrize("given", ["0,5 MB", "0,8 GMACs", "0, 50%", ["0", "5 ms"], [0, "5 ms"]])
+def test_a_decimal_comma_is_not_taken_for_two_targets(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"begins anew after 0.*decimals with a point"):
+        read_targets(given)
+
+
 @pytest.mark.parametrize(
     "typed",
     [

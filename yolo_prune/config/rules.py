@@ -209,6 +209,17 @@ def shares() -> Rule:
     return Rule(check, read)
 
 
+def plain(value: Any) -> Any:
+    """Return a value with Python's own numbers and lists where it has those of numpy or torch."""
+
+    def own(value: Any) -> Any:
+        return value.tolist() if hasattr(value, "tolist") else value
+
+    if isinstance(value, Mapping):
+        return {name: own(of) for name, of in value.items()}
+    return [*map(own, value)] if _is_list(value) else own(value)
+
+
 def flag_or_text(text: str) -> Any:
     """Return ``true`` and ``false`` in any case as a bool, and any other text as it is."""
     return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
@@ -238,5 +249,11 @@ def _number_or_text(text: str) -> float | str:
 
 
 def _split_names(text: str) -> tuple[str, ...]:
-    """Read ``a,b`` or ``[a, b]``."""
-    return tuple(part for part in (p.strip(" '\"") for p in text.strip("[]()").split(",")) if part)
+    """Read ``a,b`` or ``[a, b]``, where a name may have brackets of its own."""
+    text = text.strip()
+    for opening, closing in ("[]", "()"):
+        inner = text[1:-1]
+        is_pair = closing not in inner or -1 < inner.find(opening) < inner.find(closing)
+        if text.startswith(opening) and text.endswith(closing) and is_pair:
+            text = inner
+    return tuple(part for part in (p.strip(" '\"") for p in text.split(",")) if part)

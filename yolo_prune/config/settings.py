@@ -45,7 +45,8 @@ class PruneConfig(Options):
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
-            object.__setattr__(self, name, _rule(option).check(name, getattr(self, name), HELP_TEXTS[name]))
+            value = rules.plain(getattr(self, name))
+            object.__setattr__(self, name, _rule(option).check(name, value, HELP_TEXTS[name]))
         if self.sizes:
             self._settle_sizes()
         if self.is_auto:
@@ -151,6 +152,7 @@ class PruneConfig(Options):
             return value.to_dict()
         if isinstance(value, Mapping):
             return value
+        value = rules.plain(value)
         if isinstance(value, bool):
             raise ConfigError(f"prune={value} does not say how much to remove; use prune=0.5 for half of the MACs.")
         if isinstance(value, (str, Path)) and str(value).lower().endswith((".yaml", ".yml")):

@@ -111,7 +111,7 @@ def read_targets(value: Any) -> tuple[Target, ...]:
 
     Raises:
         ConfigError: If it is none of these, a share is not in 0 <= x < 1, an amount is not above 0, or zeros are asked
-            for in two ways.
+            for in two ways; or if one of several is a mere 0, which a decimal comma makes.
     """
     terms: Sequence[Any] = value.split(",") if isinstance(value, str) else value
     if not isinstance(terms, (list, tuple)):
@@ -119,6 +119,11 @@ def read_targets(value: Any) -> tuple[Target, ...]:
     if not terms:
         raise ConfigError(f"target={short_repr(value)} says nothing; give {EXAMPLES}.")
     targets = [_read(term) for term in terms]
+    if len(terms) > 1 and "0" in (target.text for target in targets):
+        raise ConfigError(
+            f"target={short_repr(value)} begins anew after 0, which cuts nothing; leave it out, or write decimals with "
+            "a point: 0.5 MB."
+        )
     if {target.quantity for target in targets if target.removed}.issuperset(ZEROS):
         raise ConfigError(
             f"target={short_repr(value)} asks for zeros in two ways: 2:4 makes half of the weights of its layers zero; "

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from yolo_prune.errors import ConfigError, describe_error, short_repr
 
+_EXPONENT = re.compile(r"[-+]?\d+e[-+]?\d+", re.IGNORECASE)
+"""A number that YAML 1.1 takes for text, because it has no point."""
 CLI_PREFIX = "prune_"
 """The option ``steps`` is ``prune_steps`` on the command line; ``prune`` alone is the target or a YAML file."""
 
@@ -82,4 +85,4 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     names = [key.value for key, _ in tree.value] if tree else []
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"prune={path} has {twice} twice; leave one of them.")
-    return options
+    return {name: float(v) if isinstance(v, str) and _EXPONENT.fullmatch(v) else v for name, v in options.items()}

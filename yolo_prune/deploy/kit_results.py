@@ -155,9 +155,13 @@ def read_comparison(path: str | Path) -> Comparison:
         speedups = tuple(Speedup(**of) for of in data["speedups"])
         models, names = (tuple(map(str, data[of])) for of in ("models", "networks"))
         seconds = tuple((float(low), float(mid), float(high)) for low, mid, high in data["seconds"])
-        if not len(models) == len(names) == len(seconds) == len(speedups) or not all(0 < s < np.inf for of in seconds for s in of):
+        if not len(models) == len(names) == len(seconds) == len(speedups) or not all(
+            0 < s < np.inf for of in seconds for s in of
+        ):
             raise ValueError("not one time for each network")
-        return Comparison(dict(data["where"]), (height, width), str(data["precision"]), models, names, seconds, speedups)
+        return Comparison(
+            dict(data["where"]), (height, width), str(data["precision"]), models, names, seconds, speedups
+        )
 
 
 def note_in_report(run: Path, comparison: Comparison, final: int) -> None:

@@ -70,7 +70,9 @@ def seconds_of(runtime: str, file: Path, waits: tuple[float, ...] = WAITS, timeo
         except FileNotFoundError as e:
             raise UnsupportedError(f"the command {words[0]} was not found; give its path.") from e
         except OSError as e:
-            raise UnsupportedError(f"the command {words[0]} cannot be run: {e}; a script begins with #!/bin/bash.") from e
+            raise UnsupportedError(
+                f"the command {words[0]} cannot be run: {e}; a script begins with #!/bin/bash."
+            ) from e
         except subprocess.TimeoutExpired:
             problem = f"was not done after {timeout:g} s"
         else:
