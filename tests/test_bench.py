@@ -92,6 +92,19 @@ def test_what_cannot_be_timed_is_told_in_its_row(pair: tuple[Path, Path]) -> Non
     assert all(row.seconds for row in fine) and (broken.reason or "") in found.table()
 
 
+def test_a_row_tells_why_it_was_not_judged(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, *of: object) -> float:
+        if path.name == "slim.pt":
+            raise RuntimeError("no images")
+        return 0.25
+
+    monkeypatch.setattr(room, "fitness", fail)
+    monkeypatch.setattr(room, "check_data", lambda data, task: None)
+    found = bench(pair, imgsz=64, rounds=1, scales=False, data="my.yaml")
+    assert all(row.seconds for row in found.rows) and [row.fitness for row in found.rows] == [0.25, None]
+    assert "0.2500" in found.table() and "RuntimeError: no images" in found.table()
+
+
 @pytest.mark.slow
 def test_an_official_model_is_built_from_its_name_and_put_beside_the_next_scale(
     monkeypatch: pytest.MonkeyPatch, own_folder: Path

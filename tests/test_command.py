@@ -105,7 +105,9 @@ def test_no_seconds_are_an_error(output: str) -> None:
         read_seconds(output, "timer")
 
 
-@pytest.mark.parametrize("output", ["12,3 ms", "1,234.5 us", "1'234 us", "12:34.5", "3-4 ms", "3/4", "1.2.3 s", "5 \ufffds"])
+@pytest.mark.parametrize(
+    "output", ["12,3 ms", "1,234.5 us", "1'234 us", "12:34.5", "3-4 ms", "3/4", "1.2.3 s", "5 \ufffds"]
+)
 def test_a_number_is_read_as_a_whole_or_not_at_all(output: str) -> None:
     with pytest.raises(UnsupportedError, match="with a point and without other separators"):
         read_seconds(output, "timer")

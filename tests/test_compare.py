@@ -86,6 +86,13 @@ def test_runs_of_the_same_name_are_told_apart() -> None:
     assert [run.name for run in found.runs] == ["train", "b/train"] and Path("here/compare.html").is_file()
 
 
+def test_a_page_that_cannot_be_written_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.txt").write_text("mine")
+    assert cli.main(["compare", str(written("train")), "out=mine.txt", "verbose=False"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("yolo-prune: mine.txt/compare.json cannot be written (") and "choose a folder" in told
+
+
 def test_a_resumed_run_is_told_by_what_it_began_with() -> None:
     """Its arguments name the last.pt that it went on from."""
     asked = {"model": "train/weights/last.pt"}

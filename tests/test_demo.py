@@ -54,6 +54,7 @@ def test_settings_of_the_user_stay_untouched(own_folder: Path, monkeypatch: pyte
     ("arguments", "message"),
     [
         (["prune_stpes=2"], "unknown option prune_stpes: did you mean prune_steps?"),
+        (["prune_sizes=0.3,0.5", "fast"], "demo takes key=value arguments such as epochs=20, not fast."),
         (["epochs=2", "fast"], "demo takes key=value arguments such as epochs=20, not fast."),
     ],
     ids=str,

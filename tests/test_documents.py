@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import json
 import re
 import shlex
@@ -334,6 +335,10 @@ def test_the_names_of_the_code_that_the_page_for_contributors_has_exist() -> Non
     sources = "".join(map(Path.read_text, MODULES.values()))
     constants = set(re.findall(r"`(_?[A-Z][A-Z_]+)`", text)) - {"BUILT", "IN_MODELS", "NEVER_TRACED"}
     assert {name for name in constants if not re.search(rf"^{name}\b", sources, re.MULTILINE)} == set()
+    said = re.findall(r"`(\w+)` in\s+`(yolo_prune\.[\w.]+)`", text)
+    assert len(said) > 5
+    for name, module in said:
+        assert hasattr(importlib.import_module(module), name), f"{name} is not in {module}"
     functions = set(re.findall(r"`(\w+_\w+)`", text))
     everything = sources + "".join(map(Path.read_text, (REPOSITORY / "tests").glob("*.py")))
     assert {name for name in functions if name not in everything} == set()

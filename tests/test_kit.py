@@ -182,6 +182,11 @@ def test_finished_files_are_timed_side_by_side_and_the_report_says_so(
         (weights / f"{name}.onnx").write_text(seconds)
     models = [weights / "dense.onnx", weights / "best.onnx"]
     kit.make_comparison_kit(models, archive, timer, "onnx", IMGSZ, None)
+    (archive.parent / "file").write_text("")
+    said = run(archive, "--out", "file/result.json", succeeds=False)
+    assert "run-best.onnx: 4.00 ms" in said and "name another file with --out" in said  # what was timed is told
+    run(archive, "--out", "new/result.json")
+    assert (archive.parent / "new" / "result.json").is_file()
     said = run(archive)
     assert "run-dense.onnx: 8.00 ms\n" in said and "run-best.onnx: 4.00 ms, 2.00x" in said
     folder = RunFolder(tmp_path / "run").path

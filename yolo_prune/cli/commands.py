@@ -8,8 +8,9 @@ from typing import Any
 
 from ultralytics.cfg import smart_value
 
+from yolo_prune.cli.usage import USAGES
 from yolo_prune.config.choices import DATA_FREE
-from yolo_prune.config.settings import PruneConfig
+from yolo_prune.config.settings import HELP_TEXTS, PruneConfig
 from yolo_prune.config.text import CLI_PREFIX
 from yolo_prune.deploy.bench import bench
 from yolo_prune.deploy.compare import compare
@@ -40,14 +41,14 @@ def prune_command(arguments: Mapping[str, str], options: Mapping[str, str]) -> N
         CheckpointError: If the model cannot be loaded.
     """
     model, values = _read(arguments, "prune")
-    config = PruneConfig.from_cli(options)
+    config = _config(options, "prune")
     prune_model(open_model(model), config, **values)
 
 
 def plan_command(arguments: Mapping[str, str], options: Mapping[str, str]) -> None:
     """Run ``yolo-prune plan``: print what would be cut and what that costs; arguments as in `prune_command`."""
     model, values = _read(arguments, "plan", needed=("model",))
-    config = PruneConfig.from_cli(options, {} if "data" in values else DATA_FREE)
+    config = _config(options, "plan", {} if "data" in values else DATA_FREE)
     print(dry_run(open_model(model), config, timed=f"{CLI_PREFIX}runtime" in options, **values))
 
 
@@ -81,6 +82,21 @@ def _read(
             raise ConfigError(f"{command} without {name}: say which, e.g. {examples[name]}.")
     values = read_arguments(arguments, command, also)
     return arguments["model"], {name: value for name, value in values.items() if name != "model"}
+
+
+def _config(options: Mapping[str, str], command: str, defaults: Mapping[str, Any] | None = None) -> PruneConfig:
+    """Return the options of a command that does not train.
+
+    Raises:
+        ConfigError: If one is wrong, or means something in a training only.
+    """
+    of_training = HELP_TEXTS.keys() - set(USAGES[command].options)
+    if meaningless := [name for name in options if name.removeprefix(CLI_PREFIX) in of_training]:
+        raise ConfigError(
+            f"{', '.join(meaningless)}: no option of {command}, which does not train; 'yolo-prune {command} --help' "
+            "has those that are."
+        )
+    return PruneConfig.from_cli(options, defaults)
 
 
 def kit_command(models: Sequence[str], arguments: Mapping[str, str]) -> None:

@@ -54,7 +54,11 @@ def run(arguments: Iterable[str]) -> None:
         PruneError: If the run itself fails.
     """
     rest = join_assignments(arguments)
-    config = PruneConfig.from_cli(PRUNE | take_arguments(rest))
+    options = take_arguments(rest)
+    usual = dict(PRUNE)
+    if "prune_sizes" in options:
+        del usual["prune"]  # sizes stand instead of a target
+    config = PruneConfig.from_cli(usual | options)
     if stray := [argument for argument in rest if "=" not in argument]:
         raise ConfigError(f"demo takes key=value arguments such as epochs=20, not {stray[0]}.")
     if "onnx" in config.export and not find_spec("onnx"):
@@ -83,7 +87,7 @@ def run(arguments: Iterable[str]) -> None:
     run_folder = Path(model.trainer.save_dir)
     print("\nWhat is left behind:")
     for path in (*sorted((run_folder / "weights").glob("best*")), *sorted(RunFolder(run_folder).path.glob("report.*"))):
-        print(f"  {path.relative_to(Path.cwd())}")
+        print(f"  {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
 
 
 def use_private_settings(folder: Path) -> None:

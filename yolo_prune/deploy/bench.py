@@ -23,10 +23,11 @@ from yolo_prune.deploy.parity import fitness
 from yolo_prune.deploy.runtimes import FORMATS, check_runtime, described, file_runner, is_on_gpu
 from yolo_prune.device.stopwatch import Speedup, settle, typical
 from yolo_prune.device.system import all_threads
-from yolo_prune.errors import ConfigError
+from yolo_prune.errors import ConfigError, describe_error
 from yolo_prune.graph.image import height_and_width, image_channels, image_size
 from yolo_prune.graph.trace import trace
 from yolo_prune.host.checkpoint import is_pruned, load_network
+from yolo_prune.host.data_sets import check_data
 from yolo_prune.host.trainer import open_model
 from yolo_prune.host.zoo import siblings
 from yolo_prune.report.records import Report, Stage
@@ -69,7 +70,8 @@ def bench(
         verbose: Whether to show bars where work takes long.
 
     Raises:
-        ConfigError: If a file is not there, a runtime or the image size is none, or ``latency`` is of another device.
+        ConfigError: If a file is not there, a runtime or the image size is none, the data cannot be read, or
+            ``latency`` is of another device.
         CheckpointError: If a checkpoint cannot be read.
         UnsupportedError: If an asked runtime is not there, or a file is no export of Ultralytics.
     """
@@ -80,6 +82,8 @@ def bench(
         subjects = [_given(str(model), Path(folder) / str(i)) for i, model in enumerate(models)]
         networks = [s.network for s in subjects if s.network is not None]
         size = height_and_width(next(map(image_size, networks), 640) if imgsz is None else imgsz)
+        if data and networks:
+            check_data(str(data), guess_model_task(networks[0]))
         found = Bench(size, rounds)
         known = {*runtimes, *(runtime for s in subjects for runtime in s.files if not results)}
         subjects += _measure_sizes(subjects, size, scales and not results)
@@ -179,11 +183,14 @@ def _time_all(
 
 
 def _judge(judged: Sequence[tuple[Row, _Subject]], data: str, imgsz: tuple[int, int]) -> None:
-    """Validate each file."""
+    """Validate each file; a row tells what failed."""
     with progress_bar("validating", len(judged)) as step:
         for row, subject in judged:
             task = subject.network and guess_model_task(subject.network)
-            row.fitness = fitness(subject.files[row.runtime], str(data), max(imgsz), task)
+            try:
+                row.fitness = fitness(subject.files[row.runtime], str(data), max(imgsz), task)
+            except Exception as e:  # whatever a runtime raises, the times that are measured are told
+                row.reason = describe_error(e)[:100]
             step()
 
 
@@ -303,7 +310,7 @@ def _timed(
             runner = file_runner(subject.files[runtime], shape, threads)
             runner()
         except Exception as e:  # whatever a runtime raises, the others can be timed
-            row.reason = f"{type(e).__name__}: {e}".splitlines()[0][:100]
+            row.reason = describe_error(e)[:100]
             continue
         runners.append(runner)
         timed.append(row)

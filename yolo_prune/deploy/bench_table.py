@@ -30,7 +30,7 @@ class Row:
             if it has not settled.
         settled: Whether the speed-up can be told; the table has the spread alone if not.
         fitness: Ultralytics' fitness of this very file on the validation split, where data was given.
-        reason: Why it could not be timed.
+        reason: Why it could not be timed, or not be judged.
     """
 
     model: str
@@ -68,7 +68,7 @@ class Bench:
 
     def table(self) -> str:
         """Return the table that the command prints."""
-        is_judged = any(row.fitness is not None for row in self.rows)
+        is_judged = any(row.fitness is not None or (row.seconds and row.reason) for row in self.rows)
         cells: list[tuple[str, ...]] = [
             ("model", "runtime", "MACs", "params", "file", "ms (quartiles)", "speed-up", *["fitness"] * is_judged)
         ]
@@ -77,7 +77,8 @@ class Bench:
             sizes = ("" if amount is None else in_units(quantity, amount) for quantity, amount in amounts)
             low, median, high = (f"{1e3 * s:.1f}" for s in row.seconds or (0.0, 0.0, 0.0))
             timed = (f"{median} ({low}-{high})", _spread(row)) if row.seconds else (row.reason or "", "")
-            fitness = "" if row.fitness is None else f"{row.fitness:.4f}"
+            failed = (row.reason or "") if row.seconds else ""
+            fitness = failed if row.fitness is None else f"{row.fitness:.4f}"
             cells.append((row.model, row.runtime, *sizes, *timed, *[fitness] * is_judged))
         told = [f"{name} {w['version']}: {w['device']}, {w['threads']} threads" for name, w in self.where.items()]
         size = f"{self.imgsz[0]}x{self.imgsz[1]} pixels, batch 1"

@@ -56,7 +56,6 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, verbos
         found.runs.sort(key=lambda run: -(run.final.macs or 0))
         found.scales, found.left_out = _scales(found), left_out
     target = Path(out) if out is not None else Path(runs[0]).resolve().parent / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
     found.folder = target
     found.save(target)
     compare_page.write(found, target)

@@ -15,6 +15,7 @@ from yolo_prune.deploy.formats import is_calibrated, precisions, read_export
 from yolo_prune.deploy.runtimes import FORMATS
 from yolo_prune.errors import ConfigError
 from yolo_prune.graph.image import image_channels
+from yolo_prune.host.data_sets import check_data
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.utils.console import silence
 
@@ -77,6 +78,8 @@ def export_form(network: nn.Module, form: str, imgsz: tuple[int, int], folder: P
     precision = form.partition(":")[2]
     options: dict[str, Any] = {} if precision in {"", precisions(name)[0]} else {"quantize": quantize}
     if is_calibrated(name, precision):
+        if data:
+            check_data(data, guess_model_task(network))
         options["data"] = data or _noise_data(network, imgsz, folder / "noise")
     checkpoint = _checkpoint(network, folder)
     with silence():

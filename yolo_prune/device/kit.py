@@ -153,10 +153,10 @@ def _compare(kit: zipfile.ZipFile, manifest: Mapping[str, Any], args: argparse.N
     quartiles = np.quantile(timing.seconds, (0.25, 0.5, 0.75), axis=1).T
     result["seconds"] = [[float(s) for s in of] for of in quartiles]
     result["speedups"] = [asdict(timing.speedup(i)) for i in range(len(names))]
-    _write(args.out, result)
     for i, name in enumerate(names):
         told = f", {timing.speedup(i).told()}" if i else ""
         print(f"{name}: {1e3 * result['seconds'][i][0]:.2f} ms{told}")
+    _write(args.out, result)
     print(
         f"{args.out}: take it to where you train, and give it with the models in this order: "
         f"yolo-prune bench … results={args.out.name}"
@@ -242,13 +242,14 @@ def _progress(what: str, total: int) -> Iterator[Any]:
 
 
 def _write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result; a reader never sees half of it.
+    """Write a result, and folders that are missing; a reader never sees half of it.
 
     Raises:
         PruneError: If it cannot be written.
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         os.replace(draft, path)
     except OSError as e:

@@ -19,6 +19,8 @@ from yolo_prune.cost.model import CostModel
 from yolo_prune.deploy.file_sizes import check_file_targets
 from yolo_prune.deploy.formats import check_formats
 from yolo_prune.deploy.latency_profile import latency_of
+from yolo_prune.deploy.network_files import read_form
+from yolo_prune.device.command import is_command
 from yolo_prune.errors import CheckpointError, ConfigError, UnsupportedError
 from yolo_prune.graph.layers import named_layers
 from yolo_prune.host import checkpoint, ddp, distillation, qat
@@ -249,6 +251,8 @@ def _look_at_channels(run: Run, prepared: Prepared) -> tuple[CostModel | None, l
             CalibrationData(model, calibration_batches(trainer, config.calibration)).halves()
     if config.is_timed or config.latency:
         run.latency = ddp.on_rank_zero(lambda: latency_of(model, graph, config.runtime, config.latency))
+    elif config.runtime and not is_command(config.runtime):
+        read_form(config.runtime)  # the run ends with it
     cost = CostModel(graph, run.latency)
     run.report.given = prepared.given
     progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
