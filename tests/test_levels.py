@@ -266,6 +266,14 @@ def test_a_run_without_a_level_ends_on_target(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_a_level_goes_at_an_image_size_that_ultralytics_rounds(run: Run) -> None:
+    rounded, exact = (
+        report_of(run("yolov8n", PruneCallback(0, drop_levels=5), epochs=1, imgsz=size)) for size in (80, 96)
+    )
+    assert rounded["imgsz"] == [96, 96] and rounded["given"] == exact["given"]
+
+
+@pytest.mark.slow
 def test_a_level_goes_where_nothing_is_cut(run: Run) -> None:
     trainer = run("yolo11n", PruneCallback(0, drop_levels=5), epochs=1)
     report = report_of(trainer)

@@ -19,7 +19,7 @@ import pytest
 import torch
 import ultralytics
 from nets import assert_same, assert_same_tensors, narrow_yaml, per_value, snapshot, state, tiny_yaml
-from trainings import DEFAULTS, Interrupted, Run, report_of, soon, train
+from trainings import DEFAULTS, Interrupted, Run, knowing, report_of, soon, train
 from ultralytics import YOLO
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.nn.tasks import load_checkpoint
@@ -590,6 +590,24 @@ def test_patience_that_runs_out_before_the_last_cut_brings_the_cut_forward(run: 
     assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
 
 
+@pytest.mark.slow
+def test_a_cut_that_does_not_hold_is_judged_before_patience_brings_the_next_one_forward(
+    run: Run, folder: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validate(trainer: Any) -> tuple[dict[str, float], float]:
+        sizes.append(sum(p.numel() for p in trainer.ema.ema.parameters()))
+        trainer.best_fitness = 0.8 if sizes[-1] == sizes[0] else 0.2
+        return trainer.metrics, trainer.best_fitness
+
+    sizes: list[int] = []
+    monkeypatch.setattr(BaseTrainer, "validate", validate)
+    guarded = soon(start=0.1, end=0.8, max_drop=0.01, distill=False)
+    trainer = run(knowing(folder, tiny_data), guarded, epochs=12, patience=2)
+    report = report_of(trainer)
+    assert not report["cuts"] and report["final"]["params"] == report["dense"]["params"]
+    assert len(report["guard"]["failures"]) > 1
+
+
 @pytest.fixture
 def turned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Epochs at which runs turn to INT8; where ModelOpt is missing, the schedule can be tested without it."""
@@ -674,7 +692,13 @@ def test_a_run_that_is_stopped_before_its_last_cut_ends_with_an_error_after_savi
 
 @pytest.mark.slow
 def test_without_validation_the_run_still_ends_pruned(run: Run) -> None:
-    report = report_of(run(prune=soon(), val=False))
+    trainer = run(prune=soon(), val=False)
+    report = report_of(trainer)
+    with trainer.csv.open() as file:
+        rows = [*csv.DictReader(file)]
+    dense, *cuts = (of["macs"] / 1e9 for of in (report["dense"], *report["cuts"]))
+    assert [float(row["prune/GMACs"]) for row in rows] == pytest.approx([dense, cuts[0], cuts[1], cuts[1]], rel=1e-4)
+    assert [*rows[0]][-5:-3] == ["prune/GMACs", "prune/params(M)"]
     assert [cut["fitness_cut"] for cut in report["cuts"]] == [None, None]
     assert report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
 

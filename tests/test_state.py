@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from nets import assert_same_tensors, tiny_yaml
-from trainings import DEFAULTS, Interrupted, Run, report_of, soon
+from trainings import DEFAULTS, Interrupted, Run, knowing, report_of, soon
 from ultralytics import YOLO
 from ultralytics.nn.tasks import load_checkpoint
 
 from yolo_prune import PruneCallback
-from yolo_prune.errors import CheckpointError
+from yolo_prune.errors import CheckpointError, UnsupportedError
 from yolo_prune.training import exact_state as state
 
 
@@ -106,6 +106,50 @@ def test_without_its_exact_state_a_run_resumes_all_the_same(
         report = report_of(run(left, PruneCallback(None), resume=True))
     assert "resuming from last.pt alone, so later cuts will differ a little" in caplog.text
     assert len(report["cuts"]) == 2 and report["final"]["macs"] <= 0.5 * report["dense"]["macs"]
+
+
+@pytest.mark.slow
+def test_a_run_that_trains_a_pruned_model_on_is_resumed_as_that_and_not_as_the_run_before(
+    run: Run, own_folder: Path, tiny_data: Path
+) -> None:
+    left = interrupted(run, own_folder, "on_train_epoch_end", 1, soon(), model=tiny_yaml(own_folder))  # one cut of two
+    last = own_folder / "one-cut.pt"
+    shutil.copy(left.ckpt_path, last)
+    again = interrupted(run, own_folder, "on_train_epoch_end", 1, PruneCallback(0), model=last, exist_ok=True)
+    with pytest.raises(CheckpointError, match=r"no pruning run to continue; .* or prune=0 where"):
+        run(YOLO(again.ckpt_path), PruneCallback(None), resume=True)
+    trainer = run(again, PruneCallback(0), resume=True)
+    widths = [{k: v.shape for k, v in load_checkpoint(file)[0].state_dict().items()} for file in (last, trainer.best)]
+    assert widths[0] == widths[1] and not report_of(trainer)["cuts"]
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_with_the_image_size_that_it_counts_at(run: Run, own_folder: Path) -> None:
+    left = interrupted(run, own_folder, "on_train_epoch_end", 1, soon(), model=tiny_yaml(own_folder))
+    with pytest.raises(UnsupportedError, match=r"imgsz=96: this run counts at imgsz=64 .* a smaller batch"):
+        run(left, PruneCallback(None), resume=True, imgsz=96)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_moved_finds_its_teacher_beside_its_checkpoint(
+    run: Run, own_folder: Path, tiny_data: Path
+) -> None:
+    model = knowing(own_folder, tiny_data)
+    left = Path(interrupted(run, own_folder, "on_train_epoch_end", 2, soon(), model=model).ckpt_path)
+    there = own_folder / "another machine"
+    there.mkdir()
+    for name in ("last.pt", "dense.pt"):
+        shutil.copy(left.with_name(name), there)
+    shutil.rmtree(left.parent.parent)
+    alone = there / "alone"
+    alone.mkdir()
+    shutil.copy(there / "last.pt", alone)
+    with pytest.raises(CheckpointError, match=r"needs .*dense\.pt, which is not there; put it beside last\.pt"):
+        run(YOLO(alone / "last.pt"), PruneCallback(None), resume=True)
+    trainer = run(YOLO(there / "last.pt"), PruneCallback(None), resume=True)
+    report = report_of(trainer)
+    assert trainer.args.distill_model == report["dense"]["checkpoint"] == str(there / "dense.pt")
+    assert len(report["cuts"]) == 2 and report["layers"]
 
 
 @pytest.mark.slow

@@ -204,6 +204,25 @@ def unmarked(yaml: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def found_again(path: Path, last: Path) -> Path:
+    """Return where a checkpoint of a run is now: where it was, or beside the one that is resumed.
+
+    Args:
+        path: Where it was.
+        last: What is resumed.
+
+    Raises:
+        CheckpointError: If it is at neither place.
+    """
+    for place in (path, last.with_name(path.name)):
+        if place.is_file():
+            return place
+    raise CheckpointError(
+        f"{last} is of a run that needs {path}, which is not there; put it beside {last.name}, or train {last.name} on "
+        "with what is left to remove."
+    )
+
+
 def unmark_file(path: Path) -> None:
     """Make a dense checkpoint of a pruning run one of Ultralytics; a reader never sees half of it."""
     content, _ = torch_safe_load(path)
@@ -224,7 +243,11 @@ def _with_record(yaml: Mapping[str, Any], sentence: str, record: Mapping[str, An
 
 
 def rebuild(
-    get_model: Callable[..., nn.Module], cfg: Mapping[str, Any], weights: nn.Module | None, **others: Any
+    get_model: Callable[..., nn.Module],
+    cfg: Mapping[str, Any],
+    weights: nn.Module | None,
+    resumes: bool = True,
+    **others: Any,
 ) -> nn.Module:
     """Build the network that a marked ``model.yaml`` describes, for a trainer's data set.
 
@@ -232,6 +255,7 @@ def rebuild(
         get_model: The trainer's stock ``get_model``; it sets the number of classes and image channels.
         cfg: A marked ``model.yaml``.
         weights: Weights to load as Ultralytics does (matching shapes, class rows by name), or None for random ones.
+        resumes: Whether the run that ``cfg`` is of goes on; another one has its own record, or none.
         **others: What else ``get_model`` was called with.
 
     Raises:
@@ -250,7 +274,7 @@ def rebuild(
     if weights is not None:
         model.load(weights)
     if is_pruned(cfg):
-        model.yaml = marked(model, run_record(cfg), has_zeros(cfg))
+        model.yaml = marked(model, run_record(cfg) if resumes else None, has_zeros(cfg))
     elif run := run_record(cfg):
         model.yaml = with_run(model.yaml, run)
     return model

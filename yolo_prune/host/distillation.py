@@ -21,7 +21,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.errors import ConfigError, UnsupportedError
-from yolo_prune.host.checkpoint import load_network
+from yolo_prune.host.checkpoint import found_again, load_network
 from yolo_prune.host.distillation_losses import choose
 from yolo_prune.host.patches import patch
 from yolo_prune.plan import PrunePlan
@@ -82,6 +82,17 @@ def prepare(trainer: BaseTrainer, distill: bool | str) -> None:
             raise ConfigError(f"distill={distill}: there is no such file; give the path of a .pt file, or True.")
         load_network(distill)
         trainer.args.distill_model = distill
+
+
+def find_teacher(trainer: BaseTrainer) -> None:
+    """Let a run that is resumed have its teacher, also where its files have come from elsewhere.
+
+    Raises:
+        CheckpointError: If it is not there any more.
+    """
+    asked = trainer.args.distill_model
+    if trainer.resume and asked is not None and len(Path(asked).parts) > 1:  # Ultralytics may fetch a mere name
+        trainer.args.distill_model = str(found_again(Path(asked), Path(trainer.args.model)))
 
 
 def check_distillable(network: nn.Module) -> None:

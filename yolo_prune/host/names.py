@@ -116,7 +116,7 @@ HOST_NAMES = (
     Names("ultralytics.nn.modules.head", "Detect", "what can be distilled"),
     Names("ultralytics.nn.tasks", "guess_model_task load_checkpoint torch_safe_load yaml_model_load", "checkpoints"),
     Names("ultralytics.utils", "LOGGER RANK TQDM VERBOSE YAML checks colorstr", "one voice, from one rank"),
-    Names("ultralytics.utils.checks", "check_requirements check_version", "what is installed"),
+    Names("ultralytics.utils.checks", "check_imgsz check_requirements check_version", "image sizes, what is installed"),
     Names("ultralytics.utils.torch_utils", "strip_optimizer unwrap_model", "checkpoints, wrapped networks"),
     Names(
         "ultralytics.utils.torch_utils",

@@ -79,8 +79,11 @@ class Session:
             run.steps.resume(run.trainer, waiting)  # the batches above were none of the run's
 
     def after_batch(self) -> None:
-        """Count the batches since the last optimizer step."""
-        self.run.steps.after_batch()
+        """Count the batches since the last optimizer step, and keep what loggers get up to date without validation."""
+        run, trainer = self.run, self.run.trainer
+        run.steps.after_batch()
+        if run.progress.is_active and trainer.metrics is not None:  # the first batch has added columns
+            trainer.metrics = {**{k: v for k, v in trainer.metrics.items() if k not in run.figures}, **run.figures}
 
     def after_epoch(self) -> None:
         """Note the fitness of the stage, and do not let early stopping end the run before its last step."""
@@ -103,11 +106,11 @@ class Session:
             run.log("patience ran out before the last attempt: this one is judged now")
         elif ran_out and (progress.pending or progress.quantizes):
             trainer.stop = False
+            progress.deadline = upcoming if progress.deadline is not None else None
             if progress.pending:
                 progress.schedule[len(run.report.cuts)] = ScheduledCut(upcoming, progress.pending[0].fraction)
             else:
                 progress.quantize_epoch = upcoming
-                progress.deadline = upcoming if progress.deadline is not None else None
             step = "cut" if progress.pending else "step to INT8"
             save_run(run)
             run.log(f"patience ran out before the last {step}: the next one comes early, at epoch {upcoming}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ultralytics.utils import LOGGER
+from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_prune.config.settings import PruneConfig
@@ -88,6 +89,7 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
     Raises:
         UnsupportedError: If the run uses a feature that cannot be combined with pruning.
         ConfigError: If the schedule does not fit the run's epochs.
+        CheckpointError: If the teacher of a run that is resumed is not there.
     """
     prepared = Prepared(knows_classes=launched.knows_classes, given=launched.given) if launched else Prepared()
     if config is not None:
@@ -109,6 +111,7 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
             distillation.prepare(trainer, config.distill)
         if config.max_drop is not None and not trainer.args.val:
             raise ConfigError(f"max_drop={config.max_drop:g} needs validation after each epoch; give val=True.")
+    distillation.find_teacher(trainer)
     is_verbose = None if config is None else config.verbose
     if keeps := classes_to_keep(trainer, config):
         keep_classes_of_data(trainer, keeps)
@@ -127,7 +130,9 @@ def prepare(trainer: BaseTrainer, config: PruneConfig | None, launched: Prepared
         model = build(given)
         if config is not None and config.drop_levels and not trainer.resume:
             with verbosity(config.verbose):
-                prepared.given = reduce(model, config.replace(keep_classes=()), trainer.args.imgsz)
+                stride = max(int(model.stride.max()), 32)  # as Ultralytics will have it
+                imgsz = check_imgsz(trainer.args.imgsz, stride, floor=stride, max_dim=1)
+                prepared.given = reduce(model, config.replace(keep_classes=()), imgsz)
         if keeps and not trainer.resume:
             prepared.given = replace(prepared.given or Given([], [], {}), classes=asked)
         return model
@@ -159,7 +164,8 @@ def open_run(trainer: BaseTrainer, config: PruneConfig | None, prepared: Prepare
             LOGGER.warning(f"{PREFIX}a resumed run keeps its own configuration, the given one is not used")
     elif config is None:
         raise CheckpointError(
-            f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5."
+            f"{trainer.args.model} holds no pruning run to continue; say how much to remove, e.g. prune=0.5, or "
+            "prune=0 where a pruned model is trained on."
         )
     else:
         report = Report([trainer.args.imgsz] * 2, Stage(), config.to_dict(), start=str(trainer.args.model or ""))
@@ -262,6 +268,13 @@ def _look_at_channels(run: Run, prepared: Prepared) -> tuple[CostModel | None, l
 def resume(run: Run) -> None:
     """Read what the interrupted run left in its folder, and remove what it had begun and will do again."""
     trainer, progress = run.trainer, run.progress
+    if [run.imgsz] * 2 != run.report.imgsz:
+        raise UnsupportedError(
+            f"imgsz={run.imgsz}: this run counts at imgsz={max(run.report.imgsz)} what is to be removed; resume it "
+            "with that size, and with a smaller batch where memory is short."
+        )
+    if dense := run.report.dense.checkpoint:
+        run.report.dense.checkpoint = str(checkpoint.found_again(Path(dense), Path(trainer.args.model)))
     if LATENCY in progress.goal.amounts or run.config.latency:
         run.latency = LatencyModel.load(run.folder.latency)
     if progress.quantizes:
@@ -320,7 +333,7 @@ def _get_model(
     shows_model = given.get("verbose", True)
     quiet = {"verbose": False} if "verbose" in given else {}
     others = {name: value for name, value in given.items() if name not in _GET_MODEL}
-    model = checkpoint.rebuild(stock, cfg, given.get("weights"), **quiet, **others)
+    model = checkpoint.rebuild(stock, cfg, given.get("weights"), resumes, **quiet, **others)
     if shows_model and ddp.is_first() and checkpoint.is_pruned(cfg):
         noted = (checkpoint.run_record(cfg) or {}).get("config", {})
         with verbosity(noted.get("verbose", True) if is_verbose is None else is_verbose):
