@@ -74,12 +74,13 @@ INGREDIENTS: dict[str, tuple[str, ...]] = {
     "random channels": ("prune_importance=random", "prune_allocation=uniform"),
 }
 """Name -> what takes an ingredient away, or adds one, all without distillation; Taylor goes with isomorphic groups."""
-WAYS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "a finished teacher": (50, ("prune_distill={start}/last.pt",)),
-    "a quarter of each layer stays": (30, ("prune_max_pruning_ratio=0.75",)),
-    "all at once, first": (30, ("prune_schedule=one-shot", "prune_start=0")),
+WAYS: dict[str, tuple[int, tuple[str, ...], tuple[str, ...]]] = {
+    "a finished teacher": (50, ("yolo11n",), ("prune_distill={start}/last.pt",)),
+    "twice the weight of the teacher": (50, ("yolo11n",), ("dis=12",)),
+    "a quarter of each layer stays": (30, ("yolov8n", "yolo11n"), ("prune_max_pruning_ratio=0.75",)),
+    "all at once, first": (30, ("yolo11n",), ("prune_schedule=one-shot", "prune_start=0")),
 }
-"""Name -> percent of the MACs where it is looked at, and what is not by default; ``{start}`` has the dense model."""
+"""Name -> percent of the MACs, models, and what is not by default; ``{start}`` has the dense model."""
 LABELS_ALONE = f"ours:{WITHOUT_TEACHER}"
 """Ours that learns from labels alone, as the ingredients do."""
 CONTENDERS = ("dense", "usual", "cwd", "narrow", "scratch", "ours:random channels", LABELS_ALONE, "ours", "one-run")
@@ -195,7 +196,7 @@ class Run:
             model, prune = self.case.pretrained(shared), (f"prune={removed}",)
         elif kind == "ours":
             if ingredient in WAYS:
-                prune = tuple(argument.format(start=start.parent) for argument in WAYS[ingredient][1])
+                prune = tuple(argument.format(start=start.parent) for argument in WAYS[ingredient][-1])
             elif ingredient:
                 prune = (*(ALONE if ingredient != BY_FEATURES else ()), *INGREDIENTS[ingredient])
             prune = (f"prune={removed}", *prune)
@@ -237,7 +238,7 @@ def planned() -> list[Run]:
         runs += [Run(case, "start"), Run(case, "dense"), *(Run(case, c, 50) for c in ("ours", LABELS_ALONE, *peers))]
         if case in PCB[:2]:
             runs += [Run(case, c, 30) for c in ("ours", LABELS_ALONE, *peers)]
-            runs += [Run(case, f"ours:{name}", kept) for name, (kept, _) in WAYS.items()]
+            runs += [Run(case, f"ours:{name}", of[0]) for name, of in WAYS.items() if case.model in of[1]]
             runs += [Run(case, c, 50) for c in ("scratch", "ours:random channels")]
         if case in MAIN:
             runs.append(Run(case, "one-run", 50))
