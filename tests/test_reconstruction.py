@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from nets import Chain, assert_same_tensors, build, fast_and_slow, labelled_batc
 from torch import nn
 from ultralytics.nn.modules import block, conv
 
+from yolo_prune.graph.outline import outline
 from yolo_prune.importance import statistics
 from yolo_prune.importance.objective import calibrating
 from yolo_prune.importance.statistics import layer_statistics
@@ -136,6 +138,49 @@ def test_a_batchnorm_makes_up_for_the_mean_of_what_is_gone(norms: bool, every_po
     with calibrating(model), calibrating(dense), torch.no_grad():
         ours, theirs = (m.model[1].bn(m.model[1].conv(m.model[0](x))).mean((0, 2, 3)) for m in (model, dense))
     torch.testing.assert_close(ours, theirs)
+
+
+class PreActivation(nn.Module):
+    """A norm in front of the convolution, which is declared behind it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.bn(x).relu())
+
+
+class TwoInARow(nn.Module):
+    """Two convolutions, and a norm behind the second."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.second(self.first(x)))
+
+
+def test_only_a_norm_that_takes_what_a_layer_makes_is_behind_it() -> None:
+    found = outline(Chain(8, PreActivation(8), TwoInARow(8), block.BottleneckCSP(8, 8))).norms
+    of_blocks = {path: norm for path, norm in found.items() if path[6] in "123" and path.count(".") == 2}
+    assert of_blocks == {"model.2.second": "model.2.bn"}
+    assert found["model.0.conv"] == "model.0.bn" and found["model.3.cv1.conv"] == "model.3.cv1.bn"
+
+
+@pytest.mark.parametrize("kind", [PreActivation, lambda width: block.BottleneckCSP(width, width)])
+def test_a_norm_elsewhere_keeps_its_statistics(kind: Callable[[int], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = Chain(8, kind(8)).double(), images()
+    seen, plan = layer_statistics(model, [{"img": x}]), make(model, 0.4)
+    done = cut(plan, [model])
+    before = model.model[1].bn.running_mean.clone(), model.model[1].bn.running_var.clone()
+    reconstruct(done, model, plan, seen, [x])
+    assert torch.equal(model.model[1].bn.running_mean, before[0])
+    assert torch.equal(model.model[1].bn.running_var, before[1])
 
 
 def test_training_starts_from_what_evaluation_makes_of_the_solution(every_position: None) -> None:

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from nets import IMGSZ, assert_same_tensors, build, make, state
+from nets import IMGSZ, Chain, assert_same_tensors, build, make, state
+from torch import nn
 from ultralytics import YOLO
 
 from yolo_prune import verify_cut
@@ -38,6 +39,15 @@ def test_a_share_is_enough_to_verify_a_model() -> None:
     assert max(verify_cut(YOLO("yolov8n.yaml"), 0.3).values()) < 1e-9
     with pytest.raises(TargetError):
         verify_cut(build("yolov8n"), 0.999)
+
+
+def test_a_network_of_larger_strides_is_verified_on_a_larger_image() -> None:
+    assert max(verify_cut(YOLO("yolov8n-p6.yaml"), 0.3).values()) < 1e-9
+
+
+def test_a_grouped_transposed_convolution_is_verified() -> None:
+    model = Chain(32, nn.ConvTranspose2d(32, 64, 4, 2, 1, groups=4))
+    assert max(verify_cut(model, make(model, 0.4)).values()) < 1e-9
 
 
 def test_a_plan_for_another_network_is_refused() -> None:

@@ -61,6 +61,17 @@ def image_size(model: nn.Module, asked: Any = None) -> int | tuple[int, int]:
     return own or (224 if guess_model_task(model) == "classify" else 640)
 
 
+def stride_of(model: nn.Module) -> int:
+    """Return what the sides of an image are multiples of, as Ultralytics has it."""
+    return max([32, *(int(strides.max()) for strides in flat(getattr(model, "stride", ())))])
+
+
+def smallest_image(model: nn.Module) -> tuple[int, int]:
+    """Return the height and width at which every map of a network has more than one value."""
+    side = 2 * stride_of(model)
+    return side, side
+
+
 def height_and_width(imgsz: Any) -> tuple[int, int]:
     """Return height and width in pixels of what a user gives as image size.
 

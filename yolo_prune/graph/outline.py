@@ -1,7 +1,8 @@
-"""Widths of a network that pruning does not decide, but the task or the images."""
+"""What a forward pass shows of a network: widths that the task or the images decide, and which norm takes what."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -12,28 +13,30 @@ from yolo_prune.blocks import (
     is_read,
     shadow_of,
 )
-from yolo_prune.graph.forward import stock_forward, weightless_copy
-from yolo_prune.graph.image import image_channels, layers_on_image
+from yolo_prune.graph.forward import ForwardRun, stock_forward, weightless_copy
+from yolo_prune.graph.image import image_channels, layers_on_image, smallest_image
 from yolo_prune.graph.layers import named_layers, widths
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Widths of a network that the task or the images decide.
+    """What a cut has to know of a network beside its channel groups.
 
     Attributes:
         fixed: Layer whose output width the task decides -> what it predicts.
         head: Path of a last row that nobody knows, so that nothing in it is ever cut, or None.
         on_image: Layers that take the image itself, normalised or not.
+        norms: Layer -> the BatchNorm that takes what it makes, and nothing else.
     """
 
     fixed: dict[str, str]
     head: str | None
     on_image: frozenset[str]
+    norms: dict[str, str]
 
 
 def outline(model: nn.Module) -> Outline:
-    """Return the widths of a network that are decided elsewhere. It is only read, once for its widths.
+    """Return what a forward pass shows of a network. It is only read, once for its widths.
 
     Raises:
         UnsupportedError: If its shapes depend on values.
@@ -52,9 +55,25 @@ _OUTLINES: dict[str, Outline] = {}
 
 def _outline(model: nn.Module) -> Outline:
     copy = weightless_copy(model)
-    image = torch.empty(1, image_channels(model), 64, 64, device="meta")
+    image = torch.empty(1, image_channels(model), *smallest_image(model), device="meta")
     run = stock_forward(copy, image)
     last = f"model.{len(copy.model) - 1}"
     is_known = adapter_for(copy.model[-1]) or is_read(copy.model[-1], run.calls.get(last, []))
     on_image = layers_on_image(copy, run, image)  # before the adapters change the copy
-    return Outline(shadow_of(copy).fixed, None if is_known else last, on_image)
+    norms = _norms(copy, run)
+    return Outline(shadow_of(copy).fixed, None if is_known else last, on_image, norms)
+
+
+def _norms(model: nn.Module, run: ForwardRun) -> dict[str, str]:
+    """Return which BatchNorm takes what a layer makes: in each of its calls this one, which takes nothing else."""
+    made = {id(result): path for path, _ in named_layers(model) for _, result in run.calls.get(path, ())}
+    takers: dict[str, set[str]] = defaultdict(set)
+    sources: dict[str, set[str]] = defaultdict(set)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for (taken, *_), _ in run.calls.get(path, ()):
+                source = made.get(id(taken), "")
+                takers[source].add(path)
+                sources[path].add(source)
+    alone = {path: norm for path, (norm, *others) in takers.items() if path and not others}
+    return {path: norm for path, norm in alone.items() if sources[norm] == {path}}

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from yolo_prune.blocks import ChannelSlice, InnerBlock, inner_blocks, map_readers, shadow_of
-from yolo_prune.errors import UnsupportedError, listed
+from yolo_prune.errors import ConfigError, UnsupportedError, listed
 from yolo_prune.graph.activations import activations
 from yolo_prune.graph.forward import ForwardRun, stock_forward, weightless_copy
 from yolo_prune.graph.grouping import bundles, channel_groups, connected_units, shadow_groups
 from yolo_prune.graph.groups import FP16, ChannelGraph, Layer, Product, are_multiples
-from yolo_prune.graph.image import height_and_width, image_channels
+from yolo_prune.graph.image import height_and_width, image_channels, stride_of
 from yolo_prune.graph.layers import AnyLayer, group_count, is_quantized, named_layers, widths
 from yolo_prune.utils.console import progress_bar
 from yolo_prune.utils.paths import is_inside
@@ -40,7 +40,7 @@ def trace(
         reid: Whether the maps that the head reads keep the same share of their channels.
 
     Raises:
-        ConfigError: If the image size is none.
+        ConfigError: If the image size is none, or none for this network.
         UnsupportedError: If this is no such network, if it is quantized, if its shapes depend on values, if a row of
             it can be neither traced nor kept as it is, or if there is nothing that ``reid`` could keep.
     """
@@ -56,7 +56,16 @@ def trace(
     height, width = height_and_width(imgsz)
     image = torch.empty(1, image_channels(model), height, width, device="meta")
     copy = weightless_copy(model)
-    run = stock_forward(copy, image)  # before the adapters change what the copy computes
+    try:
+        run = stock_forward(copy, image)  # before the adapters change what the copy computes
+    except UnsupportedError as e:
+        stride = stride_of(model)
+        if height % stride or width % stride:
+            nearest = f"{-(-height // stride) * stride}, {-(-width // stride) * stride}"
+            raise ConfigError(
+                f"imgsz={height}, {width}: sides of this network's images are multiples of {stride}; give {nearest}."
+            ) from e
+        raise
     shadow = shadow_of(copy, run.calls)
     for path, source in (readers or {}).items():
         shadow.read(source, [((path, "in", i),) for i in range(widths(model.get_submodule(path))["in"])])

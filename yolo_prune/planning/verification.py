@@ -16,8 +16,8 @@ from torch import nn
 
 from yolo_prune.blocks import channel_dim, inner_blocks, norm_width
 from yolo_prune.config.settings import PruneConfig
-from yolo_prune.graph.image import image_channels
-from yolo_prune.graph.layers import is_grouped, named_layers
+from yolo_prune.graph.image import height_and_width, image_channels, smallest_image
+from yolo_prune.graph.layers import named_layers
 from yolo_prune.planning.planner import plan_cut
 from yolo_prune.surgery.slicing import check_fit, cut, network_of
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def verify_cut(
-    model: YOLO | nn.Module, plan: PrunePlan | float = 0.5, imgsz: int | tuple[int, int] = 64, seed: int = 0
+    model: YOLO | nn.Module, plan: PrunePlan | float = 0.5, imgsz: int | tuple[int, int] | None = None, seed: int = 0
 ) -> dict[str, float]:
     """Compare a network whose removed channels are set to zero with the network that is cut.
 
@@ -40,7 +40,7 @@ def verify_cut(
     Args:
         model: A ``YOLO`` or its network, with the widths that the plan was made for.
         plan: The cut; or the share of the multiply-adds that a plan with random scores is made for.
-        imgsz: Height and width in pixels of the random image that both see.
+        imgsz: Height and width in pixels of the random image that both see (default: two strides, mostly 64).
         seed: Of the image and the BatchNorms.
 
     Returns:
@@ -57,7 +57,7 @@ def verify_cut(
         {'eval': 2.1e-16, 'train': 4.3e-15}
     """
     network = network_of(model)
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    height, width = smallest_image(network) if imgsz is None else height_and_width(imgsz)
     if isinstance(plan, float):
         plan = plan_cut(network, PruneConfig(target=plan, importance="random"), (height, width))
     check_fit(plan, [network])
@@ -104,8 +104,11 @@ def zero_removed(model: nn.Module, plan: PrunePlan) -> None:
             values = tensor.data
             if isinstance(layer, nn.Parameter):
                 values = values.transpose(0, channel_dim(layer))
-            elif isinstance(layer, nn.ConvTranspose2d) and values.ndim == 4 and not is_grouped(layer):
-                values = values.transpose(0, 1)
+            elif isinstance(layer, nn.ConvTranspose2d) and values.ndim == 4:
+                by_group = values.unflatten(0, (layer.groups, -1)).transpose(1, 2)  # (groups, outputs, inputs, H, W)
+                for group, channel in (divmod(channel, values.shape[1]) for channel in gone):
+                    by_group[group, channel] = 0
+                continue
             values[gone] = 0
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from yolo_prune.graph.layers import is_grouped, named_layers
+from yolo_prune.graph.outline import outline
 from yolo_prune.importance.objective import calibrating
 from yolo_prune.importance.samples import inputs_at, kernel_taps, of_channels
 from yolo_prune.importance.statistics import LayerStatistics
@@ -76,7 +77,7 @@ def reconstruct(
     zeros = zeros or {}
     if not (plan.layers or plan.blocks or zeros) or not (weights or norms):
         return
-    layers = dict(named_layers(model))
+    layers, modules, norms_of = dict(named_layers(model)), dict(model.named_modules()), outline(model).norms
     paths = [path for path, seen in dense.items() if seen.positions and path in layers]
     with (
         calibrating(model),
@@ -86,7 +87,7 @@ def reconstruct(
     ):
         for path in paths:
             layer = layers[path]
-            norm = _norm_behind(model, path)
+            norm = _known(modules.get(norms_of.get(path, "")))
             is_free = path in plan.layers or path in zeros or not any(part in path for part in frozen)
             if is_free and (weights or norm is not None):
                 made = targets[path] if targets else dense[path].targets
@@ -269,16 +270,8 @@ def _set_norm(
         undo.overwrite(norm.weight, norm.weight.detach().double() * ((new + norm.eps) / old).sqrt())
 
 
-def _norm_behind(model: nn.Module, path: str) -> nn.BatchNorm2d | None:
-    """Return the BatchNorm that takes what a layer makes, if the block that they are in shows it."""
-    block, _, name = path.rpartition(".")
-    siblings = dict(model.get_submodule(block).named_children())
-    if isinstance(model.get_submodule(block), nn.Sequential):
-        names = list(siblings)
-        behind = names[names.index(name) + 1 : names.index(name) + 2]
-    else:
-        behind = [other for other, module in siblings.items() if isinstance(module, nn.BatchNorm2d)]
-    norm = siblings[behind[0]] if len(behind) == 1 else None
+def _known(norm: nn.Module | None) -> nn.BatchNorm2d | None:
+    """Return a BatchNorm whose statistics and scale can make up for something, or None."""
     is_known = isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats and norm.affine
     return norm if is_known else None
 
