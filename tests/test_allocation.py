@@ -10,6 +10,7 @@ from yolo_prune.graph.trace import trace
 from yolo_prune.importance.scores import importance_scores
 from yolo_prune.planning.allocation import PlanRequest, check_reachable, make_plan, plan_of, units_of
 from yolo_prune.planning.ranking import ByScore
+from yolo_prune.planning.widths import width_options
 
 
 @pytest.mark.parametrize(
@@ -104,17 +105,49 @@ def test_both_halves_of_a_chunked_block_keep_equal_counts_of_free_indices() -> N
 
 def test_no_group_loses_more_than_the_largest_ratio_over_several_cuts() -> None:
     model = build("yolov8n")
-    dense = {p: layer.out for p, layer in trace(model, IMGSZ).layers.items()}
-    start = CostModel(trace(model, IMGSZ)).macs()
+    whole = trace(model, IMGSZ)
+    start = CostModel(whole).macs()
     for share in (0.7, 0.5):
         graph = trace(model, IMGSZ)
         scores = [np.ones(g.width) if i % 2 else np.zeros(g.width) for i, g in enumerate(graph.groups)]
         make_plan(
             graph,
             ByScore(graph, scores),
-            PlanRequest({"macs": start * share}, allocation="global", limits=lambda layer: 0.6, dense_widths=dense),
+            PlanRequest(
+                {"macs": start * share}, allocation="global", limits=lambda layer: 0.6, dense_units=whole.units()
+            ),
         ).apply(model)
-    assert all(layer.out >= np.floor(dense[p] * 0.4) for p, layer in trace(model, IMGSZ).layers.items())
+    assert all(layer.out >= np.floor(whole.layers[p].out * 0.4) for p, layer in trace(model, IMGSZ).layers.items())
+
+
+def test_how_far_queries_may_go_does_not_depend_on_the_values_beside_them() -> None:
+    model = build("yolo11n")
+    whole, attention = trace(model, IMGSZ), model.model[10].m[0].attn
+    dense, path = attention.key_dim, "model.10.m.0.attn.qkv.conv"
+    queries = [*whole.units()].index(f"{path}#0"), [*whole.units()].index(f"{path}#1")  # of two heads
+    request = PlanRequest(
+        {"macs": CostModel(whole).macs() * 0.8},
+        allocation="global",
+        round_to=1,
+        limits=lambda layer: 0.5,
+        dense_units=whole.units(),
+    )
+    worth = [np.full(group.width, float(i not in queries)) for i, group in enumerate(whole.groups)]
+    make_plan(whole, ByScore(whole, worth), request).apply(model)
+    assert attention.key_dim < dense and attention.head_dim == 64
+    graph = trace(model, IMGSZ)
+    (left,) = (
+        of
+        for bundle, of in zip(graph.bundles, width_options(graph, request), strict=True)
+        if queries[0] in bundle.groups
+    )
+    assert left.min() == dense // 2
+
+
+def test_parts_of_different_width_are_rounded_in_the_narrowest() -> None:
+    plan = make(build("yolov9e"), 0.3, round_to=8)
+    widths = [len(layer["out"]) for path, layer in plan.layers.items() if len(layer["out"]) < plan.widths[path]["out"]]
+    assert widths and all(width % 8 == 0 for width in widths)
 
 
 def test_an_unreachable_target_names_the_least_and_what_is_locked() -> None:

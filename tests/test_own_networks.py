@@ -373,3 +373,12 @@ def test_a_network_without_layers_is_refused() -> None:
     empty.model[0].i, empty.model[0].f, empty.model[0].type = 0, -1, "Identity"
     with pytest.raises(Exception, match="has no convolution to cut"):
         trace(empty, 64)
+
+
+@pytest.mark.parametrize("round_to", [8, 16])
+def test_a_unit_of_several_channels_is_rounded_by_its_channels(round_to: int) -> None:
+    model = with_norm(lambda width: nn.GroupNorm(8, width), "yolov8n")
+    plan = make(model, 0.3, round_to=round_to)
+    assert 0.68 < plan.macs["after"] / plan.macs["before"] <= 0.7
+    free = [layer for path, layer in plan.layers.items() if len(layer["out"]) < plan.widths[path]["out"]]
+    assert free and all(len(layer["out"]) % round_to == 0 for layer in free)

@@ -34,7 +34,7 @@ def progress() -> Progress:
         report,
         epochs=20,
         goal=Goal({MACS: (100.0, 50.0)}),
-        dense_widths={"model.0.conv": 16},
+        dense_units={"model.0.conv#0": 16},
         schedule=[ScheduledCut(3, 0.5), ScheduledCut(6, 1.0)],
         quantize_epoch=15,
         guard=Guard(0.01, 0.6),

@@ -177,7 +177,7 @@ class _CBLinear(BlockAdapter):
         ends = torch.tensor(module.c2s).cumsum(0).tolist()
         parts = [range(end - width, end) for width, end in zip(module.c2s, ends, strict=True)]
         shadow.split(path, "conv", parts)
-        shadow.tie(*((f"{path}.conv", "out", part) for part in parts))
+        shadow.tie(*((f"{path}.conv", "out", part) for part in parts), narrow=True)
 
     def follow(self, module: nn.Module) -> dict[str, Any]:
         return {"c2s": [c * module.conv.out_channels // sum(module.c2s) for c in module.c2s]}

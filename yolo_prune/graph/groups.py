@@ -165,6 +165,18 @@ class ChannelGraph:
     other_bytes: int = 0
     blocks: tuple[InnerBlock, ...] = ()
 
+    def units(self) -> dict[str, int]:
+        """Return the number of units of each group, by a name that it keeps from cut to cut: ``model.0.conv#0``.
+
+        A layer that makes channels of several groups, such as queries and values, has them in the order of the groups.
+        """
+        numbers: dict[str, int] = {}
+        found = {}
+        for group in self.groups:
+            number = numbers[group.name] = numbers.get(group.name, -1) + 1
+            found[f"{group.name}#{number}"] = group.width
+        return found
+
     def locked(self) -> list[dict[str, str]]:
         """Return the locked layers, as the report's ``[{"layer", "why"}]``."""
         groups = {self.groups[i].name: bundle.locked for bundle in self.bundles for i in bundle.groups if bundle.locked}

@@ -55,7 +55,8 @@ class PlanRequest:
         tolerance: (bundle, share of its steps that is gone) -> how much that hurts; where it hurts least goes next.
         round_to: Kept widths are multiples of this (default: see `widths.HARDWARE`).
         limits: Largest share of its dense width that each layer may lose.
-        dense_widths: Output width of each layer before the run's first cut; those that are missing are as they are now.
+        dense_units: Units of each group before the run's first cut (see `ChannelGraph.units`); those that are missing
+            are as they are now.
         latency: What has been measured of the network, for a budget with a latency.
         depth: Whether inner blocks may go where that costs less than the next channels.
         held: Layer path -> whether the block that it is in stays.
@@ -68,14 +69,14 @@ class PlanRequest:
     tolerance: Callable[[int, float], float] | None = None
     round_to: int | None = None
     limits: Limits = lambda layer: 0.9
-    dense_widths: Mapping[str, int] = field(default_factory=dict)
+    dense_units: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyModel | None = None
     depth: bool = False
     held: Callable[[str], bool] = lambda layer: False
 
     @classmethod
     def of(
-        cls, config: PruneConfig, budget: Budget, dense_widths: Mapping[str, int], latency: LatencyModel | None
+        cls, config: PruneConfig, budget: Budget, dense_units: Mapping[str, int], latency: LatencyModel | None
     ) -> PlanRequest:
         """Return a request with the options of a configuration."""
         return cls(
@@ -84,7 +85,7 @@ class PlanRequest:
             per_cost=config.per_cost,
             round_to=config.round_to or (INPUTS_OF_FOUR if config.asks_two_of_four else None),
             limits=config.limit,
-            dense_widths=dense_widths,
+            dense_units=dense_units,
             latency=latency,
             depth=config.removes_blocks,
             held=config.is_limited,

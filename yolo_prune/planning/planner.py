@@ -81,7 +81,7 @@ def request_for(
         given: What it had before levels were removed, for shares (see `Goal.of`).
     """
     budget = Goal.of(config.targets, CostModel(graph, latency), model, files, given).at(1.0)
-    return PlanRequest.of(config, budget, {path: layer.out for path, layer in graph.layers.items()}, latency)
+    return PlanRequest.of(config, budget, graph.units(), latency)
 
 
 def plan_traced(

@@ -63,7 +63,7 @@ def set_goals(run: Run, graph: ChannelGraph, cost: CostModel, given: Mapping[str
         progress.goal = Goal.of(config.targets, cost, model, files, given)
         removed = [progress.goal.removed]
     for goal in [size.goal for size in progress.sizes] or [progress.goal]:
-        check_reachable(graph, PlanRequest.of(config, goal.at(1.0), progress.dense_widths, run.latency))
+        check_reachable(graph, PlanRequest.of(config, goal.at(1.0), progress.dense_units, run.latency))
     return removed
 
 
@@ -100,7 +100,7 @@ def _ordered(
 def _least(run: Run, graph: ChannelGraph, cost: CostModel) -> Goal:
     """Return the least that a run which finds its own target can reach; its fractions are of the way there."""
     (quantity,) = (target.quantity for target in run.config.targets)
-    request = PlanRequest.of(run.config, {quantity: 0.0}, run.progress.dense_widths, run.latency)
+    request = PlanRequest.of(run.config, {quantity: 0.0}, run.progress.dense_units, run.latency)
     least = least_amounts(graph, request, width_options(graph, request))[quantity]
     dense = cost.dense(quantity)
     run.log(

@@ -39,7 +39,7 @@ class Progress:
         epochs: Length of the run that the schedule was made for.
         goal: What the network is to cost in the end.
         sizes: Models that are handed over, the largest first; none where there is one, ``best.pt``.
-        dense_widths: Output width of each layer before the first cut.
+        dense_units: Units of each channel group before the first cut.
         schedule: All cuts, those that are made and those to come.
         quantize_epoch: When the run turns to INT8, or None.
         guard: What has held and failed, from the first cut of a run with ``max_drop`` on.
@@ -53,7 +53,7 @@ class Progress:
     epochs: int
     goal: Goal = field(default_factory=lambda: Goal({}))
     sizes: list[Size] = field(default_factory=list)
-    dense_widths: dict[str, int] = field(default_factory=dict)
+    dense_units: dict[str, int] = field(default_factory=dict)
     schedule: list[ScheduledCut] = field(default_factory=list)
     quantize_epoch: int | None = None
     guard: Guard | None = None
@@ -144,7 +144,7 @@ class Progress:
             "epochs": self.epochs,
             "goal": self.goal.to_dict(),
             "sizes": [[size.name, size.fraction, size.goal.to_dict()] for size in self.sizes],
-            "dense_widths": self.dense_widths,
+            "dense_units": self.dense_units,
             "schedule": [[cut.epoch, cut.fraction] for cut in self.schedule],
             "quantize_epoch": self.quantize_epoch,
             "guard": self.guard.to_dict() if self.guard else None,
@@ -167,7 +167,7 @@ class Progress:
                 epochs=int(data["epochs"]),
                 goal=Goal.from_dict(data["goal"]),
                 sizes=[Size(name, fraction, Goal.from_dict(goal)) for name, fraction, goal in data.get("sizes", ())],
-                dense_widths=dict(data["dense_widths"]),
+                dense_units=dict(data.get("dense_units", {})),  # 0.2.0 noted others
                 schedule=[ScheduledCut(*cut) for cut in data["schedule"]],
                 quantize_epoch=data["quantize_epoch"],
                 guard=Guard(**data["guard"]) if data["guard"] else None,

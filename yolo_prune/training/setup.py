@@ -261,7 +261,7 @@ def _look_at_channels(run: Run, prepared: Prepared) -> tuple[CostModel | None, l
         read_form(config.runtime)  # the run ends with it
     cost = CostModel(graph, run.latency)
     run.report.given = prepared.given
-    progress.dense_widths = {path: layer.out for path, layer in graph.layers.items()}
+    progress.dense_units = graph.units()
     return cost, set_goals(run, graph, cost, prepared.given.amounts if prepared.given else None)
 
 

@@ -215,7 +215,7 @@ def _plan(run: Run, fraction: float, data: CalibrationData) -> PlannedCut:
     if not progress.goal.amounts:  # zeros alone
         macs, params = ({"before": n, "after": n} for n in (run.stage.macs or 0, run.stage.params or 0))
         return PlannedCut(PrunePlan({}, {}, macs, params, (run.imgsz, run.imgsz)))
-    request = PlanRequest.of(run.config, progress.budget(fraction), progress.dense_widths, run.latency)
+    request = PlanRequest.of(run.config, progress.budget(fraction), progress.dense_units, run.latency)
     graph = run.trace(ema, data.readers)
     is_here = run.config.is_timed and not run.config.latency
     if run.latency is None or not is_here or not progress.lands(fraction):
