@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nets import IMGSZ, build, narrow_yaml, per_value, tiny_yaml
+from nets import IMGSZ, assert_same_tensors, build, make, narrow_yaml, per_value, state, tiny_yaml
 from task_data import as_task
 from ultralytics import YOLO
 
@@ -15,7 +17,7 @@ from yolo_prune import PruneConfig, oneshot, prune_model
 from yolo_prune.cli import main as cli
 from yolo_prune.config.targets import QUANTITIES, in_units
 from yolo_prune.cost.model import CostModel
-from yolo_prune.errors import ConfigError, TargetError
+from yolo_prune.errors import ConfigError, TargetError, UnsupportedError
 from yolo_prune.graph.trace import trace
 from yolo_prune.host import checkpoint
 from yolo_prune.plan import PrunePlan
@@ -42,13 +44,44 @@ def test_the_plan_does_the_same_to_a_copy() -> None:
 
 def test_a_yolo_object_is_cut_saved_and_loaded_again(own_folder: Path) -> None:
     yolo = YOLO(tiny_yaml(own_folder))
-    yolo.predict(np.zeros((IMGSZ, IMGSZ, 3), np.uint8), imgsz=IMGSZ, verbose=False)
     result = prune_model(yolo, PruneConfig(target=0.5), imgsz=IMGSZ, importance="l1")
-    yolo.predict(np.zeros((IMGSZ, IMGSZ, 3), np.uint8), imgsz=IMGSZ, verbose=False)
-    assert sum(p.numel() for p in yolo.predictor.model.parameters()) < result.plan.params["after"]
     yolo.save("slim.pt")
     again = YOLO("slim.pt")
     assert sum(p.numel() for p in again.model.parameters()) == result.plan.params["after"]
+
+
+@pytest.mark.parametrize(
+    "how", [lambda yolo: prune_model(yolo, 0.5, imgsz=IMGSZ), lambda yolo: make(yolo.model).apply(yolo)]
+)
+def test_after_a_cut_predictions_are_those_of_the_cut_network(how: Callable[[YOLO], Any], own_folder: Path) -> None:
+    def predicting() -> int:
+        yolo.predict(np.zeros((IMGSZ, IMGSZ, 3), np.uint8), imgsz=IMGSZ, verbose=False)
+        network = yolo.predictor.model.backend.model
+        return sum(p.numel() for p in network.parameters()) + sum(b.numel() for b in network.buffers())
+
+    yolo = YOLO(tiny_yaml(own_folder))
+    before = predicting()
+    how(yolo)
+    assert predicting() < 0.8 * before
+
+
+def test_what_fails_after_a_cut_takes_it_back(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("yolo11n")
+    before, yaml = state(model), model.yaml
+    with pytest.raises(TargetError, match="weights are to be zero"):
+        prune_model(model, "30%, 60% sparsity", imgsz=IMGSZ, layer_limits={"*": 0.5})
+    assert_same_tensors(before, state(model))
+    monkeypatch.setattr(oneshot, "marked", lambda *_: (_ for _ in ()).throw(UnsupportedError("no")))
+    plan = make(model)
+    with pytest.raises(UnsupportedError):
+        plan.apply(model)
+    assert_same_tensors(before, state(model))
+    assert model.yaml is yaml
+
+
+def test_an_image_size_off_the_stride_is_told_with_the_next_one() -> None:
+    with pytest.raises(ConfigError, match=r"imgsz=100, 96: .* multiples of 32; give 128, 96"):
+        prune_model(build("yolov8n"), 0.3, imgsz=(100, 96))
 
 
 def test_wrong_knobs_and_targets_are_refused_before_anything_changes() -> None:

@@ -26,7 +26,7 @@ from yolo_prune.graph.groups import ChannelGraph
 from yolo_prune.graph.image import image_size
 from yolo_prune.graph.trace import trace
 from yolo_prune.graph.zeros import share_of_zeros, sparse_layers
-from yolo_prune.host.checkpoint import mark
+from yolo_prune.host.checkpoint import marked
 from yolo_prune.host.trainer import calibration_batches, never_training, save_checkpoint
 from yolo_prune.importance.objective import copy_of
 from yolo_prune.plan import PrunePlan
@@ -72,10 +72,19 @@ def apply_plan(plan: PrunePlan, model: YOLO | nn.Module) -> None:
         PlanError: If the plan was made for another network; nothing has been changed.
         UnsupportedError: If the model has no network to cut.
     """
+    _apply(plan, model)
+
+
+def _apply(plan: PrunePlan, model: YOLO | nn.Module) -> UndoLog:
+    """Do what `apply_plan` does, and return how to take it back."""
     network = network_of(model)
-    cut(plan, [network])
-    if plan.layers or plan.blocks:
-        mark(network)
+    undo = cut(plan, [network])
+    with undo.or_nothing():
+        if plan.layers or plan.blocks:
+            undo.set(network, "yaml", marked(network))
+    if hasattr(model, "predictor"):
+        model.predictor = None  # it holds a fused copy of the network before
+    return undo
 
 
 def prune_model(
@@ -135,16 +144,16 @@ def prune_model(
         sizes = file_sizes(network, config.targets, graph.imgsz)
         request = request_for(network, graph, config, latency, sizes, given.amounts if given else None)
         plan = plan_traced(network, graph, config, request).plan
-        apply_plan(plan, network)
+        undo.extend(_apply(plan, network))
         if zeros := plan_zeros(network, config):
             set_zeros(undo, network, zeros)
-            mark(network, zeros=True)
+            undo.set(network, "yaml", marked(network, zeros=True))
             log(f"{share_of_zeros(sparse_layers(network, config.is_ignored)):.1%} of the weights are zero")
         torch.compiler.reset()  # what was compiled for the old widths
         if hint := reid_hint(network):
             log(hint)
-    if network is not model:
-        model.predictor = None  # it holds a fused copy of the dense network
+    if hasattr(model, "predictor"):
+        model.predictor = None
     return PruneResult(plan)
 
 
