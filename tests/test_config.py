@@ -230,6 +230,13 @@ def test_any_dict_gives_a_config_or_a_config_error(knobs: dict[Any, Any]) -> Non
         assert PruneConfig.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize("name", ["drop_levels", "keep_classes", "steps", "target", "sizes"])
+def test_a_number_too_long_to_print_is_refused(name: str) -> None:
+    for value in (10**4300, [10**4300]):
+        with pytest.raises(ConfigError):
+            PruneConfig(**{name: value})
+
+
 @given(st.text() | st.binary() | mutated(CONFIGS.map(lambda config: yaml.safe_dump(config.to_dict()))))
 def test_any_yaml_file_gives_a_config_or_a_config_error(content: str | bytes) -> None:
     file = Path("my.yaml")

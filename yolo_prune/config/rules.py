@@ -168,7 +168,7 @@ def names(*, numbered: bool = False) -> Rule:
         values = _split_names(value) if isinstance(value, str) else value
         if numbered:
             values = [value] if type(value) is int else values
-            values = [str(v) if type(v) is int and v >= 0 else v for v in values] if _is_list(values) else values
+            values = [str(v) if type(v) is int and 0 <= v < 1e9 else v for v in values] if _is_list(values) else values
         if not _is_list(values) or not all(isinstance(v, str) and v for v in values):
             raise ConfigError(f"{name}={short_repr(value)} is not a list of names; {help}.")
         return tuple(values)
@@ -182,7 +182,7 @@ def levels() -> Rule:
     def check(name: str, value: Any, help: str) -> tuple[int, ...]:
         values = _split_names(value) if isinstance(value, str) else value
         values = values if _is_list(values) else [values]
-        texts = [str(v).strip().upper().removeprefix("P") for v in values]
+        texts = [(v if isinstance(v, str) else short_repr(v)).strip().upper().removeprefix("P") for v in values]
         if not all(len(text) == 1 and text in "123456789" for text in texts):
             raise ConfigError(f"{name}={short_repr(value)} is not a list of levels; {help}.")
         return tuple(sorted({int(text) for text in texts}))
