@@ -181,9 +181,18 @@ def summary() -> str:
     for row in sorted(rows(), key=lambda row: row.cases[0].data != DETAILED):
         data = row.cases[0].data
         if data == DETAILED or (row.kept == 50 and data not in FEW):
-            cells = " | ".join(told(row, contender) for contender in shown)
+            shared = _shared(row, shown) if data == DETAILED else row
+            cells = " | ".join(told(shared, contender) for contender in shown)
             lines.append(f"| {row.name} | {row.kept} % | {cells} |")
     return "\n".join(lines)
+
+
+def _shared(row: Row, contenders: Sequence[str]) -> Row:
+    """Return the row of the seeds for which all contenders are made that are made at all."""
+    for contender in contenders:
+        of = row.having(contender)
+        row = of if of.cases else row
+    return row
 
 
 def ablation() -> str:

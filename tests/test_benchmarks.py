@@ -165,6 +165,9 @@ def test_a_table_tells_the_last_epoch_and_the_best_one_and_leaves_out_what_is_mi
         ["usual recipe", "1", "1.20 M", "0.400 ± 0.014", "+10.0 ± 0.0"],  # beside ours of the same seed
         ["ours", "2", "1.40 M", "0.520 ± 0.024", ""],
     ]
+    assert accuracy_tables.summary().splitlines()[2:] == [  # of the seed that all have
+        "| yolov8n, deeppcb | 50 % | 0.520 ± 0.014 | 0.400 ± 0.014 |  |  | 0.500 ± 0.014 |"
+    ]
     made("ours:one cut", 50, 0.6, 1, data="bccd")  # whose defaults are not made
     assert accuracy_tables.ablation().splitlines()[2:] == ["| one cut | 1 | 0.500 | 0.600 ± 0.014 |  |"]
 
