@@ -91,6 +91,7 @@ def test_a_command_without_its_file_is_refused(runtime: str) -> None:
         ("12.3 \u00b5s", 12.3e-6),
         ("12.3 \u03bcs", 12.3e-6),
         ("12.3 MS", 0.0123),
+        ("12.3 m\u017f", 0.0123),  # a long s, which ignores case as well
         ("npu,0.0421", 0.0421),
         ("Avg Time 20 12.3 ms", 0.0123),
     ],

@@ -23,8 +23,8 @@ TIMEOUT = 600.0
 """Seconds after which a command is ended."""
 WAITS = (5.0, 20.0, 60.0)
 """Seconds between the tries of a command that fails: a board that reboots comes back."""
-_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6}
-"""Unit -> seconds; Unicode has a sign for micro, and a Greek letter that looks the same."""
+_UNITS = {"": 1.0, "s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "us": 1e-6, "\u03bcs": 1e-6}
+"""Unit, with case folded -> seconds; Unicode's sign for micro is the Greek letter then."""
 _SECONDS = re.compile(
     r"(?<!\d)(?<!\d[.,:'\u2019/+-])"  # nor the end of 1,234.5, 12:34.5 or 3-4
     r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(" + "|".join(_UNITS) + r")\W*$",
@@ -102,7 +102,7 @@ def read_seconds(output: str, name: str) -> float:
             f"the command {name} said {said} in its last line, which ends with no number of seconds; print 0.0123, or "
             "12.3 ms, with a point and without other separators."
         )
-    seconds = float(match[1]) * _UNITS[match[2].lower()]
+    seconds = float(match[1]) * _UNITS[match[2].casefold()]
     if not 0 < seconds < float("inf"):
         raise UnsupportedError(f"the command {name} said {match[0]!r}, which is no time above 0 s.")
     return seconds
