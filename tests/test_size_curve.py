@@ -35,9 +35,9 @@ CONFIG = PruneConfig(target=0.5)
 def plans_of(data: CalibrationData, sizes: tuple[float | str, ...]) -> list[PrunePlan]:
     """Return nested plans of a network for sizes."""
     graph = trace(data.model, IMGSZ)
-    cost, widths = CostModel(graph), {path: layer.out for path, layer in graph.layers.items()}
+    cost = CostModel(graph)
     budgets = [Goal.of([target], cost, data.model).at(1.0) for target in read_sizes(list(sizes))]
-    requests = [PlanRequest.of(CONFIG, budget, widths, None) for budget in budgets]
+    requests = [PlanRequest.of(CONFIG, budget, graph.units(), None) for budget in budgets]
     return [planned.plan for planned in nested_plans(graph, CONFIG, requests, data)]
 
 

@@ -165,13 +165,13 @@ def _requests(
     Raises:
         ConfigError: If the dense network is as small as a size already.
     """
-    cost, widths = CostModel(graph, latency), {path: layer.out for path, layer in graph.layers.items()}
+    cost = CostModel(graph, latency)
     requests = {}
     for target in targets:
         budget = Goal.of([target], cost, dense).at(1.0)
         if not budget:
             raise ConfigError(f"sizes: {target} is not smaller than the model is; leave it out.")
-        requests[str(target)] = PlanRequest.of(config, budget, widths, latency)
+        requests[str(target)] = PlanRequest.of(config, budget, graph.units(), latency)
     return dict(sorted(requests.items(), key=lambda entry: -entry[1].budget[targets[0].quantity]))
 
 
