@@ -10,7 +10,7 @@ from nets import Chain, assert_same_tensors, build, fast_and_slow, labelled_batc
 from torch import nn
 from ultralytics.nn.modules import block, conv
 
-from yolo_prune.graph.outline import outline
+from yolo_prune.graph.outline import norms_behind
 from yolo_prune.importance import statistics
 from yolo_prune.importance.objective import calibrating
 from yolo_prune.importance.statistics import layer_statistics
@@ -165,7 +165,7 @@ class TwoInARow(nn.Module):
 
 
 def test_only_a_norm_that_takes_what_a_layer_makes_is_behind_it() -> None:
-    found = outline(Chain(8, PreActivation(8), TwoInARow(8), block.BottleneckCSP(8, 8))).norms
+    found = norms_behind(Chain(8, PreActivation(8), TwoInARow(8), block.BottleneckCSP(8, 8)))
     of_blocks = {path: norm for path, norm in found.items() if path[6] in "123" and path.count(".") == 2}
     assert of_blocks == {"model.2.second": "model.2.bn"}
     assert found["model.0.conv"] == "model.0.bn" and found["model.3.cv1.conv"] == "model.3.cv1.bn"

@@ -20,23 +20,21 @@ from yolo_prune.graph.layers import named_layers, widths
 
 @dataclass(frozen=True)
 class Outline:
-    """What a cut has to know of a network beside its channel groups.
+    """Widths of a network that the task or the images decide.
 
     Attributes:
         fixed: Layer whose output width the task decides -> what it predicts.
         head: Path of a last row that nobody knows, so that nothing in it is ever cut, or None.
         on_image: Layers that take the image itself, normalised or not.
-        norms: Layer -> the BatchNorm that takes what it makes, and nothing else.
     """
 
     fixed: dict[str, str]
     head: str | None
     on_image: frozenset[str]
-    norms: dict[str, str]
 
 
 def outline(model: nn.Module) -> Outline:
-    """Return what a forward pass shows of a network. It is only read, once for its widths.
+    """Return the widths of a network that are decided elsewhere. It is only read, once for its widths.
 
     Raises:
         UnsupportedError: If its shapes depend on values.
@@ -53,15 +51,37 @@ _OUTLINES: dict[str, Outline] = {}
 """That of the network which was asked for last: a run asks once an epoch."""
 
 
-def _outline(model: nn.Module) -> Outline:
+def norms_behind(model: nn.Module) -> dict[str, str]:
+    """Return which BatchNorm takes what a layer makes, and nothing else. It is only read, once for all its widths.
+
+    Raises:
+        UnsupportedError: If its shapes depend on values.
+    """
+    key = str([(path, type(module)) for path, module in model.named_modules()])
+    if key not in _NORMS:
+        _NORMS.clear()
+        copy, run, _ = _forward(model)
+        _NORMS[key] = _norms(copy, run)
+    return _NORMS[key]
+
+
+_NORMS: dict[str, dict[str, str]] = {}
+"""Those of the network which was asked for last: a scan of its layers asks for each of them."""
+
+
+def _forward(model: nn.Module) -> tuple[nn.Module, ForwardRun, torch.Tensor]:
+    """Return a copy of a network without weights, what its forward pass shows, and the image that it took."""
     copy = weightless_copy(model)
     image = torch.empty(1, image_channels(model), *smallest_image(model), device="meta")
-    run = stock_forward(copy, image)
+    return copy, stock_forward(copy, image), image
+
+
+def _outline(model: nn.Module) -> Outline:
+    copy, run, image = _forward(model)
     last = f"model.{len(copy.model) - 1}"
     is_known = adapter_for(copy.model[-1]) or is_read(copy.model[-1], run.calls.get(last, []))
     on_image = layers_on_image(copy, run, image)  # before the adapters change the copy
-    norms = _norms(copy, run)
-    return Outline(shadow_of(copy).fixed, None if is_known else last, on_image, norms)
+    return Outline(shadow_of(copy).fixed, None if is_known else last, on_image)
 
 
 def _norms(model: nn.Module, run: ForwardRun) -> dict[str, str]:

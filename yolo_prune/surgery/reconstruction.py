@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from yolo_prune.graph.layers import is_grouped, named_layers
-from yolo_prune.graph.outline import outline
+from yolo_prune.graph.outline import norms_behind
 from yolo_prune.importance.objective import calibrating
 from yolo_prune.importance.samples import inputs_at, kernel_taps, of_channels
 from yolo_prune.importance.statistics import LayerStatistics
@@ -77,7 +77,7 @@ def reconstruct(
     zeros = zeros or {}
     if not (plan.layers or plan.blocks or zeros) or not (weights or norms):
         return
-    layers, modules, norms_of = dict(named_layers(model)), dict(model.named_modules()), outline(model).norms
+    layers, modules, norms_of = dict(named_layers(model)), dict(model.named_modules()), norms_behind(model)
     paths = [path for path, seen in dense.items() if seen.positions and path in layers]
     with (
         calibrating(model),
