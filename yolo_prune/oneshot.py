@@ -144,7 +144,7 @@ def prune_model(
         sizes = file_sizes(network, config.targets, graph.imgsz)
         request = request_for(network, graph, config, latency, sizes, given.amounts if given else None)
         plan = plan_traced(network, graph, config, request).plan
-        undo.extend(_apply(plan, network))
+        undo.extend(_apply(plan, model))
         if zeros := plan_zeros(network, config):
             set_zeros(undo, network, zeros)
             undo.set(network, "yaml", marked(network, zeros=True))
@@ -152,8 +152,6 @@ def prune_model(
         torch.compiler.reset()  # what was compiled for the old widths
         if hint := reid_hint(network):
             log(hint)
-    if hasattr(model, "predictor"):
-        model.predictor = None
     return PruneResult(plan)
 
 
